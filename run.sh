@@ -47,6 +47,11 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 # Every process does its own work on its own thread: a BLAS pool would only cost start-up time.
 export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 
+# Numba's own cache does not notice a change in a function's callees: key it by every source.
+sources=$(cd "$root" && find common hypervisor frontend backend simulator -name '*.py' -print0 \
+    | sort -z | xargs -0 cat | sha256sum | cut -c 1-16)
+export NUMBA_CACHE_DIR=$env/numba/$sources
+
 case "${1-}" in
 test)
     shift

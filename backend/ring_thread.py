@@ -1,0 +1,196 @@
+"""The real runtime's hands for a ring's worker: a dom0 thread that makes hypercalls and maps pages.
+
+Owns: one thread for each ring, on one dom0 vCPU, and what it does for each effect of
+`backend/worker.py`. All it spends time in is compiled code without the GIL, or blocked.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from backend import phases, worker
+from backend.blkback import BROKEN_REASONS, Blkback
+from backend.foreign_memory import map_granted, unmap_slots
+from backend.stores import Store
+from common.abi import (
+    BLKIF_OP_READ,
+    BLKIF_RSP_ERROR,
+    BLKIF_RSP_OKAY,
+    GNTTABOP_MAP_GRANT_REF,
+    GNTTABOP_UNMAP_GRANT_REF,
+    SECTOR_SIZE,
+)
+from common.atomics import store_release
+from common.copying import byte_view
+from common.event_channel import EventChannel
+from common.hypercall import Hypercalls
+from common.process import name_thread
+from common.spinning import starts_to_run, stops_running
+
+SLEEP_MS: Final = 20  # then look whether to stop; an event ends the sleep at once
+BATCHES_PER_SLICE: Final = 10_000
+
+log = logging.getLogger(__name__)
+
+
+class Vcpu:
+    """The state of one dom0 vCPU that the hypervisor sees: running, and its CPU dirty.
+
+    running, dirty: the machine's u32 words by CPU. Several rings' threads may share a vCPU: it runs
+    while any of them does.
+    """
+
+    def __init__(self, cpu: int, running: np.ndarray, dirty: np.ndarray) -> None:
+        self.cpu = cpu
+        self._running, self._dirty = running, dirty
+        self._threads = 0
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """A thread of this vCPU starts to run: its CPU may hold dom0's translations from now on."""
+        with self._lock:
+            self._threads += 1
+            store_release(self._dirty, self.cpu, np.uint32(1))
+            store_release(self._running, self.cpu, np.uint32(1))
+
+    def idle(self) -> None:
+        """A thread of this vCPU goes to sleep."""
+        with self._lock:
+            self._threads -= 1
+            if self._threads == 0:
+                store_release(self._running, self.cpu, np.uint32(0))
+
+
+class RingThread:
+    """Serves one ring from `start` to `stop`. `ram_fd`: the guest's RAM, to map frames from."""
+
+    def __init__(
+        self,
+        dev: Blkback,
+        store: Store,
+        channel: EventChannel,
+        hypercalls: Hypercalls,
+        vcpu: Vcpu,
+        ram_fd: int,
+        spin: np.ndarray,
+        runnable: np.ndarray,
+        on_broken: Callable[[str], None],
+    ) -> None:
+        self._dev, self._store, self._channel = dev, store, channel
+        self._hypercalls, self._vcpu, self._ram_fd = hypercalls, vcpu, ram_fd
+        self._spin, self._runnable, self._on_broken = spin, runnable, on_broken
+        self._stopping = False
+        remote = int(dev.back["remote_domid"][0])
+        self._thread = threading.Thread(target=self._main, name=f"blkback-{remote}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def ask_to_stop(self) -> None:
+        """Stop serving as soon as the ring is idle or a slice is over."""
+        self._stopping = True
+
+    def stop(self) -> None:
+        """Stop serving, and unmap everything that is still mapped; returns when that is done."""
+        self.ask_to_stop()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _main(self) -> None:
+        name_thread(self._thread.name)
+        self._wake_up()
+        try:
+            self._serve()
+            self._unmap_kept()
+        finally:
+            self._go_idle()
+
+    def _wake_up(self) -> None:
+        starts_to_run(self._runnable)
+        self._vcpu.run()
+
+    def _go_idle(self) -> None:
+        self._vcpu.idle()
+        stops_running(self._runnable)
+
+    def _serve(self) -> None:
+        dev, channel = self._dev, self._channel
+        cursor = np.zeros(1, worker.CURSOR)
+        while True:
+            effect = worker.work(
+                dev,
+                cursor,
+                channel.far_pending,
+                channel.far_mask,
+                channel.port,
+                self._spin,
+                self._runnable,
+                BATCHES_PER_SLICE,
+            )
+            if effect == worker.WAKE:
+                channel.wake_far_end()
+            elif effect == worker.MAP:
+                self._map()
+            elif effect == worker.UNMAP:
+                self._unmap()
+            elif effect == worker.IO:
+                self._store_io()
+            elif effect == worker.BROKEN:
+                self._on_broken(BROKEN_REASONS[int(dev.back["broken"][0])])
+                return
+            elif self._stopping:
+                return
+            elif effect == worker.WAIT:
+                dev.counters["waits"] += np.uint64(1)
+                self._go_idle()
+                channel.wait(SLEEP_MS)
+                self._wake_up()
+
+    def _map(self) -> None:
+        ops = self._dev.map_ops[: int(self._dev.back["map_ops"][0])]
+        self._hypercalls.grant_table_op(GNTTABOP_MAP_GRANT_REF, ops)
+        failed = map_granted(self._ram_fd, ops, len(ops))
+        assert failed == 0, f"{failed} granted pages could not be mapped (vm.max_map_count?)"
+
+    def _unmap(self) -> None:
+        ops = self._dev.unmap_ops[: int(self._dev.back["unmap_ops"][0])]
+        failed = unmap_slots(ops, len(ops))
+        assert failed == 0, f"{failed} pages could not be unmapped"
+        self._hypercalls.grant_table_op(GNTTABOP_UNMAP_GRANT_REF, ops)
+
+    def _unmap_kept(self) -> None:
+        """The connection is over: unmap what the tree still holds."""
+        while phases.release_kept(self._dev) > 0:
+            self._unmap()
+            assert phases.finish_unmap(self._dev)
+
+    def _store_io(self) -> None:
+        """Call the store for each sound request of the batch: one callback a segment."""
+        dev = self._dev
+        for index in range(int(dev.back["gathered"][0])):
+            request = dev.requests[index]
+            if request["status"] != BLKIF_RSP_OKAY:
+                continue
+            offset = int(request["sector"]) * SECTOR_SIZE
+            try:
+                for at in range(int(request["nr_segments"])):
+                    offset += self._segment_io(index, at, offset)
+            except OSError as error:
+                log.warning("store: sector %d: %s", request["sector"], error)
+                dev.requests[index]["status"] = BLKIF_RSP_ERROR
+
+    def _segment_io(self, index: int, at: int, offset: int) -> int:
+        dev = self._dev
+        segment = dev.segments[index, at]
+        nr_bytes = int(segment["nr_sectors"]) * SECTOR_SIZE
+        view = byte_view(phases.page_address(dev, index, at), nr_bytes)
+        phases.touch(dev, int(segment["handle"]))
+        if dev.requests[index]["operation"] == BLKIF_OP_READ:
+            self._store.read(offset, view)
+        else:
+            self._store.write(offset, view)
+        return nr_bytes

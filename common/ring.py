@@ -1,0 +1,132 @@
+"""The shared ring of Xen's `io/ring.h`: both halves, one code.
+
+Owns: the four index words of `blkif_sring` and each end's private indices.
+Rules
+1. Only the frontend initialises the shared page (`SHARED_RING_INIT`).
+2. A half writes its own producer and its own event word, and never trusts the other's: a peer's
+   producer that runs ahead of what can be outstanding is RING_BROKEN.
+3. Each function here is one phase, with one access to shared memory, so that a simulator can let
+   the peer run between any two of them.
+4. All arithmetic is u32.
+Never knows: what is in the slots, or how a notification travels.
+
+Memory: `words` is the ring's pages as a 1-d u32 array, `qwords` the same as u64; `half` is a
+one-element array of RING_HALF. The front produces requests and consumes responses; the back the
+other way round: `own` and `peer` name the two producers by their word.
+"""
+
+from typing import Final
+
+import numpy as np
+from numba import njit
+
+from common.abi import BLKIF_REQUEST, SRING_HEADER_SIZE
+from common.atomics import fence, load_acquire, store_release
+from common.u32 import u32_add, u32_sub
+
+# Word offsets in blkif_sring; each producer's event word follows it.
+REQ: Final = 0  # req_prod, req_event
+RSP: Final = 2  # rsp_prod, rsp_event
+EVENT: Final = 1
+
+RING_BROKEN: Final = -1
+
+RING_HALF: Final = np.dtype(
+    [
+        ("prod_pvt", "<u4"),  # produced by us, maybe not yet published
+        ("cons", "<u4"),  # consumed by us
+        ("published", "<u4"),  # our producer as last published
+        ("unchecked", "<u4"),  # our producer when we last decided about a notification
+        ("nr_ents", "<u4"),
+    ]
+)
+
+SLOT_QWORDS: Final = BLKIF_REQUEST.itemsize // 8
+HEADER_QWORDS: Final = SRING_HEADER_SIZE // 8
+
+
+def new_half(nr_ents: int, start: int = 0) -> np.ndarray:
+    """The private indices of one end, at `start`, as a one-element RING_HALF array."""
+    half = np.zeros(1, RING_HALF)
+    for name in ("prod_pvt", "cons", "published", "unchecked"):
+        half[name] = np.uint32(start)
+    half["nr_ents"] = nr_ents
+    return half
+
+
+def attach_half(words: np.ndarray, nr_ents: int, own: int, peer: int) -> np.ndarray:
+    """The private indices of an end that takes over a live ring: both at what is published.
+
+    A backend starts from `rsp_prod`: requests pushed before it connected are still to be done.
+    """
+    half = new_half(nr_ents, int(load_acquire(words, own)))
+    return half
+
+
+@njit(nogil=True, cache=True)
+def shared_ring_init(words: np.ndarray, start: int) -> None:
+    """SHARED_RING_INIT: producers at `start` (0 in life), events one ahead, the rest zero."""
+    words[:] = 0
+    store_release(words, REQ, u32_add(start, 0))
+    store_release(words, RSP, u32_add(start, 0))
+    store_release(words, REQ + EVENT, u32_add(start, 1))
+    store_release(words, RSP + EVENT, u32_add(start, 1))
+
+
+@njit(nogil=True, cache=True)
+def slot(half: np.ndarray, index: int) -> int:
+    """Where the slot of a free-running `index` starts in `qwords` (RING_GET_REQUEST)."""
+    masked = np.int64(index) & (np.int64(half[0].nr_ents) - 1)
+    return HEADER_QWORDS + masked * SLOT_QWORDS
+
+
+@njit(nogil=True, cache=True)
+def free_requests(half: np.ndarray) -> int:
+    """Slots the front may still fill (RING_FREE_REQUESTS)."""
+    used = u32_sub(half[0].prod_pvt, half[0].cons)
+    return np.int64(half[0].nr_ents) - np.int64(used)
+
+
+@njit(nogil=True, cache=True)
+def unconsumed(words: np.ndarray, half: np.ndarray, peer: int, limit: int) -> int:
+    """CONSUME: entries the peer has published and we have not taken, or RING_BROKEN.
+
+    `limit` is the most that can honestly be outstanding: `nr_ents` for the back's requests,
+    what it has asked for the front's responses (RING_REQUEST_PROD_OVERFLOW).
+    """
+    ahead = np.int64(u32_sub(load_acquire(words, peer), half[0].cons))
+    if ahead > limit:
+        return RING_BROKEN
+    return ahead
+
+
+@njit(nogil=True, cache=True)
+def publish(words: np.ndarray, half: np.ndarray, own: int) -> None:
+    """PUBLISH: let the peer see everything produced so far (RING_PUSH_*)."""
+    half[0].published = half[0].prod_pvt
+    store_release(words, own, half[0].prod_pvt)
+
+
+@njit(nogil=True, cache=True)
+def check_notify(words: np.ndarray, half: np.ndarray, own: int) -> bool:
+    """CHECK_NOTIFY: did what was published pass the event the peer armed?
+
+    The fence pairs with the one in `rearm`: either we see the armed event or the peer's
+    recheck sees our producer; without it both could miss, and the peer sleeps for ever.
+    """
+    fence()
+    new = half[0].published
+    old = half[0].unchecked
+    half[0].unchecked = new
+    event = load_acquire(words, own + EVENT)
+    return u32_sub(new, event) < u32_sub(new, old)
+
+
+@njit(nogil=True, cache=True)
+def rearm(words: np.ndarray, half: np.ndarray, peer: int) -> None:
+    """REARM: ask for a notification at the next entry (RING_FINAL_CHECK_FOR_*).
+
+    The caller must look again (`unconsumed`) before it sleeps.
+    """
+    store_release(words, peer + EVENT, u32_add(half[0].cons, 1))
+    fence()

@@ -1,0 +1,385 @@
+"""blkfront's core: I/Os in, requests on the ring, responses back, I/Os done. Sans-I/O.
+
+Owns: the shadow of every request in flight, and which page and grant each of its segments uses.
+Rules
+1. What the backend writes is checked against the shadow before it is believed: an id nobody asked
+   for, another operation, more responses than requests: the device is broken, once, for good.
+2. A page is zero or the guest's own data before the backend can see it.
+3. Three ways with grants, by what was negotiated:
+   PERSISTENT: pool pages, copied through; the grant stays as long as the backend keeps it mapped,
+   which the guest learns by trying, at each completion, to end access (as Linux does).
+   REUSE: the backend does not keep pages mapped; the pool's grants are used again all the same.
+   PER_REQUEST: the caller's own pages are granted for one request, read-only for a disk write.
+4. Each function is one phase; `frontend/load.py` and `frontend/block_device.py` run them.
+Never knows: time, processes, sockets.
+
+Source: Xen's `io/blkif.h`; behaviour after Linux's blkfront (2012 and 6.1, see docs/design.md).
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from common import ring
+from common.abi import (
+    BLKIF_MAX_SEGMENTS_PER_REQUEST,
+    BLKIF_OP_READ,
+    BLKIF_OP_WRITE,
+    BLKIF_RSP_ERROR,
+    BLKIF_RSP_OKAY,
+    SECTOR_SIZE,
+    SECTORS_PER_PAGE,
+    XEN_PAGE_SIZE,
+)
+from common.atomics import load_acquire
+from common.blkif import operation_of, put_request, put_segment, status_of
+from common.copying import copy_bytes, copy_page
+from common.counters import FRONTEND_COUNTERS
+from common.ring import REQ, RSP
+from frontend.grants import NO_GREF, Grants, end_access, grant_access
+from frontend.page_pool import NO_PAGE, PagePool, return_to_head, return_to_tail, take_page
+
+PER_REQUEST: Final = 0
+PERSISTENT: Final = 1
+REUSE: Final = 2
+
+# Why a device is broken (FRONT.broken); the texts go into the log and xenstore's error node.
+BROKEN_RING: Final = 1
+BROKEN_ID: Final = 2
+BROKEN_OPERATION: Final = 3
+BROKEN_STILL_MAPPED: Final = 4
+BROKEN_REASONS: Final = {
+    BROKEN_RING: "the backend produced more responses than there were requests",
+    BROKEN_ID: "the backend answered a request that was not asked",
+    BROKEN_OPERATION: "the backend answered a request with another operation",
+    BROKEN_STILL_MAPPED: "the backend answered a request but kept its page mapped",
+}
+
+NONE: Final = -1
+
+FRONT: Final = np.dtype(
+    [
+        ("ram", "<u8"),  # address of guest frame 0
+        ("backend_domid", "<u4"),
+        ("handle", "<u4"),  # virtual device number
+        ("grant_mode", "<u4"),  # PER_REQUEST, PERSISTENT or REUSE
+        ("broken", "<u4"),
+        ("free_id", "<i4"),  # head of the shadow's free list
+        ("outstanding", "<u4"),  # requests on the ring
+        ("queue_first", "<u4"),
+        ("queued", "<u4"),
+        ("done", "<u4"),
+    ],
+    align=True,
+)
+
+SHADOW: Final = np.dtype(
+    [("next", "<i4"), ("io", "<i4"), ("operation", "u1"), ("nr_segments", "u1"), ("used", "u1")],
+    align=True,
+)
+
+SHADOW_SEGMENT: Final = np.dtype(
+    [("gref", "<u4"), ("page", "<i4"), ("frame", "<u4"), ("nr_sectors", "<u4")]
+)
+
+# One I/O of the caller: `frame` is the first of the consecutive guest frames of its buffer.
+IO: Final = np.dtype(
+    [
+        ("sector", "<u8"),
+        ("started_ns", "<u8"),  # the caller's
+        ("nr_sectors", "<u4"),
+        ("issued_sectors", "<u4"),
+        ("frame", "<u4"),
+        ("outstanding", "<u4"),
+        ("operation", "<u2"),
+        ("status", "<i2"),
+        ("pad", "<u4"),
+    ]
+)
+
+
+class Blkfront(NamedTuple):
+    """All of one device's state, as arrays that compiled phases take.
+
+    words, qwords: the ring's page as u32 and u64; half: RING_HALF; front: FRONT; shadow: SHADOW
+    (nr_ents); segments: SHADOW_SEGMENT (nr_ents, 11); ios: IO (n); queue, done: i32 (n), indices
+    of I/Os waiting for the ring and of I/Os finished; counters: FRONTEND_COUNTERS.
+    """
+
+    words: np.ndarray
+    qwords: np.ndarray
+    half: np.ndarray
+    front: np.ndarray
+    shadow: np.ndarray
+    segments: np.ndarray
+    ios: np.ndarray
+    queue: np.ndarray
+    done: np.ndarray
+    grants: Grants
+    pool: PagePool
+    counters: np.ndarray
+
+
+def new_blkfront(
+    ring_page: np.ndarray,
+    ram_address: int,
+    grants: Grants,
+    pool: PagePool,
+    counters: np.ndarray | None = None,
+    *,
+    nr_ios: int,
+    backend_domid: int = 0,
+    handle: int = 0,
+    start: int = 0,
+) -> Blkfront:
+    """A device on a fresh ring; `ring_page` (u8, whole pages) is initialised here, at `start`."""
+    nr_ents = 1 << (((len(ring_page) - ring.HEADER_QWORDS * 8) // 112).bit_length() - 1)
+    words = ring_page.view(np.uint32)
+    ring.shared_ring_init(words, start)
+    front = np.zeros(1, FRONT)
+    front["ram"], front["backend_domid"], front["handle"] = ram_address, backend_domid, handle
+    shadow = np.zeros(nr_ents, SHADOW)
+    shadow["next"] = np.arange(1, nr_ents + 1)
+    shadow["next"][-1] = NONE
+    return Blkfront(
+        words,
+        ring_page.view(np.uint64),
+        ring.new_half(nr_ents, start),
+        front,
+        shadow,
+        np.zeros((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SHADOW_SEGMENT),
+        np.zeros(nr_ios, IO),
+        np.zeros(nr_ios, np.int32),
+        np.zeros(nr_ios, np.int32),
+        grants,
+        pool,
+        np.zeros(1, FRONTEND_COUNTERS) if counters is None else counters,
+    )
+
+
+@njit(nogil=True, cache=True)
+def enqueue(dev: Blkfront, io: int) -> None:
+    """Queue I/O `io` (its operation, sector, nr_sectors and frame are set)."""
+    front = dev.front[0]
+    dev.ios[io].issued_sectors = np.uint32(0)
+    dev.ios[io].outstanding = np.uint32(0)
+    dev.ios[io].status = np.int16(BLKIF_RSP_OKAY)
+    last = (np.int64(front.queue_first) + np.int64(front.queued)) % len(dev.queue)
+    dev.queue[last] = np.int32(io)
+    front.queued += np.uint32(1)
+
+
+@njit(nogil=True, cache=True)
+def submit(dev: Blkfront) -> int:
+    """SUBMIT: turn the first queued I/O into as many requests as there is room for.
+
+    Returns how many requests were written to the ring, not yet published: 0 when nothing is queued
+    or slots, pages or grants have run out.
+    """
+    front = dev.front[0]
+    if front.queued == 0:
+        return 0
+    io = np.int64(dev.queue[front.queue_first])
+    written = 0
+    while dev.ios[io].issued_sectors < dev.ios[io].nr_sectors:
+        if not _submit_one(dev, io):
+            return written
+        written += 1
+    front.queue_first = np.uint32((np.int64(front.queue_first) + 1) % len(dev.queue))
+    front.queued -= np.uint32(1)
+    return written
+
+
+@njit(nogil=True, cache=True)
+def _submit_one(dev: Blkfront, io: int) -> bool:
+    """Write the next request of `io`; False, with nothing taken, if there is no room."""
+    front = dev.front[0]
+    operation = np.int64(dev.ios[io].operation)
+    issued = np.int64(dev.ios[io].issued_sectors)
+    remaining = np.int64(dev.ios[io].nr_sectors) - issued
+    pages = (remaining + SECTORS_PER_PAGE - 1) // SECTORS_PER_PAGE
+    nr_segments = min(pages, BLKIF_MAX_SEGMENTS_PER_REQUEST)
+    bounce = front.grant_mode != PER_REQUEST
+    if ring.free_requests(dev.half) == 0 or dev.grants.list[0].free < nr_segments:
+        return False
+    if bounce and dev.pool.list[0].free < nr_segments:
+        return False
+    ident = np.int64(front.free_id)
+    front.free_id = dev.shadow[ident].next
+    shadow = dev.shadow[ident]
+    shadow.io, shadow.used = np.int32(io), np.uint8(1)
+    shadow.operation, shadow.nr_segments = np.uint8(operation), np.uint8(nr_segments)
+    at = ring.slot(dev.half, dev.half[0].prod_pvt)
+    sector = np.int64(dev.ios[io].sector) + issued
+    put_request(dev.qwords, at, operation, nr_segments, np.int64(front.handle), ident, sector)
+    frame = np.int64(dev.ios[io].frame) + issued // SECTORS_PER_PAGE
+    for index in range(nr_segments):
+        nr_sectors = min(remaining, SECTORS_PER_PAGE)
+        segment = dev.segments[ident, index]
+        segment.frame, segment.nr_sectors = np.uint32(frame + index), np.uint32(nr_sectors)
+        if bounce:
+            _bounce_page(dev, ident, index, operation)
+        else:
+            gref = grant_access(
+                dev.grants,
+                np.int64(front.backend_domid),
+                frame + index,
+                operation == BLKIF_OP_WRITE,
+            )
+            segment.gref, segment.page = np.uint32(gref), np.int32(NO_PAGE)
+            dev.counters[0].grants_issued += np.uint64(1)
+        put_segment(dev.qwords, at, index, np.int64(segment.gref), 0, nr_sectors - 1)
+        remaining -= nr_sectors
+        issued += nr_sectors
+    dev.ios[io].issued_sectors = np.uint32(issued)
+    dev.ios[io].outstanding += np.uint32(1)
+    front.outstanding += np.uint32(1)
+    dev.half[0].prod_pvt = ring.u32_add(dev.half[0].prod_pvt, 1)
+    dev.counters[0].requests += np.uint64(1)
+    dev.counters[0].segments += np.uint64(nr_segments)
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _bounce_page(dev: Blkfront, ident: int, index: int, operation: int) -> None:
+    """Give a segment a pool page, granted if it is not, holding the data if it is a write."""
+    front = dev.front[0]
+    segment = dev.segments[ident, index]
+    page = take_page(dev.pool)
+    entry = dev.pool.pages[page]
+    if entry.gref == NO_GREF:
+        entry.gref = np.uint32(
+            grant_access(
+                dev.grants, np.int64(front.backend_domid), np.int64(entry.frame), False
+            )
+        )
+        dev.counters[0].grants_issued += np.uint64(1)
+    segment.page, segment.gref = np.int32(page), entry.gref
+    if operation == BLKIF_OP_WRITE:
+        _copy_sectors(dev, np.int64(entry.frame), np.int64(segment.frame), segment.nr_sectors)
+
+
+@njit(nogil=True, cache=True)
+def _copy_sectors(dev: Blkfront, to_frame: int, from_frame: int, nr_sectors: int) -> None:
+    """Copy the first `nr_sectors` of one guest frame to another: the price of persistence."""
+    ram = np.int64(dev.front[0].ram)
+    dest, source = ram + to_frame * XEN_PAGE_SIZE, ram + from_frame * XEN_PAGE_SIZE
+    if nr_sectors == SECTORS_PER_PAGE:
+        copy_page(dest, source)
+    else:
+        copy_bytes(dest, source, np.int64(nr_sectors) * SECTOR_SIZE)
+    dev.counters[0].bytes_copied_by_guest += np.uint64(nr_sectors) * np.uint64(SECTOR_SIZE)
+
+
+@njit(nogil=True, cache=True)
+def push(dev: Blkfront) -> bool:
+    """PUBLISH and CHECK_NOTIFY: True if the backend must be notified (and is so counted)."""
+    ring.publish(dev.words, dev.half, REQ)
+    if ring.check_notify(dev.words, dev.half, REQ):
+        dev.counters[0].notify_to_back += np.uint64(1)
+        return True
+    return False
+
+
+@njit(nogil=True, cache=True)
+def responses_waiting(dev: Blkfront) -> int:
+    """Responses to take, or RING_BROKEN: no more can have come than requests are out."""
+    return ring.unconsumed(dev.words, dev.half, RSP, np.int64(dev.front[0].outstanding))
+
+
+@njit(nogil=True, cache=True)
+def rearm(dev: Blkfront) -> None:
+    """REARM: ask to be notified of the next response; look again before sleeping."""
+    ring.rearm(dev.words, dev.half, RSP)
+
+
+@njit(nogil=True, cache=True)
+def consume(dev: Blkfront) -> int:
+    """CONSUME: take every response there is; returns how many, or RING_BROKEN.
+
+    Finished I/Os are appended to `done`, `front.done` of them: the caller takes them and sets it 0.
+    """
+    front = dev.front[0]
+    if front.broken:
+        return ring.RING_BROKEN
+    waiting = responses_waiting(dev)
+    if waiting == ring.RING_BROKEN:
+        front.broken = np.uint32(BROKEN_RING)
+        return ring.RING_BROKEN
+    for _ in range(waiting):
+        at = ring.slot(dev.half, dev.half[0].cons)
+        ident = load_acquire(dev.qwords, at)
+        word = load_acquire(dev.qwords, at + 1)
+        if ident >= len(dev.shadow) or not dev.shadow[np.int64(ident)].used:
+            front.broken = np.uint32(BROKEN_ID)
+        elif operation_of(word) != dev.shadow[np.int64(ident)].operation:
+            front.broken = np.uint32(BROKEN_OPERATION)
+        else:
+            _complete(dev, np.int64(ident), status_of(word))
+        if front.broken:
+            return ring.RING_BROKEN
+        dev.half[0].cons = ring.u32_add(dev.half[0].cons, 1)
+    return waiting
+
+
+@njit(nogil=True, cache=True)
+def _complete(dev: Blkfront, ident: int, status: int) -> None:
+    """One request is answered: copy out, give its pages or grants back, maybe finish its I/O."""
+    front = dev.front[0]
+    shadow = dev.shadow[ident]
+    read = shadow.operation == BLKIF_OP_READ and status == BLKIF_RSP_OKAY
+    for index in range(shadow.nr_segments):
+        segment = dev.segments[ident, index]
+        if front.grant_mode == PER_REQUEST:
+            dev.counters[0].grant_end_attempts += np.uint64(1)
+            if not end_access(dev.grants, np.int64(segment.gref)):
+                front.broken = np.uint32(BROKEN_STILL_MAPPED)
+                return
+            dev.counters[0].grants_ended += np.uint64(1)
+        else:
+            if read:
+                bounced = np.int64(dev.pool.pages[segment.page].frame)
+                _copy_sectors(dev, np.int64(segment.frame), bounced, segment.nr_sectors)
+            _release_page(dev, np.int64(segment.page))
+    io = dev.ios[shadow.io]
+    if status != BLKIF_RSP_OKAY:
+        io.status = np.int16(BLKIF_RSP_ERROR if status > 0 else max(status, -128))
+    io.outstanding -= np.uint32(1)
+    if io.outstanding == 0 and io.issued_sectors == io.nr_sectors:
+        dev.done[front.done] = shadow.io
+        front.done += np.uint32(1)
+    shadow.used, shadow.next = np.uint8(0), front.free_id
+    front.free_id = np.int32(ident)
+    front.outstanding -= np.uint32(1)
+
+
+@njit(nogil=True, cache=True)
+def _release_page(dev: Blkfront, page: int) -> None:
+    """Back to the pool: to the head with its grant, or to the tail without."""
+    if dev.front[0].grant_mode == PERSISTENT:
+        dev.counters[0].grant_end_attempts += np.uint64(1)
+        if end_access(dev.grants, np.int64(dev.pool.pages[page].gref)):
+            dev.counters[0].grants_ended += np.uint64(1)
+            dev.pool.pages[page].gref = np.uint32(NO_GREF)
+            return_to_tail(dev.pool, page)
+            return
+    return_to_head(dev.pool, page)
+
+
+def end_pool_access(dev: Blkfront) -> int:
+    """After the backend has disconnected: end access to every page of the pool.
+
+    Returns how many grants could not be ended because the backend still has them mapped.
+    """
+    stuck = 0
+    for page in dev.pool.pages:
+        if page["gref"] == NO_GREF:
+            continue
+        dev.counters["grant_end_attempts"] += np.uint64(1)
+        if end_access(dev.grants, int(page["gref"])):
+            dev.counters["grants_ended"] += np.uint64(1)
+            page["gref"] = NO_GREF
+        else:
+            stuck += 1
+    return stuck

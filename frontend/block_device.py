@@ -1,0 +1,160 @@
+"""A guest's disk for Python users: file-like, by offset, one piece or whole arrays at once.
+
+Owns: how bytes get into the guest's I/O buffers and back, and how a large transfer is cut.
+Rules: offsets and lengths are bytes, multiples of 512 (it is a block device without a cache, as with
+O_DIRECT); a transfer that fails raises OSError naming its sector; nothing is cached, so that when a
+call returns the backend has answered.
+"""
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+from numba import njit
+
+from common.abi import (
+    BLKIF_MAX_SECTORS_PER_REQUEST,
+    BLKIF_OP_READ,
+    BLKIF_OP_WRITE,
+    BLKIF_RSP_OKAY,
+    SECTOR_SIZE,
+    XEN_PAGE_SIZE,
+)
+from frontend import blkfront
+from frontend.blkfront import Blkfront
+from frontend.driver import Driver
+from frontend.effects import finish_queued
+
+PIECE_BYTES: Final = BLKIF_MAX_SECTORS_PER_REQUEST * SECTOR_SIZE  # a large transfer's I/Os
+
+
+@njit(nogil=True, cache=True)
+def _enqueue_first(dev: Blkfront, count: int) -> None:
+    for io in range(count):
+        blkfront.enqueue(dev, io)
+
+
+class BlockDevice:
+    """A connected disk of `size` bytes.
+
+    buffers: u8, the guest RAM to transfer through, whole frames from `first_frame` on;
+    forget(sector, nr_sectors): told of every write, before it starts.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        nr_sectors: int,
+        buffers: np.ndarray,
+        first_frame: int,
+        forget: Callable[[int, int], None],
+    ) -> None:
+        self.size = nr_sectors * SECTOR_SIZE
+        self._driver = driver
+        self._dev = driver.dev
+        self._buffers = buffers
+        self._first_frame = first_frame
+        self._forget = forget
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """`nbytes` bytes at `offset`."""
+        self._check(offset, nbytes)
+        pieces = self._pieces(offset, nbytes)
+        return b"".join(
+            self._transfer(BLKIF_OP_READ, [start], length, None).tobytes()
+            for start, length in pieces
+        )
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview | np.ndarray) -> int:
+        """Write `data` at `offset`; returns how many bytes that was."""
+        flat = np.frombuffer(data, np.uint8)
+        self._check(offset, len(flat))
+        for start, length in self._pieces(offset, len(flat)):
+            piece = flat[start - offset : start - offset + length]
+            self._transfer(BLKIF_OP_WRITE, [start], length, piece.reshape(1, -1))
+        return len(flat)
+
+    def read_many(self, offsets: Sequence[int] | np.ndarray, nbytes: int) -> np.ndarray:
+        """`nbytes` bytes at each of `offsets`, in flight together: u8, shape (n, nbytes)."""
+        self._check_each(offsets, nbytes)
+        return self._transfer(BLKIF_OP_READ, offsets, nbytes, None)
+
+    def write_many(self, offsets: Sequence[int] | np.ndarray, data: np.ndarray) -> None:
+        """Write row i of `data` (u8, shape (n, nbytes)) at offset i, in flight together.
+
+        Overlapping rows land in no particular order.
+        """
+        if data.ndim != 2 or len(data) != len(offsets) or data.dtype != np.uint8:
+            raise ValueError(
+                f"data: u8 of shape ({len(offsets)}, nbytes) is needed,"
+                f" not {data.dtype} of shape {data.shape}"
+            )
+        self._check_each(offsets, data.shape[1])
+        self._transfer(BLKIF_OP_WRITE, offsets, data.shape[1], data)
+
+    def flush(self) -> None:
+        """Return when everything written would survive: at once, as no write returns earlier."""
+
+    @staticmethod
+    def _pieces(offset: int, nbytes: int) -> list[tuple[int, int]]:
+        return [
+            (start, min(PIECE_BYTES, offset + nbytes - start))
+            for start in range(offset, offset + nbytes, PIECE_BYTES)
+        ]
+
+    def _check_each(self, offsets: Sequence[int] | np.ndarray, nbytes: int) -> None:
+        if not 0 < nbytes <= len(self._buffers):
+            raise ValueError(f"nbytes: {nbytes} is not in 1..{len(self._buffers)}")
+        for offset in offsets:
+            self._check(int(offset), nbytes)
+
+    def _check(self, offset: int, nbytes: int) -> None:
+        for name, value in (("offset", offset), ("length", nbytes)):
+            if value < 0 or value % SECTOR_SIZE:
+                raise ValueError(f"{name}: {value} is not a multiple of {SECTOR_SIZE} from 0 on")
+        if offset + nbytes > self.size:
+            raise ValueError(
+                f"offset: {offset} + {nbytes} bytes is past the disk's end at {self.size}"
+            )
+
+    def _transfer(
+        self,
+        operation: int,
+        offsets: Sequence[int] | np.ndarray,
+        nbytes: int,
+        data: np.ndarray | None,
+    ) -> np.ndarray:
+        """Run one I/O of `nbytes` for each offset, as many at a time as there are buffers."""
+        result = np.empty((len(offsets), nbytes), np.uint8)
+        frames = -(-nbytes // XEN_PAGE_SIZE)
+        stride = frames * XEN_PAGE_SIZE
+        batch = min(len(self._dev.ios), len(self._buffers) // stride)
+        for start in range(0, len(offsets), batch):
+            chosen = np.asarray(offsets[start : start + batch], np.int64)
+            count = len(chosen)
+            window = self._buffers[: count * stride].reshape(count, stride)[:, :nbytes]
+            ios = self._dev.ios[:count]
+            ios["operation"], ios["nr_sectors"] = operation, nbytes // SECTOR_SIZE
+            ios["sector"] = chosen // SECTOR_SIZE
+            ios["frame"] = self._first_frame + np.arange(count) * frames
+            if data is not None:
+                window[:] = data[start : start + count]
+                for sector in ios["sector"]:
+                    self._forget(int(sector), nbytes // SECTOR_SIZE)
+            self._run(count)
+            if data is None:
+                result[start : start + count] = window
+        return result
+
+    def _run(self, count: int) -> None:
+        dev, driver = self._dev, self._driver
+        _enqueue_first(dev, count)
+        driver.run(
+            lambda: finish_queued(dev, *driver.event_args, *driver.spin_args), lambda: None
+        )
+        dev.front["done"] = 0
+        failed = np.flatnonzero(dev.ios["status"][:count] != BLKIF_RSP_OKAY)
+        if len(failed):
+            sector = int(dev.ios["sector"][failed[0]])
+            raise OSError(errno.EIO, f"I/O error at sector {sector} ({len(failed)} of {count})")

@@ -1,0 +1,77 @@
+"""The guest's own side of its grant table: which entries are free, granting, ending access.
+
+Owns: the free list of grefs and the entries in the frames shared with the hypervisor.
+Rules (Xen's `grant_table.h`): an entry's frame is written before its flags permit access; access
+ends only by a compare-and-swap that finds neither `reading` nor `writing` set, because those bits
+are the hypervisor's and mean that the page is mapped.
+
+An entry is two u32 words: flags | domid << 16, and frame.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from common.abi import (
+    GNTTAB_NR_RESERVED_ENTRIES,
+    GRANT_ENTRY_V1,
+    GTF_PERMIT_ACCESS,
+    GTF_READING,
+    GTF_READONLY,
+    GTF_WRITING,
+)
+from common.atomics import cmpxchg, load_acquire, store_release
+
+NO_GREF: Final = 0  # reserved, so never given out
+END_ACCESS_TRIES: Final = 5  # only the hypervisor can race us, and only to set or clear two bits
+
+GRANT_LIST: Final = np.dtype([("head", "<u4"), ("free", "<u4")])
+
+
+class Grants(NamedTuple):
+    """`entries`: u32, two words an entry; `next`: u32, the free list; `list`: GRANT_LIST, one."""
+
+    entries: np.ndarray
+    next: np.ndarray
+    list: np.ndarray
+
+
+def new_grants(frames: np.ndarray) -> Grants:
+    """All entries of the grant-table `frames` (u8) free, in ascending order from the reserved on."""
+    nr_entries = len(frames) // GRANT_ENTRY_V1.itemsize
+    links = np.arange(1, nr_entries + 1, dtype=np.uint32)
+    links[-1] = NO_GREF
+    head = np.zeros(1, GRANT_LIST)
+    head["head"] = GNTTAB_NR_RESERVED_ENTRIES
+    head["free"] = nr_entries - GNTTAB_NR_RESERVED_ENTRIES
+    return Grants(frames.view(np.uint32), links, head)
+
+
+@njit(nogil=True, cache=True)
+def grant_access(grants: Grants, domid: int, frame: int, readonly: bool) -> int:
+    """Let `domid` map `frame`; returns the gref, or NO_GREF if the table is full."""
+    gref = np.int64(grants.list[0].head)
+    if gref == NO_GREF:
+        return NO_GREF
+    grants.list[0].head = grants.next[gref]
+    grants.list[0].free -= np.uint32(1)
+    flags = GTF_PERMIT_ACCESS | (GTF_READONLY if readonly else 0)
+    store_release(grants.entries, 2 * gref + 1, np.uint32(frame))
+    store_release(grants.entries, 2 * gref, np.uint32(flags | (domid << 16)))
+    return gref
+
+
+@njit(nogil=True, cache=True)
+def end_access(grants: Grants, gref: int) -> bool:
+    """Take the grant back and free the gref; False, and nothing changed, while it is mapped."""
+    for _ in range(END_ACCESS_TRIES):
+        entry = np.int64(load_acquire(grants.entries, 2 * gref))
+        if entry & (GTF_READING | GTF_WRITING):
+            return False
+        if cmpxchg(grants.entries, 2 * gref, np.uint32(entry), np.uint32(0)) == entry:
+            grants.next[gref] = grants.list[0].head
+            grants.list[0].head = np.uint32(gref)
+            grants.list[0].free += np.uint32(1)
+            return True
+    return False

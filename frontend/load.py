@@ -1,0 +1,235 @@
+"""The load a guest runs on its disk: fio's random and sequential mixes, every read verified.
+
+Owns: which I/O comes next, and what is counted and checked when one finishes. All of it runs in one
+compiled call that returns only when the outside world is needed.
+Rules: no two I/Os in flight touch the same block, so that what a read must return is certain; a
+seed fixes the whole sequence of choices.
+"""
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from common.abi import BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_RSP_OKAY, SECTOR_SIZE, XEN_PAGE_SIZE
+from common.clock import monotonic_ns
+from common.histogram import bucket_of
+from common.ring import RING_BROKEN
+from frontend import blkfront
+from frontend.blkfront import Blkfront
+from frontend.effects import BROKEN, DONE, SLICE, WAIT, WAKE, idle, submit_queued
+from frontend.pattern import UNKNOWN, fill, mismatches
+
+BLOCK_TRIES: Final = 8  # a depth near the number of blocks finds most of them busy
+TURNS_PER_SLICE: Final = 20_000
+
+LOAD: Final = np.dtype(
+    [
+        ("random", "<u8"),  # xorshift64* state, never 0
+        ("next_block", "<u8"),
+        ("nr_blocks", "<u8"),
+        ("ios_left", "<u8"),
+        ("deadline_ns", "<u8"),
+        ("block_sectors", "<u4"),
+        ("read_percent", "<u4"),
+        ("sequential", "<u4"),
+        ("verify", "<u4"),
+        ("disk", "<u4"),
+        ("idle_ios", "<u4"),
+        ("stop", "<u4"),
+        ("pad", "<u4"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What to do: fio's names. bs in bytes; ios and runtime_s None for no such limit."""
+
+    rw: str
+    bs: int
+    iodepth: int
+    read_percent: int
+    ios: int | None
+    runtime_s: float | None
+    seed: int
+    verify: bool
+
+
+class Load(NamedTuple):
+    """load: LOAD (1,); versions: u32 a sector; busy: u8 a block; idle: i32, the free I/Os, a
+    stack; latency: u64 (histogram.BUCKETS,); timespec: i64 (2,), scratch.
+    """
+
+    load: np.ndarray
+    versions: np.ndarray
+    busy: np.ndarray
+    idle: np.ndarray
+    latency: np.ndarray
+    timespec: np.ndarray
+
+
+def new_load(
+    plan: LoadPlan, dev: Blkfront, versions: np.ndarray, latency: np.ndarray, disk: int, now_ns: int
+) -> Load:
+    """A load on `dev`, whose first `iodepth` I/Os have buffers; `disk` tells its patterns apart."""
+    state = np.zeros(1, LOAD)
+    state["random"] = (plan.seed * 0x9E3779B97F4A7C15 + disk * 0xD1B54A32D192ED03) & (2**64 - 1) | 1
+    state["block_sectors"] = plan.bs // SECTOR_SIZE
+    state["nr_blocks"] = len(versions) // (plan.bs // SECTOR_SIZE)
+    state["ios_left"] = 2**63 if plan.ios is None else plan.ios
+    state["deadline_ns"] = 2**63 if plan.runtime_s is None else now_ns + plan.runtime_s * 1e9
+    state["read_percent"] = {"read": 100, "write": 0}.get(
+        plan.rw.removeprefix("rand"), plan.read_percent
+    )
+    state["sequential"] = not plan.rw.startswith("rand")
+    state["verify"], state["disk"], state["idle_ios"] = plan.verify, disk, plan.iodepth
+    for io in range(plan.iodepth):
+        dev.ios[io]["nr_sectors"] = plan.bs // SECTOR_SIZE
+    return Load(
+        state,
+        versions,
+        np.zeros(int(state["nr_blocks"][0]), np.uint8),
+        np.arange(plan.iodepth, dtype=np.int32)[::-1].copy(),
+        latency,
+        np.zeros(2, np.int64),
+    )
+
+
+@njit(nogil=True, cache=True)
+def run(
+    dev: Blkfront,
+    job: Load,
+    far_pending: np.ndarray,
+    far_mask: np.ndarray,
+    port: int,
+    spin: np.ndarray,
+    runnable: np.ndarray,
+) -> int:
+    """Run the load until an effect is needed, a slice is over or everything is DONE."""
+    for _ in range(TURNS_PER_SLICE):
+        taken = blkfront.consume(dev)
+        if taken == RING_BROKEN:
+            return BROKEN
+        now_ns = monotonic_ns(job.timespec)
+        _finish(dev, job, now_ns)
+        if submit_queued(dev, far_pending, far_mask, port) == WAKE:
+            return WAKE
+        while dev.front[0].queued == 0 and _start(dev, job, now_ns):
+            if submit_queued(dev, far_pending, far_mask, port) == WAKE:
+                return WAKE
+        if dev.front[0].outstanding == 0 and dev.front[0].queued == 0:
+            if _over(job, now_ns):
+                return DONE
+        elif taken == 0 and idle(dev, spin, runnable) == WAIT:
+            return WAIT
+    return SLICE
+
+
+@njit(nogil=True, cache=True)
+def _over(job: Load, now_ns: int) -> bool:
+    load = job.load[0]
+    return load.ios_left == 0 or load.stop != 0 or np.uint64(now_ns) >= load.deadline_ns
+
+
+@njit(nogil=True, cache=True)
+def _random(job: Load) -> np.uint64:
+    """The next of a xorshift64* sequence."""
+    x = job.load[0].random
+    x ^= x >> np.uint64(12)
+    x ^= x << np.uint64(25)
+    x ^= x >> np.uint64(27)
+    job.load[0].random = x
+    return x * np.uint64(0x2545F4914F6CDD1D)
+
+
+@njit(nogil=True, cache=True)
+def _choose_block(job: Load) -> int:
+    """A block no I/O in flight touches, or -1 if none was found."""
+    load = job.load[0]
+    for _ in range(BLOCK_TRIES):
+        if load.sequential:
+            block = load.next_block
+            load.next_block = (block + np.uint64(1)) % load.nr_blocks
+        else:
+            block = (_random(job) >> np.uint64(11)) % load.nr_blocks
+        if not job.busy[np.int64(block)]:
+            return np.int64(block)
+    return np.int64(-1)
+
+
+@njit(nogil=True, cache=True)
+def _start(dev: Blkfront, job: Load, now_ns: int) -> bool:
+    """Queue one more I/O; False if the depth is reached or the load is over."""
+    load = job.load[0]
+    if load.idle_ios == 0 or _over(job, now_ns):
+        return False
+    block = _choose_block(job)
+    if block < 0:
+        return False
+    load.idle_ios -= np.uint32(1)
+    load.ios_left -= np.uint64(1)
+    index = np.int64(job.idle[load.idle_ios])
+    io = dev.ios[index]
+    reads = (_random(job) >> np.uint64(33)) % np.uint64(100) < load.read_percent
+    io.operation = np.uint16(BLKIF_OP_READ if reads else BLKIF_OP_WRITE)
+    io.sector = np.uint64(block) * np.uint64(load.block_sectors)
+    io.started_ns = np.uint64(now_ns)
+    job.busy[block] = np.uint8(1)
+    if not reads and not load.verify:
+        _forget(job, io.sector, io.nr_sectors)
+    elif not reads:
+        address = np.int64(dev.front[0].ram) + np.int64(io.frame) * XEN_PAGE_SIZE
+        fill(
+            address,
+            np.int64(load.disk),
+            np.int64(io.sector),
+            np.int64(io.nr_sectors),
+            job.versions,
+        )
+    blkfront.enqueue(dev, index)
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _forget(job: Load, sector: int, nr_sectors: int) -> None:
+    """Nobody knows what these sectors hold now: not checked until they are written again."""
+    for at in range(np.int64(sector), np.int64(sector) + np.int64(nr_sectors)):
+        job.versions[at] = np.uint32(UNKNOWN)
+
+
+@njit(nogil=True, cache=True)
+def _finish(dev: Blkfront, job: Load, now_ns: int) -> None:
+    """Check, count and free every I/O that is done."""
+    front = dev.front[0]
+    load = job.load[0]
+    counters = dev.counters[0]
+    for place in range(front.done):
+        index = np.int64(dev.done[place])
+        io = dev.ios[index]
+        nr_bytes = np.uint64(io.nr_sectors) * np.uint64(SECTOR_SIZE)
+        if io.status != BLKIF_RSP_OKAY:
+            counters.io_errors += np.uint64(1)
+            if io.operation == BLKIF_OP_WRITE:
+                _forget(job, io.sector, io.nr_sectors)
+        elif io.operation == BLKIF_OP_READ:
+            counters.bytes_read += nr_bytes
+            if load.verify:
+                address = np.int64(dev.front[0].ram) + np.int64(io.frame) * XEN_PAGE_SIZE
+                wrong = mismatches(
+                    address,
+                    np.int64(load.disk),
+                    np.int64(io.sector),
+                    np.int64(io.nr_sectors),
+                    job.versions,
+                )
+                counters.verify_errors += np.uint64(wrong > 0)
+        else:
+            counters.bytes_written += nr_bytes
+        counters.ios += np.uint64(1)
+        job.latency[bucket_of(np.int64(np.uint64(now_ns) - io.started_ns))] += np.uint64(1)
+        job.busy[np.int64(io.sector) // np.int64(load.block_sectors)] = np.uint8(0)
+        job.idle[load.idle_ios] = np.int32(index)
+        load.idle_ios += np.uint32(1)
+    front.done = np.uint32(0)

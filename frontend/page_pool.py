@@ -1,0 +1,69 @@
+"""blkfront's pool of pages to bounce through, as a linked free list.
+
+Owns: which pages are free and in which order they are taken. Last in, first out, so that the pool
+in use stays as small as the depth needs: a page whose grant the backend keeps mapped goes back to
+the head, one whose grant has ended to the tail (Linux's `blkif_completion`).
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numba import njit
+
+NO_PAGE: Final = -1
+
+POOL_LIST: Final = np.dtype([("head", "<i4"), ("tail", "<i4"), ("free", "<u4")])
+POOL_PAGE: Final = np.dtype([("gref", "<u4"), ("frame", "<u4"), ("next", "<i4")])
+
+
+class PagePool(NamedTuple):
+    """`pages`: POOL_PAGE, one each; `list`: POOL_LIST, one. A page's gref is 0 while not granted."""
+
+    pages: np.ndarray
+    list: np.ndarray
+
+
+def new_pool(first_frame: int, nr_pages: int) -> PagePool:
+    """A pool of `nr_pages` pages at consecutive guest frames, none granted yet."""
+    pages = np.zeros(nr_pages, POOL_PAGE)
+    pages["frame"] = np.arange(first_frame, first_frame + nr_pages)
+    pages["next"] = np.arange(1, nr_pages + 1)
+    pages["next"][-1] = NO_PAGE
+    order = np.zeros(1, POOL_LIST)
+    order["head"], order["tail"], order["free"] = 0, nr_pages - 1, nr_pages
+    return PagePool(pages, order)
+
+
+@njit(nogil=True, cache=True)
+def take_page(pool: PagePool) -> int:
+    """The page at the head, or NO_PAGE."""
+    page = np.int64(pool.list[0].head)
+    if page == NO_PAGE:
+        return NO_PAGE
+    pool.list[0].head = pool.pages[page].next
+    if pool.pages[page].next == NO_PAGE:
+        pool.list[0].tail = NO_PAGE
+    pool.list[0].free -= np.uint32(1)
+    return page
+
+
+@njit(nogil=True, cache=True)
+def return_to_head(pool: PagePool, page: int) -> None:
+    """Give a page back that the backend still has mapped: it is taken next."""
+    pool.pages[page].next = pool.list[0].head
+    if pool.list[0].head == NO_PAGE:
+        pool.list[0].tail = np.int32(page)
+    pool.list[0].head = np.int32(page)
+    pool.list[0].free += np.uint32(1)
+
+
+@njit(nogil=True, cache=True)
+def return_to_tail(pool: PagePool, page: int) -> None:
+    """Give a page back that nobody has mapped: it is taken last."""
+    pool.pages[page].next = np.int32(NO_PAGE)
+    if pool.list[0].head == NO_PAGE:
+        pool.list[0].head = np.int32(page)
+    else:
+        pool.pages[pool.list[0].tail].next = np.int32(page)
+    pool.list[0].tail = np.int32(page)
+    pool.list[0].free += np.uint32(1)

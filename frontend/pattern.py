@@ -1,0 +1,80 @@
+"""What the load writes, so that every later read can be checked against it.
+
+Owns: the contents of a sector as a function of where it is and how often it was written: 64 words,
+`seed(disk, sector, version) + k * STEP`. A sector in the wrong place, of the wrong disk, of an older
+write, torn or shifted has other words. Version 0 is a sector never written: zeros.
+`versions` (u32, one a sector) is the guest's memory of its own disk; UNKNOWN is not checked.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from common.abi import SECTOR_SIZE
+
+UNKNOWN: Final = 0xFFFFFFFF
+WORDS: Final = SECTOR_SIZE // 8
+STEP: Final = 0x9E3779B97F4A7C15
+
+
+@intrinsic
+def _as_words(typing: Any, address: Any) -> Any:
+    """An address as a pointer to u64, for `carray`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+
+    return types.CPointer(types.uint64)(types.uint64), codegen
+
+
+@njit(nogil=True, cache=True)
+def sector_seed(disk: int, sector: int, version: int) -> np.uint64:
+    """A well-mixed word for one version of one sector of one disk (splitmix64's finaliser)."""
+    mixed = (np.uint64(disk) << np.uint64(56)) ^ (np.uint64(version) << np.uint64(28))
+    mixed = (mixed ^ np.uint64(sector)) + np.uint64(STEP)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+@njit(nogil=True, cache=True)
+def fill(address: int, disk: int, sector: int, nr_sectors: int, versions: np.ndarray) -> None:
+    """Write the next version of `nr_sectors` sectors to `address` and remember it."""
+    words = _carray(np.uint64(address), nr_sectors * WORDS)
+    for at in range(nr_sectors):
+        version = (np.int64(versions[sector + at]) + 1) & UNKNOWN
+        if version == 0 or version == UNKNOWN:
+            version = np.int64(1)
+        versions[sector + at] = np.uint32(version)
+        seed = sector_seed(disk, sector + at, version)
+        for k in range(WORDS):
+            words[at * WORDS + k] = seed + np.uint64(k) * np.uint64(STEP)
+
+
+@njit(nogil=True, cache=True)
+def mismatches(
+    address: int, disk: int, sector: int, nr_sectors: int, versions: np.ndarray
+) -> int:
+    """How many of `nr_sectors` sectors at `address` are not what was last written there."""
+    words = _carray(np.uint64(address), nr_sectors * WORDS)
+    wrong = 0
+    for at in range(nr_sectors):
+        version = versions[sector + at]
+        if version == UNKNOWN:
+            continue
+        seed, step = np.uint64(0), np.uint64(0)
+        if version > 0:
+            seed, step = sector_seed(disk, sector + at, np.int64(version)), np.uint64(STEP)
+        difference = np.uint64(0)
+        for k in range(WORDS):
+            difference |= words[at * WORDS + k] ^ (seed + np.uint64(k) * step)
+        wrong += difference != 0
+    return wrong
+
+
+@njit(nogil=True, cache=True)
+def _carray(address: int, length: int) -> np.ndarray:
+    return carray(_as_words(address), length)
