@@ -1,0 +1,48 @@
+"""What the toolstack writes into the store for a virtual disk, as `xl` does: both directories.
+
+Rule: the backend's directory first, or a frontend that looks finds no other end and closes.
+Source: `tests/golden/handshake-writes.txt`.
+"""
+
+from typing import Final
+
+from common.xenbus import INITIALISING, backend_path, frontend_path
+from common.xenstore import XenStoreClient
+
+XVDA: Final = 51712  # 202 << 8: Xen's block major, first disk
+
+
+def create_vbd(store: XenStoreClient, domid: int, disk_mib: int) -> None:
+    """Plug a ramdisk of `disk_mib` MiB into `domid` as xvda."""
+    front, back = frontend_path(domid, XVDA), backend_path(domid, XVDA)
+    for path, perms in ((back, ["n0", f"r{domid}"]), (front, [f"n{domid}", "r0"])):
+        store.mkdir(path)
+        store.set_perms(path, perms)
+    for key, value in (
+        ("frontend", front),
+        ("frontend-id", str(domid)),
+        ("online", "1"),
+        ("params", f"ram:{disk_mib}"),
+        ("type", "phy"),
+        ("mode", "w"),
+        ("dev", "xvda"),
+        ("device-type", "disk"),
+        ("physical-device", "1:0"),
+        ("hotplug-status", "connected"),
+        ("state", str(INITIALISING)),
+    ):
+        store.write(f"{back}/{key}", value.encode())
+    for key, value in (
+        ("backend", back),
+        ("backend-id", "0"),
+        ("virtual-device", str(XVDA)),
+        ("device-type", "disk"),
+        ("state", str(INITIALISING)),
+    ):
+        store.write(f"{front}/{key}", value.encode())
+
+
+def take_offline(store: XenStoreClient, domid: int) -> None:
+    """Tell the backend that this disk, once closed, is not to come back."""
+    store.write(f"{backend_path(domid, XVDA)}/online", b"0")
+
