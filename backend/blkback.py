@@ -1,9 +1,9 @@
 """blkback's core, its state: one ring of one virtual disk, as arrays that compiled phases take.
 
-Owns: what a ring's worker knows. The phases are in `backend/phases.py`, the tree of kept mappings in
-`backend/persistent_grants.py`.
-Never knows: time, processes, sockets, how a page gets mapped. A driver asks the hypervisor and maps:
-`backend/ring_thread.py` with real `mmap`s, a simulator or a test in plain memory.
+Owns: what a ring's worker knows. The phases are in `backend/phases.py`, the tree of kept mappings
+in `backend/persistent_grants.py`.
+Never knows: time, processes, sockets, how a page gets mapped. A driver asks the hypervisor and
+maps: `backend/ring_thread.py` with real `mmap`s, a simulator or a test in plain memory.
 
 Host addresses: dom0 maps foreign pages at addresses it has set aside (Linux: ballooned pages). Slot
 `s` has host address `balloon + s * 4096`; `page_table[s]` is where its bytes are reached.
@@ -23,7 +23,7 @@ from common.abi import (
     XEN_PAGE_SIZE,
 )
 from common.counters import BACKEND_COUNTERS
-from common.ring import REQ, RSP, SLOT_QWORDS
+from common.ring import RSP, SLOT_QWORDS
 
 # Why a ring is broken (BACK.broken); the texts go into the log and xenstore's error node.
 BROKEN_RING: Final = 1
@@ -145,7 +145,7 @@ def new_blkback(
     return Blkback(
         words,
         ring_page.view(np.uint64),
-        ring.attach_half(words, nr_ents, RSP, REQ),
+        ring.attach_half(words, nr_ents, RSP),
         back,
         np.zeros(SLOT_QWORDS, np.uint64),
         np.zeros(nr_ents, REQUEST),

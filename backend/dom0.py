@@ -5,6 +5,7 @@ The main thread does the handshakes; each ring has a thread of its own, all in o
 that unmapping a page really shoots down the TLBs of the others.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -15,14 +16,15 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Final
 
+from common.xenstore import XenStoreClient, XenStoreError
+
+from backend.ring_thread import Vcpu
 from backend.stores import RamStore
 from backend.vbd import BackendOptions, BackendVbd
-from backend.ring_thread import Vcpu
 from common.abi import DOMID_0, SECTOR_SIZE
 from common.hypercall import HypercallError
 from common.machine_memory import MachineMemory, SegmentRefused, host_of
 from common.process import begin_process
-from common.xenstore import XenStoreClient, XenStoreError
 
 BACKEND_ROOT: Final = "/local/domain/0/backend/vbd"
 SWITCH_INTERVAL_S: Final = 1e-4  # a thread that wakes must not wait 5 ms for the interpreter
@@ -105,7 +107,10 @@ class Dom0:
     def _add(self, domid: int, device: int) -> None:
         path = f"{BACKEND_ROOT}/{domid}/{device}"
         try:
-            if self._store.read(f"{path}/state") != b"1" or self._store.read(f"{path}/online") != b"1":
+            if (
+                self._store.read(f"{path}/state") != b"1"
+                or self._store.read(f"{path}/online") != b"1"
+            ):
                 return
             params = self._store.read(f"{path}/params").decode()
         except XenStoreError:
@@ -155,8 +160,6 @@ def main(config: Dom0Config, control: Connection) -> None:
     try:
         Dom0(config, control).serve()
     except (XenStoreError, HypercallError, SegmentRefused, OSError, EOFError) as error:
-        try:
+        with contextlib.suppress(OSError):  # the supervisor is gone: this process goes with it
             control.send(("error", f"dom0: {error}"))
-        except OSError:
-            pass  # the supervisor is gone, and this process goes with it
         raise SystemExit(1) from error

@@ -1,10 +1,10 @@
 """dom0's address space: a granted frame is really mapped into it, and really unmapped.
 
-Owns: a range of host addresses set aside for foreign pages (Linux: ballooned pages), in slots of one
-page. A map puts one frame of a guest's RAM into its slot (`mmap`, MAP_FIXED); an unmap puts nothing
-back in its place (PROT_NONE), which drops the page and, if it was touched, shoots down the TLBs of
-dom0's other threads, exactly as `munmap` would, but leaves the slot ours: after a plain `munmap`
-another thread's allocation could settle there, and the next MAP_FIXED would destroy it.
+Owns: a range of host addresses set aside for foreign pages (Linux: ballooned pages), in slots of
+one page. A map puts one frame of a guest's RAM into its slot (`mmap`, MAP_FIXED); an unmap puts
+nothing back in its place (PROT_NONE), which drops the page and, if it was touched, shoots down the
+TLBs of dom0's other threads, exactly as `munmap` would, but leaves the slot ours: after a plain
+`munmap` another thread's allocation could settle there, and the next MAP_FIXED would destroy it.
 
 The calls go to the C library from compiled code: one call a batch, no GIL.
 """
@@ -88,9 +88,7 @@ class Balloon:
         libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self._libc = libc
         self.nr_slots = nr_slots
-        address = libc.mmap(
-            None, nr_slots * XEN_PAGE_SIZE, PROT_NONE, NOTHING & ~MAP_FIXED, -1, 0
-        )
+        address = libc.mmap(None, nr_slots * XEN_PAGE_SIZE, PROT_NONE, NOTHING & ~MAP_FIXED, -1, 0)
         if address in (None, ctypes.c_void_p(-1).value):
             raise OSError(ctypes.get_errno(), f"cannot set {nr_slots} pages of addresses aside")
         self.address = int(address)

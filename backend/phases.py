@@ -1,7 +1,7 @@
 """What a ring's worker does with requests, phase by phase. Sans-I/O, compiled.
 
-    gather -> [map] -> finish_map -> execute -> release -> [unmap] -> finish_unmap -> respond -> push
-       ^ CONSUME                                                                 PUBLISH, CHECK_NOTIFY
+    gather -> [map] -> finish_map -> execute -> release -> [unmap] -> finish_unmap
+           -> respond -> push
 
 Between the brackets the driver makes one hypercall for all of `map_ops` (or `unmap_ops`), and maps
 (or unmaps) what it granted. A batch whose pages are all kept has neither.
@@ -49,7 +49,8 @@ from common.blkif import (
     put_response,
 )
 from common.copying import copy_bytes, copy_page
-from common.ring import REQ, RSP, RING_BROKEN
+from common.ring import REQ, RING_BROKEN, RSP
+from common.u32 import u32_add
 
 ACCESSED_WORDS: Final = 4  # 256 CPUs a maptrack handle
 
@@ -77,7 +78,7 @@ def gather(dev: Blkback) -> int:
     taken = min(waiting, np.int64(back.gather_max))
     for index in range(taken):
         copy_request(dev.qwords, ring.slot(dev.half, dev.half[0].cons), dev.copy)
-        dev.half[0].cons = ring.u32_add(dev.half[0].cons, 1)
+        dev.half[0].cons = u32_add(dev.half[0].cons, 1)
         _parse(dev, index)
         if dev.requests[index].status == BLKIF_RSP_OKAY:
             _find_pages(dev, index)
@@ -105,9 +106,7 @@ def _parse(dev: Blkback, index: int) -> None:
         segment = dev.segments[index, at]
         segment.gref = np.uint32(gref_of(descriptor))
         segment.first_sect = np.uint16(first_sect_of(descriptor))
-        segment.nr_sectors = np.uint16(
-            last_sect_of(descriptor) - first_sect_of(descriptor) + 1
-        )
+        segment.nr_sectors = np.uint16(last_sect_of(descriptor) - first_sect_of(descriptor) + 1)
     dev.counters[0].segments += np.uint64(nr_segments)
 
 
@@ -223,7 +222,7 @@ def execute(dev: Blkback) -> None:
 
 
 @njit(nogil=True, cache=True)
-def page_address(dev: Blkback, index: int, at: int) -> int:
+def page_address(dev: Blkback, index: int, at: int) -> np.int64:
     """Where the first byte of a mapped segment is reached."""
     segment = dev.segments[index, at]
     return np.int64(dev.page_table[segment.slot]) + np.int64(segment.first_sect) * SECTOR_SIZE
@@ -245,7 +244,7 @@ def _copy(dest: int, source: int, nr_bytes: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def release(dev: Blkback) -> int:
+def release(dev: Blkback) -> np.int64:
     """The pages are no longer needed: clear in-flight marks, list what is to be unmapped.
 
     Returns how many `unmap_ops` are to be made before the responses go out.
@@ -302,7 +301,7 @@ def respond(dev: Blkback) -> None:
         put_response(
             dev.qwords, at, request.id, np.int64(request.operation), np.int64(request.status)
         )
-        dev.half[0].prod_pvt = ring.u32_add(dev.half[0].prod_pvt, 1)
+        dev.half[0].prod_pvt = u32_add(dev.half[0].prod_pvt, 1)
     dev.back[0].gathered = np.uint32(0)
 
 

@@ -1,4 +1,4 @@
-"""The backend's xenbus driver of one virtual disk: the handshake's steps, as Linux's blkback takes them.
+"""The backend's xenbus driver of one virtual disk: the handshake's steps, as blkback takes them.
 
 Owns: the store keys the backend writes, the mapped ring, its thread. `common/xenbus.py` says when a
 step is due. Runs in dom0's main thread; the ring's thread is started and stopped from here.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from common.xenstore import XenStoreClient, XenStoreError
 
 from backend.blkback import Blkback, new_blkback, slots_needed
 from backend.foreign_memory import Balloon, map_granted, unmap_slots
@@ -23,7 +24,6 @@ from common.event_channel import EventChannel, channel_address
 from common.hypercall import HypercallError, Hypercalls
 from common.machine_memory import MachineMemory, host_of
 from common.spinning import new_spin
-from common.xenstore import XenStoreClient, XenStoreError
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class BackendVbd:
             self._switch(step.state)
 
     def fail(self, reason: str) -> None:
-        """Close this device for a fault of its frontend, and say why where its owner can read it."""
+        """Close this device for a fault of its frontend, and say why where people look."""
         log.warning("vbd %d/%d: %s", self._domid, self._device, reason)
         self.disconnect()
         self._store.write(f"{self.path}/error", reason.encode())
@@ -106,7 +106,7 @@ class BackendVbd:
             self._store.write(f"{self.path}/{key}", str(value).encode())
 
     def connect(self) -> None:
-        """Map the ring, bind the channel, announce the disk in one transaction, start the thread."""
+        """Map the ring, bind the channel, announce the disk in one transaction, start serving."""
         ring_ref = self._frontend_number("ring-ref")
         port = self._frontend_number("event-channel")
         protocol = self._read(f"{self.frontend_path}/protocol")
@@ -194,9 +194,7 @@ class _Connection:
             vbd._report_broken,
         )
 
-    def _new_device(
-        self, vbd: BackendVbd, persistent: bool, cap: int, nr_slots: int
-    ) -> Blkback:
+    def _new_device(self, vbd: BackendVbd, persistent: bool, cap: int, nr_slots: int) -> Blkback:
         host = host_of(vbd._memory.segment("host"))
         memory = vbd._disk.memory
         return new_blkback(

@@ -1,4 +1,4 @@
-"""What both ends of the wire share: layouts, atomics, the ring, memory, and the clients of the broker.
+"""What all ends share: layouts, atomics, the ring, memory, and the clients of the broker.
 
 Nothing here imports from `hypervisor`, `frontend`, `backend`, `simulator` or `toolstack`.
 """

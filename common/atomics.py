@@ -53,9 +53,7 @@ def _pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 def _value(context: Any, builder: Any, signature: Any, args: Any, position: int) -> Any:
     """Argument `position`, converted to the array's element type."""
-    return context.cast(
-        builder, args[position], signature.args[position], signature.args[0].dtype
-    )
+    return context.cast(builder, args[position], signature.args[position], signature.args[0].dtype)
 
 
 @intrinsic

@@ -1,7 +1,7 @@
 """blkif requests and responses as the u64 words they are made of, for compiled code.
 
-Owns: how fields are packed into a slot (the layouts themselves are in `common/abi.py`, and the tests
-hold one against the other). `at` is the slot's first word in `qwords` (`ring.slot`).
+Owns: how fields are packed into a slot (the layouts themselves are in `common/abi.py`, and the
+tests hold one against the other). `at` is the slot's first word in `qwords` (`ring.slot`).
 Rule: a request is copied out of shared memory once, word by word with atomic loads that no compiler
 may repeat (XSA-155), and everything after that reads the copy.
 """
@@ -22,7 +22,13 @@ SEGMENTS: Final = 3
 
 @njit(nogil=True, cache=True)
 def put_request(
-    qwords: np.ndarray, at: int, operation: int, nr_segments: int, handle: int, id_: int, sector: int
+    qwords: np.ndarray,
+    at: int,
+    operation: int,
+    nr_segments: int,
+    handle: int,
+    id_: int,
+    sector: int,
 ) -> None:
     """Write all of a request but its segments (x86-64)."""
     qwords[at] = np.uint64(operation | (nr_segments << 8) | (handle << 16))
@@ -55,37 +61,37 @@ def put_response(qwords: np.ndarray, at: int, id_: int, operation: int, status: 
 
 
 @njit(nogil=True, cache=True)
-def operation_of(word: int) -> int:
+def operation_of(word: int) -> np.int64:
     """`operation` in a request's first word or a response's second."""
     return np.int64(word) & 0xFF
 
 
 @njit(nogil=True, cache=True)
-def nr_segments_of(word: int) -> int:
+def nr_segments_of(word: int) -> np.int64:
     """`nr_segments` in a request's first word."""
     return (np.int64(word) >> 8) & 0xFF
 
 
 @njit(nogil=True, cache=True)
-def status_of(word: int) -> int:
+def status_of(word: int) -> np.int64:
     """`status` in a response's second word, sign-extended."""
     status = (np.int64(word) >> 16) & 0xFFFF
     return status - 0x10000 if status & 0x8000 else status
 
 
 @njit(nogil=True, cache=True)
-def gref_of(word: int) -> int:
+def gref_of(word: int) -> np.int64:
     """`gref` of a segment's word."""
     return np.int64(word) & 0xFFFFFFFF
 
 
 @njit(nogil=True, cache=True)
-def first_sect_of(word: int) -> int:
+def first_sect_of(word: int) -> np.int64:
     """`first_sect` of a segment's word."""
     return (np.int64(word) >> 32) & 0xFF
 
 
 @njit(nogil=True, cache=True)
-def last_sect_of(word: int) -> int:
+def last_sect_of(word: int) -> np.int64:
     """`last_sect` of a segment's word."""
     return (np.int64(word) >> 40) & 0xFF

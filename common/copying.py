@@ -40,7 +40,8 @@ def copy_page(dest: int, source: int) -> None:
 
 def byte_view(address: int, nbytes: int) -> np.ndarray:
     """The `nbytes` bytes at `address` as u8; dangles once they are unmapped."""
-    return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(int(address)), np.uint8)
+    window = (ctypes.c_uint8 * nbytes).from_address(int(address))
+    return np.frombuffer(memoryview(window), np.uint8)
 
 
 def address_of(array: np.ndarray) -> int:

@@ -1,15 +1,16 @@
 """One end of an interdomain event channel: a pending bit in shared memory, a wake-up by ZeroMQ.
 
-Owns: how an event is sent and awaited once the broker has bound the ports.
-Rules (Xen's two-level ABI): a send sets the far end's pending bit; only if it was clear, and the port
-is not masked, is the far end woken. A waiter clears its bit before it looks at the ring, never after.
-The words lie with the domain that allocated the port: its own in its shared-info page, the far
-end's in the page behind it, at the same bit, so that a guest reaches nobody's channels but its own.
+Owns: how an event is sent and awaited once the broker has bound the ports. Rules (Xen's two-level
+ABI): a send sets the far end's pending bit; only if it was clear, and the port is not masked, is
+the far end woken. A waiter clears its bit before it looks at the ring, never after. The words lie
+with the domain that allocated the port: its own in its shared-info page, the far end's in the page
+behind it, at the same bit, so that a guest reaches nobody's channels but its own.
 
-The wake-up goes straight from peer to peer, over a ZeroMQ PAIR that the allocating end binds. At most
-one is on its way for each time the waiter has cleared its bit.
+The wake-up goes straight from peer to peer, over a ZeroMQ PAIR that the allocating end binds. At
+most one is on its way for each time the waiter has cleared its bit.
 """
 
+import contextlib
 from typing import Final
 
 import numpy as np
@@ -66,7 +67,7 @@ class EventChannel:
         self.pending, self._mask = event_words(own)
         self.far_pending, self.far_mask = event_words(far)
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
-        self.socket.linger = 0
+        self.socket.setsockopt(zmq.LINGER, 0)
         if allocated_here:
             self.socket.bind(address)
         else:
@@ -75,10 +76,9 @@ class EventChannel:
 
     def wake_far_end(self) -> None:
         """Wake the far end, whose bit `set_pending` has just set."""
-        try:
+        # If it has wake-ups that it has not read, one more would tell it nothing.
+        with contextlib.suppress(zmq.Again):
             self.socket.send(WAKE, zmq.NOBLOCK)
-        except zmq.Again:
-            pass  # it has wake-ups that it has not read: one more would tell it nothing
 
     def notify(self) -> None:
         """EVTCHNOP_send."""

@@ -27,7 +27,7 @@ def _leading_zeros(typing: Any, value: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def bucket_of(nanoseconds: int) -> int:
+def bucket_of(nanoseconds: int) -> np.int64:
     """The bucket of a latency; what is out of range goes to the first or the last one."""
     value = np.int64(min(max(nanoseconds, 0), VALUE_MAX))
     if value < SUB_BUCKETS:

@@ -3,7 +3,8 @@
 Owns: the message's form, and the client's end of it. Who calls is told by the socket, one for each
 vCPU of each domain, never by what the message says.
 
-A request is HYPERCALL, then the array; the reply is the same with `rc` and the status fields filled.
+A request is HYPERCALL, then the array; the reply is the same with `rc` and the status fields
+filled.
 """
 
 import errno
@@ -42,8 +43,8 @@ class Hypercalls:
     def __init__(self, run_dir: str, domid: int, vcpu: int = 0) -> None:
         self.calls = 0
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
-        self._socket.linger = 0
-        self._socket.rcvtimeo = REPLY_TIMEOUT_MS
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RCVTIMEO, REPLY_TIMEOUT_MS)
         self._socket.connect(hypercall_address(run_dir, domid, vcpu))
         self._header = np.zeros(1, HYPERCALL)
 

@@ -54,13 +54,12 @@ def new_half(nr_ents: int, start: int = 0) -> np.ndarray:
     return half
 
 
-def attach_half(words: np.ndarray, nr_ents: int, own: int, peer: int) -> np.ndarray:
-    """The private indices of an end that takes over a live ring: both at what is published.
+def attach_half(words: np.ndarray, nr_ents: int, own: int) -> np.ndarray:
+    """The private indices of an end that takes over a live ring, at what it last published.
 
     A backend starts from `rsp_prod`: requests pushed before it connected are still to be done.
     """
-    half = new_half(nr_ents, int(load_acquire(words, own)))
-    return half
+    return new_half(nr_ents, int(load_acquire(words, own)))
 
 
 @njit(nogil=True, cache=True)
@@ -74,21 +73,21 @@ def shared_ring_init(words: np.ndarray, start: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def slot(half: np.ndarray, index: int) -> int:
+def slot(half: np.ndarray, index: int) -> np.int64:
     """Where the slot of a free-running `index` starts in `qwords` (RING_GET_REQUEST)."""
     masked = np.int64(index) & (np.int64(half[0].nr_ents) - 1)
     return HEADER_QWORDS + masked * SLOT_QWORDS
 
 
 @njit(nogil=True, cache=True)
-def free_requests(half: np.ndarray) -> int:
+def free_requests(half: np.ndarray) -> np.int64:
     """Slots the front may still fill (RING_FREE_REQUESTS)."""
     used = u32_sub(half[0].prod_pvt, half[0].cons)
     return np.int64(half[0].nr_ents) - np.int64(used)
 
 
 @njit(nogil=True, cache=True)
-def unconsumed(words: np.ndarray, half: np.ndarray, peer: int, limit: int) -> int:
+def unconsumed(words: np.ndarray, half: np.ndarray, peer: int, limit: int) -> np.int64:
     """CONSUME: entries the peer has published and we have not taken, or RING_BROKEN.
 
     `limit` is the most that can honestly be outstanding: `nr_ents` for the back's requests,
@@ -96,7 +95,7 @@ def unconsumed(words: np.ndarray, half: np.ndarray, peer: int, limit: int) -> in
     """
     ahead = np.int64(u32_sub(load_acquire(words, peer), half[0].cons))
     if ahead > limit:
-        return RING_BROKEN
+        return np.int64(RING_BROKEN)
     return ahead
 
 

@@ -44,12 +44,12 @@ def spin_until_changed(
         return False
     for tried in range(spin[0].tries):
         if load_acquire(words, index) != seen:
-            spin[0].tries = np.uint32(min(np.int64(spin[0].tries) * 2, spin[0].tries_max))
+            spin[0].tries = np.uint32(min(np.int64(spin[0].tries) * 2, np.int64(spin[0].tries_max)))
             return True
         if tried & 63 == 0 and load_acquire(runnable, 0) > spin[0].nr_cpus:
             return False
         pause()
-    spin[0].tries = np.uint32(max(np.int64(spin[0].tries) // 2, TRIES_MIN))
+    spin[0].tries = np.uint32(max(np.int64(spin[0].tries) // 2, np.int64(TRIES_MIN)))
     return False
 
 

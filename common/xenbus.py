@@ -1,7 +1,7 @@
 """The xenbus handshake of a virtual block device, as a table.
 
-Owns: which step each end takes, given its own state and the other's; docs/design.md's diagram is drawn
-from this table. What a step does is in `frontend/vbd.py` and `backend/vbd.py`.
+Owns: which step each end takes, given its own state and the other's; docs/design.md's diagram is
+drawn from this table. What a step does is in `frontend/vbd.py` and `backend/vbd.py`.
 Rule: a pair of states that is not in the table asks for nothing: the end waits. Nothing a peer can
 write into xenstore is an error of ours.
 

@@ -37,6 +37,7 @@ from common.blkif import operation_of, put_request, put_segment, status_of
 from common.copying import copy_bytes, copy_page
 from common.counters import FRONTEND_COUNTERS
 from common.ring import REQ, RSP
+from common.u32 import u32_add
 from frontend.grants import NO_GREF, Grants, end_access, grant_access
 from frontend.page_pool import NO_PAGE, PagePool, return_to_head, return_to_tail, take_page
 
@@ -199,7 +200,7 @@ def _submit_one(dev: Blkfront, io: int) -> bool:
     issued = np.int64(dev.ios[io].issued_sectors)
     remaining = np.int64(dev.ios[io].nr_sectors) - issued
     pages = (remaining + SECTORS_PER_PAGE - 1) // SECTORS_PER_PAGE
-    nr_segments = min(pages, BLKIF_MAX_SEGMENTS_PER_REQUEST)
+    nr_segments = min(pages, np.int64(BLKIF_MAX_SEGMENTS_PER_REQUEST))
     bounce = front.grant_mode != PER_REQUEST
     if ring.free_requests(dev.half) == 0 or dev.grants.list[0].free < nr_segments:
         return False
@@ -215,7 +216,7 @@ def _submit_one(dev: Blkfront, io: int) -> bool:
     put_request(dev.qwords, at, operation, nr_segments, np.int64(front.handle), ident, sector)
     frame = np.int64(dev.ios[io].frame) + issued // SECTORS_PER_PAGE
     for index in range(nr_segments):
-        nr_sectors = min(remaining, SECTORS_PER_PAGE)
+        nr_sectors = min(remaining, np.int64(SECTORS_PER_PAGE))
         segment = dev.segments[ident, index]
         segment.frame, segment.nr_sectors = np.uint32(frame + index), np.uint32(nr_sectors)
         if bounce:
@@ -235,7 +236,7 @@ def _submit_one(dev: Blkfront, io: int) -> bool:
     dev.ios[io].issued_sectors = np.uint32(issued)
     dev.ios[io].outstanding += np.uint32(1)
     front.outstanding += np.uint32(1)
-    dev.half[0].prod_pvt = ring.u32_add(dev.half[0].prod_pvt, 1)
+    dev.half[0].prod_pvt = u32_add(dev.half[0].prod_pvt, 1)
     dev.counters[0].requests += np.uint64(1)
     dev.counters[0].segments += np.uint64(nr_segments)
     return True
@@ -250,9 +251,7 @@ def _bounce_page(dev: Blkfront, ident: int, index: int, operation: int) -> None:
     entry = dev.pool.pages[page]
     if entry.gref == NO_GREF:
         entry.gref = np.uint32(
-            grant_access(
-                dev.grants, np.int64(front.backend_domid), np.int64(entry.frame), False
-            )
+            grant_access(dev.grants, np.int64(front.backend_domid), np.int64(entry.frame), False)
         )
         dev.counters[0].grants_issued += np.uint64(1)
     segment.page, segment.gref = np.int32(page), entry.gref
@@ -319,7 +318,7 @@ def consume(dev: Blkfront) -> int:
             _complete(dev, np.int64(ident), status_of(word))
         if front.broken:
             return ring.RING_BROKEN
-        dev.half[0].cons = ring.u32_add(dev.half[0].cons, 1)
+        dev.half[0].cons = u32_add(dev.half[0].cons, 1)
     return waiting
 
 

@@ -1,9 +1,9 @@
 """A guest's disk for Python users: file-like, by offset, one piece or whole arrays at once.
 
 Owns: how bytes get into the guest's I/O buffers and back, and how a large transfer is cut.
-Rules: offsets and lengths are bytes, multiples of 512 (it is a block device without a cache, as with
-O_DIRECT); a transfer that fails raises OSError naming its sector; nothing is cached, so that when a
-call returns the backend has answered.
+Rules: offsets and lengths are bytes, multiples of 512 (it is a block device without a cache, as
+with O_DIRECT); a transfer that fails raises OSError naming its sector; nothing is cached, so that
+when a call returns the backend has answered.
 """
 
 import errno
@@ -150,9 +150,7 @@ class BlockDevice:
     def _run(self, count: int) -> None:
         dev, driver = self._dev, self._driver
         _enqueue_first(dev, count)
-        driver.run(
-            lambda: finish_queued(dev, *driver.event_args, *driver.spin_args), lambda: None
-        )
+        driver.run(lambda: finish_queued(dev, *driver.event_args, *driver.spin_args), lambda: None)
         dev.front["done"] = 0
         failed = np.flatnonzero(dev.ios["status"][:count] != BLKIF_RSP_OKAY)
         if len(failed):

@@ -1,7 +1,7 @@
 """What the compiled loops of a guest ask of the outside world, and the loop that waits for I/Os.
 
-Owns: the effects, and the part that a load and a block device share: submitting, and idling until the
-backend has answered.
+Owns: the effects, and the part that a load and a block device share: submitting, and idling until
+the backend has answered.
 """
 
 from typing import Final
@@ -24,9 +24,7 @@ DONE: Final = 4  # everything asked for is finished
 
 
 @njit(nogil=True, cache=True)
-def submit_queued(
-    dev: Blkfront, far_pending: np.ndarray, far_mask: np.ndarray, port: int
-) -> int:
+def submit_queued(dev: Blkfront, far_pending: np.ndarray, far_mask: np.ndarray, port: int) -> int:
     """Put queued I/Os on the ring while there is room, each published as it is written.
 
     Returns WAKE as soon as the backend must be woken, else SLICE.
@@ -72,5 +70,3 @@ def finish_queued(
             continue
         if idle(dev, spin, runnable) == WAIT:
             return WAIT
-
-

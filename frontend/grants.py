@@ -38,7 +38,7 @@ class Grants(NamedTuple):
 
 
 def new_grants(frames: np.ndarray) -> Grants:
-    """All entries of the grant-table `frames` (u8) free, in ascending order from the reserved on."""
+    """All entries of the grant-table `frames` (u8) free, ascending from the reserved ones on."""
     nr_entries = len(frames) // GRANT_ENTRY_V1.itemsize
     links = np.arange(1, nr_entries + 1, dtype=np.uint32)
     links[-1] = NO_GREF
@@ -49,11 +49,11 @@ def new_grants(frames: np.ndarray) -> Grants:
 
 
 @njit(nogil=True, cache=True)
-def grant_access(grants: Grants, domid: int, frame: int, readonly: bool) -> int:
+def grant_access(grants: Grants, domid: int, frame: int, readonly: bool) -> np.int64:
     """Let `domid` map `frame`; returns the gref, or NO_GREF if the table is full."""
     gref = np.int64(grants.list[0].head)
     if gref == NO_GREF:
-        return NO_GREF
+        return np.int64(NO_GREF)
     grants.list[0].head = grants.next[gref]
     grants.list[0].free -= np.uint32(1)
     flags = GTF_PERMIT_ACCESS | (GTF_READONLY if readonly else 0)

@@ -7,6 +7,7 @@ Control messages are tuples, `(command, *arguments)`; each is answered `("ok", r
 flush, disk, disconnect, exit.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
+from common.xenstore import XenStoreClient, XenStoreError
 
 from common import xenbus
 from common.abi import XEN_PAGE_SIZE
@@ -21,7 +23,6 @@ from common.hypercall import HypercallError, Hypercalls
 from common.machine_memory import MachineMemory, SegmentRefused, stats_of
 from common.process import begin_process
 from common.spinning import new_spin
-from common.xenstore import XenStoreClient, XenStoreError
 from frontend.block_device import BlockDevice
 from frontend.driver import DeviceBroken, Driver
 from frontend.load import LoadPlan, new_load, run
@@ -133,6 +134,7 @@ class Guest:
         job = new_load(
             plan, dev, self._versions, self._latency, self._config.domid, time.monotonic_ns()
         )
+
         def stop() -> None:
             job.load["stop"] = 1
 
@@ -209,8 +211,6 @@ def main(config: GuestConfig, control: Connection) -> None:
     try:
         Guest(config, control).serve()
     except (XenStoreError, HypercallError, SegmentRefused, OSError, EOFError) as error:
-        try:
+        with contextlib.suppress(OSError):  # the supervisor is gone: this process goes with it
             control.send(("error", f"domain {config.domid}: {error}"))
-        except OSError:
-            pass  # the supervisor is gone, and this process goes with it
         raise SystemExit(1) from error

@@ -145,7 +145,7 @@ def _random(job: Load) -> np.uint64:
 
 
 @njit(nogil=True, cache=True)
-def _choose_block(job: Load) -> int:
+def _choose_block(job: Load) -> np.int64:
     """A block no I/O in flight touches, or -1 if none was found."""
     load = job.load[0]
     for _ in range(BLOCK_TRIES):

@@ -17,7 +17,7 @@ POOL_PAGE: Final = np.dtype([("gref", "<u4"), ("frame", "<u4"), ("next", "<i4")]
 
 
 class PagePool(NamedTuple):
-    """`pages`: POOL_PAGE, one each; `list`: POOL_LIST, one. A page's gref is 0 while not granted."""
+    """`pages`: POOL_PAGE, one each; `list`: POOL_LIST, one. gref is 0 while not granted."""
 
     pages: np.ndarray
     list: np.ndarray
@@ -35,11 +35,11 @@ def new_pool(first_frame: int, nr_pages: int) -> PagePool:
 
 
 @njit(nogil=True, cache=True)
-def take_page(pool: PagePool) -> int:
+def take_page(pool: PagePool) -> np.int64:
     """The page at the head, or NO_PAGE."""
     page = np.int64(pool.list[0].head)
     if page == NO_PAGE:
-        return NO_PAGE
+        return np.int64(NO_PAGE)
     pool.list[0].head = pool.pages[page].next
     if pool.pages[page].next == NO_PAGE:
         pool.list[0].tail = NO_PAGE

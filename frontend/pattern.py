@@ -1,9 +1,9 @@
 """What the load writes, so that every later read can be checked against it.
 
 Owns: the contents of a sector as a function of where it is and how often it was written: 64 words,
-`seed(disk, sector, version) + k * STEP`. A sector in the wrong place, of the wrong disk, of an older
-write, torn or shifted has other words. Version 0 is a sector never written: zeros.
-`versions` (u32, one a sector) is the guest's memory of its own disk; UNKNOWN is not checked.
+`seed(disk, sector, version) + k * STEP`. A sector in the wrong place, of the wrong disk, of an
+older write, torn or shifted has other words. Version 0 is a sector never written: zeros. `versions`
+(u32, one a sector) is the guest's memory of its own disk; UNKNOWN is not checked.
 """
 
 from typing import Any, Final
@@ -46,7 +46,7 @@ def fill(address: int, disk: int, sector: int, nr_sectors: int, versions: np.nda
     words = _carray(np.uint64(address), nr_sectors * WORDS)
     for at in range(nr_sectors):
         version = (np.int64(versions[sector + at]) + 1) & UNKNOWN
-        if version == 0 or version == UNKNOWN:
+        if version in (0, UNKNOWN):
             version = np.int64(1)
         versions[sector + at] = np.uint32(version)
         seed = sector_seed(disk, sector + at, version)
@@ -55,9 +55,7 @@ def fill(address: int, disk: int, sector: int, nr_sectors: int, versions: np.nda
 
 
 @njit(nogil=True, cache=True)
-def mismatches(
-    address: int, disk: int, sector: int, nr_sectors: int, versions: np.ndarray
-) -> int:
+def mismatches(address: int, disk: int, sector: int, nr_sectors: int, versions: np.ndarray) -> int:
     """How many of `nr_sectors` sectors at `address` are not what was last written there."""
     words = _carray(np.uint64(address), nr_sectors * WORDS)
     wrong = 0

@@ -1,4 +1,4 @@
-"""The frontend's xenbus driver of one virtual disk: the handshake's steps, as Linux's blkfront takes them.
+"""The frontend's xenbus driver of one virtual disk: the handshake's steps, as blkfront takes them.
 
 Owns: the store keys the frontend writes, the ring's frame and its grant, the event channel.
 `common/xenbus.py` says when a step is due. Runs in the guest's main thread.
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from common.xenstore import XenStoreClient, XenStoreError
 
 from common import abi, xenbus
 from common.event_channel import EventChannel, channel_address
 from common.hypercall import Hypercalls
 from common.machine_memory import MachineMemory, stats_of
-from common.xenstore import XenStoreClient, XenStoreError
 from frontend.blkfront import (
     PER_REQUEST,
     PERSISTENT,

@@ -1,7 +1,7 @@
 """The hypervisor's process: makes domains and their memory, answers hypercalls, serves xenstore.
 
-Owns: the sockets around the sans-I/O cores, and the segments. One thread answers hypercalls, so they
-are served one at a time (`hypercalls.py` needs no locks); xenstore and the memory service have
+Owns: the sockets around the sans-I/O cores, and the segments. One thread answers hypercalls, so
+they are served one at a time (`hypercalls.py` needs no locks); xenstore and the memory service have
 threads of their own that sleep while a load runs.
 Rule: the caller of a hypercall is the socket it came in on: one REP socket for each vCPU of each
 domain.
@@ -16,6 +16,9 @@ from typing import Final
 
 import numpy as np
 import zmq
+from hypervisor.cpus import Cpus
+from hypervisor.hypercalls import Hypervisor
+from hypervisor.xenstore.server import XenStoreServer
 
 from common.abi import DOMID_0, HYPERVISOR_DOMCTL, XEN_PAGE_SIZE
 from common.hypercall import (
@@ -36,10 +39,7 @@ from common.machine_memory import (
 )
 from common.memory import Segment, SharedMemoryError, create_segment
 from common.process import begin_process
-from hypervisor.cpus import Cpus
-from hypervisor.hypercalls import Hypervisor
 from hypervisor.memory_service import MemoryService
-from hypervisor.xenstore.server import XenStoreServer
 
 DOM0_RAM_FRAMES: Final = 16
 
@@ -134,8 +134,9 @@ class Broker:
         if (domid, "ram") in self._segments:
             return -errno.EEXIST
         try:
-            self._create(domid, int(order["nr_vcpus"]), int(order["ram_frames"]),
-                         int(order["grant_frames"]))
+            self._create(
+                domid, int(order["nr_vcpus"]), int(order["ram_frames"]), int(order["grant_frames"])
+            )
         except SharedMemoryError as error:
             self._control.send(("error", str(error)))  # the toolstack reads it when it sees ENOMEM
             return -errno.ENOMEM
@@ -176,14 +177,15 @@ class Broker:
         self._memory.listen(domid)
         for vcpu in range(nr_vcpus):
             sock: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REP)
-            sock.maxmsgsize = MESSAGE_MAX
+            sock.setsockopt(zmq.MAXMSGSIZE, MESSAGE_MAX)
             sock.bind(hypercall_address(self._config.run_dir, domid, vcpu))
             self._sockets[sock] = (domid, vcpu)
             self._poller.register(sock, zmq.POLLIN)
 
     def _make(self, domid: int, name: str, nbytes: int) -> Segment:
-        fd = create_segment(f"grantlab-{self._config.topology_id}-{domid}-{name}",
-                            whole_pages(nbytes))
+        fd = create_segment(
+            f"grantlab-{self._config.topology_id}-{domid}-{name}", whole_pages(nbytes)
+        )
         segment = Segment(fd)
         self._segments[domid, name] = segment
         self._memory.add(domid, name, fd)
@@ -206,5 +208,3 @@ def main(config: BrokerConfig, control: Connection) -> None:
         control.send(("error", f"hypervisor: {error}"))
         raise SystemExit(1) from error
     broker.serve()
-
-

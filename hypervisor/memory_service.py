@@ -2,8 +2,8 @@
 
 Owns: who may have which segment. A domain gets its own; dom0 (and the toolstack in it) any, but for
 the grant tables of others, which are between a domain and the hypervisor.
-Rule: the caller is whose socket it came in on. A malformed or forbidden request is refused, a silent
-caller is dropped: neither delays anybody else.
+Rule: the caller is whose socket it came in on. A malformed or forbidden request is refused, a
+silent caller is dropped: neither delays anybody else.
 """
 
 import os

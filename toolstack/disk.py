@@ -1,4 +1,4 @@
-"""A guest's disk as the user's Python sees it: `frontend.block_device.BlockDevice`, asked from afar.
+"""A guest's disk for the user's Python: `frontend.block_device.BlockDevice`, asked from afar.
 
 The bytes go over the guest's control pipe; the I/O itself is the guest's, through its ring.
 """

@@ -5,7 +5,8 @@ Rules
 1. Every process is forked from one warm server that has all compiled code in place.
 2. A process that dies before it is told to is a MachineError that names it and how it died,
    whatever the caller was waiting for.
-3. Whatever dies, `kill -9` included: processes end with their parent (PR_SET_PDEATHSIG), memory has no
+3. Whatever dies, `kill -9` included: processes end with their parent (PR_SET_PDEATHSIG), memory has
+   no
    names, and the run directory goes with the supervisor or, failing that, its janitor.
 """
 

@@ -6,8 +6,9 @@ Source: `tests/golden/handshake-writes.txt`.
 
 from typing import Final
 
-from common.xenbus import INITIALISING, backend_path, frontend_path
 from common.xenstore import XenStoreClient
+
+from common.xenbus import INITIALISING, backend_path, frontend_path
 
 XVDA: Final = 51712  # 202 << 8: Xen's block major, first disk
 
@@ -45,4 +46,3 @@ def create_vbd(store: XenStoreClient, domid: int, disk_mib: int) -> None:
 def take_offline(store: XenStoreClient, domid: int) -> None:
     """Tell the backend that this disk, once closed, is not to come back."""
     store.write(f"{backend_path(domid, XVDA)}/online", b"0")
-

@@ -1,7 +1,7 @@
-"""Compiles, or loads from the cache, everything that a machine runs, in one small machine in memory.
+"""Compiles, or loads from the cache, everything a machine runs, in one tiny machine in memory.
 
-The fork server imports this module before its first fork, so that each process of the machine is born
-with its compiled code in place and shares those pages with the others.
+The fork server imports this module before its first fork, so that each process of the machine is
+born with its compiled code in place and shares those pages with the others.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ from common.event_channel import clear_mask, clear_pending, event_words, set_pen
 from common.histogram import BUCKETS
 from common.machine_memory import HOST, STATS
 from common.spinning import new_spin, starts_to_run, stops_running
-from frontend import load
+from frontend import effects, load
 from frontend.blkfront import PER_REQUEST, PERSISTENT, Blkfront, end_pool_access, new_blkfront
 from frontend.block_device import _enqueue_first
 from frontend.effects import finish_queued
@@ -96,7 +96,7 @@ def _run_load(machine: _TinyMachine, front: Blkfront) -> None:
     front.ios["frame"] = 1 + POOL_PAGES + np.arange(4)
     job = load.new_load(plan, front, np.zeros(DISK_SECTORS, np.uint32), machine.latency, 1, 0)
     args = (machine.pending, machine.mask, 2, machine.spin, machine.runnable)
-    while load.run(front, job, *args) != load.DONE:
+    while load.run(front, job, *args) != effects.DONE:
         machine.serve()
 
 

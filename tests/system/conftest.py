@@ -1,0 +1,54 @@
+"""System tests start real processes: what they leave behind is checked after each one."""
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+OUR_NAMES = ("gl-hypervisor", "gl-dom0", "gl-guest-")
+
+
+def leftovers(run_base: str) -> list[str]:
+    """Run directories below `run_base`, shared memory of ours anywhere, processes under us."""
+    found = [str(path) for path in Path(run_base).glob("grantlab-*")]
+    found += [str(path) for path in Path("/dev/shm").glob("grantlab-*")]
+    children = psutil.Process().children(recursive=True)
+    found += [p.name() for p in children if p.name().startswith(OUR_NAMES)]
+    return found
+
+
+@pytest.fixture
+def run_base(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A directory of this test's own for run directories; short, as socket paths are."""
+    base = tempfile.mkdtemp(prefix="gl-", dir="/tmp")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", base)
+    return base
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(run_base: str) -> Iterator[None]:
+    """Within five seconds of a test's end, nothing of its machines exists."""
+    yield
+    deadline = time.monotonic() + 5
+    while leftovers(run_base) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert leftovers(run_base) == []
+    os.rmdir(run_base)
+
+
+def grantlab(*args: str, run_base: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    return subprocess.run(
+        ["./run.sh", *args],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "XDG_RUNTIME_DIR": run_base},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

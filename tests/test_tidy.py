@@ -1,0 +1,138 @@
+"""The house rules that a machine can check: arrows between packages, sizes, idioms."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("common", "hypervisor", "frontend", "backend", "simulator", "toolstack", "bench")
+SIBLINGS = {"hypervisor", "frontend", "backend"}
+MAY_IMPORT = {
+    "common": {"common"},
+    "hypervisor": {"common", "hypervisor"},
+    "frontend": {"common", "frontend"},
+    "backend": {"common", "backend"},
+    "simulator": {"common", *SIBLINGS, "simulator"},
+    "toolstack": {"common", *SIBLINGS, "simulator", "toolstack"},
+    "bench": set(PACKAGES),
+}
+FILE_LINES_MAX = 400
+FUNCTION_LINES_MAX = 70
+
+# The sans-I/O cores: no clock, no randomness, no thread, no socket, no file.
+CORES = (
+    "common/abi.py",
+    "common/ring.py",
+    "common/blkif.py",
+    "common/u32.py",
+    "common/xenbus.py",
+    "common/xenstore_wire.py",
+    "frontend/blkfront.py",
+    "frontend/grants.py",
+    "frontend/page_pool.py",
+    "backend/blkback.py",
+    "backend/phases.py",
+    "backend/persistent_grants.py",
+    "backend/red_black.py",
+    "hypervisor/grant_table.py",
+    "hypervisor/cpus.py",
+    "hypervisor/event_channels.py",
+    "hypervisor/hypercalls.py",
+    "hypervisor/domains.py",
+)
+FORBIDDEN_IN_CORES = {
+    "time", "random", "threading", "socket", "selectors", "os", "mmap", "zmq", "posix_ipc",
+    "multiprocessing", "subprocess", "common.clock", "common.memory", "common.process",
+}  # fmt: skip
+
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: relative import"
+            found |= {node.module or ""} | {f"{node.module}.{a.name}" for a in node.names}
+    return found
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(SOURCES) > 30
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_imports_only_point_down(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    ours = {name.split(".")[0] for name in imports_of(path)} & set(PACKAGES)
+    assert ours <= MAY_IMPORT[package]
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_a_core_knows_no_outside_world(name: str) -> None:
+    assert not imports_of(ROOT / name) & FORBIDDEN_IN_CORES
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= FILE_LINES_MAX
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= FUNCTION_LINES_MAX, f"{node.name}: {lines} lines"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_every_file_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_no_file_is_a_drawer() -> None:
+    assert not [p for p in SOURCES if p.name in ("utils.py", "helpers.py", "misc.py")]
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    modules = {name_of(p)[:-3].replace("/", ".").removesuffix(".__init__"): p for p in SOURCES}
+    graph = {name: imports_of(path) & set(modules) - {name} for name, path in modules.items()}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join([*trail, name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_is_swallowed_in_silence(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}: bare except"
+            if [type(n) for n in node.body] == [ast.Pass]:
+                line = path.read_text().splitlines()[node.body[0].lineno - 1]
+                assert "#" in line, f"line {node.lineno}: a pass that does not say why"
+
+
+def test_the_handshake_diagram_is_drawn_from_the_table() -> None:
+    from common.xenbus import diagram
+
+    assert diagram() in (ROOT / "docs/design.md").read_text()
+
+
+def test_no_machine_path_or_registry_is_named() -> None:
+    named = re.compile(r"https?://(?!github\.com|xenbits\.xen)\S+|/work/|/root/")
+    for path in (*SOURCES, ROOT / "README.md", ROOT / "run.sh", ROOT / "requirements.lock"):
+        assert not named.search(path.read_text()), name_of(path)
