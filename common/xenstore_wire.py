@@ -2,8 +2,8 @@
 
 Owns: how a message looks. What it means is the business of `common/xenstore.py` (who asks) and of
 `hypervisor/xenstore` (who answers).
-Rules: sans-I/O. A stream that cannot be followed any more is `broken` for good; the owner closes it.
-What was complete before the break is still delivered, however the bytes were cut into chunks.
+Rules: sans-I/O. A stream that cannot be followed any more is `broken` for good; the owner closes
+it. What was complete before the break is still delivered, however the bytes were cut into chunks.
 
 Source: Xen's `io/xs_wire.h` and `docs/misc/xenstore.txt`.
 """
@@ -72,7 +72,7 @@ XSD_ERRORS: Final = frozenset(
 
 
 class Packet(NamedTuple):
-    """One message. `type` is any u32 here: whether it is a MessageType is the receiver's question."""
+    """One message. `type` is any u32: whether it is a MessageType is the receiver's question."""
 
     type: int
     req_id: int
@@ -109,7 +109,7 @@ class Parser:
         if self.broken is not None:
             return []
         self._buffer += data
-        packets = []
+        packets: list[Packet] = []
         start = 0
         while len(self._buffer) - start >= HEADER.size:
             kind, req_id, tx_id, length = HEADER.unpack_from(self._buffer, start)

@@ -1,0 +1,4 @@
+"""Below the domains: grant tables, event channels, CPUs, memory, xenstore, and the process of them.
+
+Nothing here imports from `frontend`, `backend`, `simulator` or `toolstack`.
+"""

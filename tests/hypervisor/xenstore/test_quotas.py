@@ -1,0 +1,124 @@
+"""Each limit on its own: the last that fits, the first that does not, and dom0 above it all."""
+
+import pytest
+
+from common.xenstore_wire import MessageType
+from tests.hypervisor.xenstore.world import OK, World
+
+
+def test_a_guest_owns_as_many_nodes_as_the_quota_says_and_removing_gives_room():
+    world = World(nodes=4)  # its home is one
+    assert world.guest.do("write a/b/c 1") == OK
+    assert world.guest.do("mkdir d") == "ENOSPC"
+    assert world.guest.do("rm a/b") == OK
+    assert world.guest.do("mkdir d") == OK
+
+
+def test_a_creation_over_the_quota_creates_no_part_of_the_path():
+    world = World(nodes=3)
+    assert world.guest.do("mkdir a/b/c") == "ENOSPC"
+    assert world.guest.do("ls /local/domain/1") == b""
+    assert world.store.tree.owned(1) == 1
+
+
+def test_one_guests_nodes_are_not_charged_to_another():
+    world = World(nodes=2)
+    assert world.guest.do("mkdir a") == OK
+    assert world.other.do("mkdir a") == OK
+
+
+@pytest.mark.parametrize(("nbytes", "reply"), [(92, OK), (93, "ENOSPC")])
+def test_a_node_is_limited_in_size(nbytes, reply):
+    world = World(node_bytes=100)  # 8 for its one permission
+    assert world.guest.do("write a " + "x" * nbytes) == reply
+
+
+def test_the_names_of_children_count_to_the_size_of_a_node():
+    world = World(node_bytes=100)
+    assert world.guest.do("mkdir " + "n" * 91) == OK
+    assert world.guest.do("mkdir m") == "ENOSPC"
+    assert world.guest.do("mkdir " + "n" * 91 + "/" + "o" * 92) == "ENOSPC"
+    assert world.guest.do("mkdir p/" + "o" * 92) == "ENOSPC"
+
+
+def test_a_node_has_a_limited_number_of_permissions():
+    world = World(permissions=2)
+    assert world.guest.do("perms /local/domain/1 n1 r2") == OK
+    assert world.guest.do("perms /local/domain/1 n1 r2 r0") == "ENOSPC"
+
+
+def test_watches_are_limited_for_all_connections_of_a_domain_together():
+    world = World(watches=2)
+    second = world.client(1)
+    assert world.guest.do("watch a t") == OK
+    assert second.do("watch a t") == OK
+    assert world.guest.do("watch b t") == "E2BIG"
+    assert second.do("unwatch a t") == OK
+    assert world.guest.do("watch b t") == OK
+
+
+def test_a_watch_that_exists_is_eexist_and_charged_once():
+    world = World(watches=2)
+    assert [world.guest.do("watch a t") for _ in range(3)] == [OK, "EEXIST", "EEXIST"]
+    assert world.guest.do("watch b t") == OK
+
+
+def test_open_transactions_are_limited_and_ending_one_gives_room():
+    world = World(transactions=2)
+    first = world.guest.begin()
+    world.guest.begin()
+    assert world.guest.ask(MessageType.TRANSACTION_START) == "ENOSPC"
+    assert world.guest.end(first, "F") == OK
+    world.guest.begin()
+
+
+def test_a_transaction_looks_at_a_limited_number_of_nodes():
+    world = World(transaction_nodes=6)
+    tx = world.guest.begin()
+    assert world.guest.do("mkdir a", tx=tx) == OK  # looks at a and at home
+    assert world.guest.do("mkdir b", tx=tx) == OK
+    assert world.guest.do("mkdir c", tx=tx) == OK
+    assert world.guest.do("write a again", tx=tx) == OK
+    assert [world.guest.do(f"mkdir {name}", tx=tx) for name in "defg"][-1] == "ENOSPC"
+
+
+def test_a_removal_that_a_transaction_cannot_hold_removes_nothing():
+    world = World(transaction_nodes=4)
+    for name in "abcd":
+        world.guest.do(f"mkdir top/{name}")
+    tx = world.guest.begin()
+    assert world.guest.do("rm top", tx=tx) == "ENOSPC"
+    assert world.guest.do("ls top", tx=tx) == b"a\0b\0c\0d\0"
+    assert world.guest.end(tx) == OK
+    assert world.guest.do("ls top") == b"a\0b\0c\0d\0"
+
+
+def test_two_transactions_cannot_pass_the_node_quota_together():
+    world = World(nodes=3)
+    world.guest.do("mkdir a")
+    world.dom0.do("mkdir /shared")
+    world.dom0.do("perms /shared b0")
+    first, second = world.guest.begin(), world.guest.begin()
+    assert world.guest.do("mkdir a/x", tx=first) == OK
+    assert world.guest.do("mkdir /shared/y", tx=second) == OK
+    assert world.guest.end(first) == OK
+    assert world.guest.end(second) == "ENOSPC"
+    assert world.store.tree.owned(1) == 3
+
+
+def test_a_guest_has_a_limited_number_of_connections_and_closing_one_gives_room():
+    world = World(connections=2)
+    second = world.client(1)
+    assert world.store.join(1) is None
+    second.connection.close()
+    assert world.store.join(1) is not None
+
+
+def test_dom0_has_no_quotas():
+    world = World(nodes=1, node_bytes=1, permissions=1, watches=0, transactions=0, connections=1)
+    assert world.dom0.do("write /a/b/c " + "x" * 4000) == OK
+    assert world.dom0.do("perms /a n0 r1 r2 r3") == OK
+    assert world.dom0.do("watch /a t") == OK
+    world.dom0.begin()
+    world.client(0)
+    world.client(0)

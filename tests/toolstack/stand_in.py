@@ -1,0 +1,163 @@
+"""Snapshots made by hand, and a machine that is only arithmetic: no process, no clock."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import numpy as np
+
+from common.counters import (
+    BACKEND_COUNTERS,
+    CPU_COUNTERS,
+    FRONTEND_COUNTERS,
+    HYPERVISOR_COUNTERS,
+)
+from common.histogram import BUCKETS, bucket_of
+from toolstack.loadspec import LoadSpec
+from toolstack.snapshot import Snapshot
+from toolstack.topology import Topology
+
+
+def record(dtype: np.dtype[np.void], **values: int) -> np.ndarray:
+    """A one-element counter block, zero but for `values`."""
+    block = np.zeros(1, dtype)
+    for name, value in values.items():
+        block[name] = value
+    return block
+
+
+def latencies(*microseconds: int) -> np.ndarray:
+    """A latency block of these."""
+    counts = np.zeros(BUCKETS, np.uint64)
+    for value in microseconds:
+        counts[bucket_of(value * 1000)] += np.uint64(1)
+    return counts
+
+
+def snapshot(
+    at_s: float = 0.0,
+    *,
+    frontend: dict[int, dict[str, int]] | None = None,
+    backend: dict[int, dict[str, int]] | None = None,
+    hypervisor: dict[int, dict[str, int]] | None = None,
+    latency: dict[int, tuple[int, ...]] | None = None,
+    ipis_received: tuple[int, ...] = (0, 0),
+    host_tlb_shootdowns: int | None = 0,
+    cpu_seconds: float = 0.0,
+) -> Snapshot:
+    """A snapshot of guests 1 and 2, zero but for what is named."""
+    domids = (1, 2)
+    cpus = np.zeros(len(ipis_received), CPU_COUNTERS)
+    cpus["ipis_received"] = ipis_received
+
+    def blocks(dtype: Any, given: dict[int, dict[str, int]] | None) -> dict[int, np.ndarray]:
+        return {domid: record(dtype, **(given or {}).get(domid, {})) for domid in domids}
+
+    return Snapshot(
+        at_s=at_s,
+        frontend=blocks(FRONTEND_COUNTERS, frontend),
+        backend=blocks(BACKEND_COUNTERS, backend),
+        hypervisor=blocks(HYPERVISOR_COUNTERS, hypervisor),
+        latency={domid: latencies(*(latency or {}).get(domid, ())) for domid in domids},
+        cpus=cpus,
+        host_tlb_shootdowns=host_tlb_shootdowns,
+        cpu_seconds=cpu_seconds,
+    )
+
+
+class StandIn:
+    """What `toolstack.machine.Machine` is to the command line, without processes.
+
+    A request of 4 KiB costs what the mode says; a step of the load is half a second and 1,000
+    requests a guest. during_load is called after the first step.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        during_load: Callable[["StandIn"], None] = lambda machine: None,
+    ) -> None:
+        self.topology = topology
+        self.during_load = during_load
+        self.specs: list[LoadSpec] = []
+        self.xenstore_path, self.run_dir = "/run/stand-in/xenstored", "/run/stand-in"
+        self.pids = {"hypervisor": 11, "dom0": 12}
+        self.pids |= {f"guest-{domid}": 12 + domid for domid in self._domids()}
+        self.times_closed = 0
+        self._now_s, self._steps = 100.0, 0
+        self.verify_errors = self.io_errors = self.left_mapped = 0
+        self.booted: Snapshot | None = self.snapshot()
+        self.connected: Snapshot | None = self.snapshot()
+        self.closed: Snapshot | None = None
+
+    def _domids(self) -> range:
+        return range(1, self.topology.guests + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.times_closed += 1
+        self.closed = self.snapshot()
+
+    def snapshot(self) -> Snapshot:
+        requests = 1000 * self._steps
+        maps = 0 if self.topology.mode == "persistent" else requests
+        targets = self.topology.dom0_vcpus - 1
+        cpus = np.zeros(self.topology.dom0_vcpus, CPU_COUNTERS)
+        cpus["ipis_received"][1:] = maps * self.topology.guests
+        front = {
+            "ios": requests,
+            "requests": requests,
+            "segments": requests,
+            "bytes_read": requests * 4096,
+            "verify_errors": self.verify_errors,
+            "io_errors": self.io_errors,
+        }
+        hypervisor = {
+            "map_ops": maps,
+            "unmap_ops": maps,
+            "flushes": maps,
+            "hypercalls": 2 * maps,
+            "ipis": maps * targets,
+            "grants_mapped": self.left_mapped,
+        }
+        return Snapshot(
+            at_s=self._now_s,
+            frontend={d: record(FRONTEND_COUNTERS, **front) for d in self._domids()},
+            backend={d: record(BACKEND_COUNTERS) for d in self._domids()},
+            hypervisor={d: record(HYPERVISOR_COUNTERS, **hypervisor) for d in self._domids()},
+            latency={d: latencies(*[50] * self._steps) for d in self._domids()},
+            cpus=cpus,
+            host_tlb_shootdowns=7 * self._steps,
+            cpu_seconds=0.5 * self._steps,
+        )
+
+    def load(self, spec: LoadSpec, every_s: float = 0.5) -> Iterator[Snapshot]:
+        self.specs.append(spec)
+        for step in range(4):
+            self._now_s += every_s
+            self._steps += 1
+            if step == 1:
+                self.during_load(self)
+            yield self.snapshot()
+
+    def guest(self, domid: int) -> Any:
+        raise NotImplementedError
+
+    def counters(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class Starter:
+    """Starts stand-ins, and remembers them: the `obj` to hand to the command line."""
+
+    def __init__(self, during_load: Callable[[StandIn], None] = lambda machine: None) -> None:
+        self.machines: list[StandIn] = []
+        self._during_load = during_load
+
+    def __call__(self, topology: Topology) -> StandIn:
+        self.machines.append(StandIn(topology, self._during_load))
+        return self.machines[-1]

@@ -1,0 +1,349 @@
+"""The command line, on machines that are only arithmetic (`stand_in.py`)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.toolstack.stand_in import StandIn, Starter
+from toolstack.__main__ import main
+from toolstack.cli import FLAGS, Flag, cli
+
+ROOT = Path(__file__).parents[2]
+
+
+def grantlab(*args: str, starter: Starter | None = None) -> Result:
+    return CliRunner().invoke(cli, args, obj=starter or Starter(), env={"COLUMNS": "80"})
+
+
+def modes(starter: Starter) -> list[str]:
+    return [machine.topology.mode for machine in starter.machines]
+
+
+def refused(*args: str) -> str:
+    """The one line of an error for which nothing was started."""
+    starter = Starter()
+    result = grantlab(*args, starter=starter)
+    assert result.exit_code == 2
+    assert starter.machines == []
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("grantlab: error: ")
+    return line.removeprefix("grantlab: error: ")
+
+
+def test_without_arguments_both_modes_run_and_are_compared() -> None:
+    starter = Starter()
+    result = grantlab(starter=starter)
+    assert result.exit_code == 0
+    assert modes(starter) == ["non-persistent", "persistent"]
+    assert [machine.times_closed for machine in starter.machines] == [1, 1]
+    assert "persistent did 1.00 times the IOPS of non-persistent" in " ".join(result.stdout.split())
+    assert result.stderr == ""
+
+
+def test_each_machine_is_introduced_in_one_line_with_pids_and_store() -> None:
+    lines = grantlab("--guests", "2", "--persistent").stdout.splitlines()
+    assert lines[0] == (
+        "persistent: hypervisor 11, dom0 12, guest-1 13, guest-2 14;"
+        " XENSTORED_PATH=/run/stand-in/xenstored xenstore-ls"
+    )
+
+
+def test_progress_is_a_plain_line_a_second_where_there_is_no_terminal() -> None:
+    text = grantlab("--persistent").stdout
+    assert sum(" s elapsed" in line for line in text.splitlines()) == 2
+
+
+def test_quiet_leaves_only_the_tables() -> None:
+    text = grantlab("--quiet").stdout
+    assert "elapsed" not in text and "XENSTORED_PATH" not in text
+    assert "IOPS" in text
+
+
+@pytest.mark.parametrize("command", [(), ("run",)])
+def test_the_command_s_name_may_be_left_out(command: tuple[str, ...]) -> None:
+    starter = Starter()
+    assert grantlab(*command, "--guests", "8", "--persistent", starter=starter).exit_code == 0
+    assert starter.machines[0].topology.guests == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--persistent"], ["persistent"]),
+        (["--no-persistent"], ["non-persistent"]),
+        (["--backend-without-persistent"], ["backend-without-persistent"]),
+        (
+            ["--persistent", "--backend-without-persistent", "--no-persistent"],
+            ["non-persistent", "backend-without-persistent", "persistent"],
+        ),
+    ],
+)
+def test_the_modes_that_are_named_run(flags: list[str], expected: list[str]) -> None:
+    starter = Starter()
+    assert grantlab(*flags, starter=starter).exit_code == 0
+    assert modes(starter) == expected
+
+
+def test_every_flag_reaches_its_setting() -> None:
+    starter = Starter()
+    flags = (
+        "--preset 2012 --guests 3 --dom0-vcpus 5 --flush-policy precise --batching drain"
+        " --max-persistent-grants 9 --spin off --disk-mib 16 --rw write --rwmixread 1 --bs 8k"
+        " --iodepth 2 --runtime 1.5 --ios 77 --seed 6 --no-verify --persistent"
+    )
+    assert grantlab(*flags.split(), starter=starter).exit_code == 0
+    (machine,) = starter.machines
+    assert machine.topology.given() == {
+        "preset": "2012", "guests": 3, "dom0_vcpus": 5, "flush_policy": "precise",
+        "batching": "drain", "max_persistent_grants": 9, "spin": "off", "disk_mib": 16, "seed": 6,
+        "persistent": True, "backend_persistent": True, "buffer_mib": 8,
+    }  # fmt: skip
+    assert machine.specs[0].model_dump() == {
+        "rw": "write", "rwmixread": 1, "bs": 8192, "iodepth": 2, "runtime_s": 1.5, "ios": 77,
+        "seed": 6, "verify": False,
+    }  # fmt: skip
+
+
+def test_guests_get_the_buffers_that_the_load_needs() -> None:
+    starter = Starter()
+    grantlab("--bs", "1m", "--iodepth", "200", "--persistent", starter=starter)
+    assert starter.machines[0].topology.buffer_mib == 200
+
+
+def test_a_flag_overrides_the_config_file(tmp_path: Path) -> None:
+    config = tmp_path / "lab.toml"
+    config.write_text('[topology]\nguests = 9\ndom0_vcpus = 3\n[load]\nbs = "8k"\nios = 5\n')
+    starter = Starter()
+    grantlab("--config", str(config), "--guests", "2", "--ios", "6", starter=starter)
+    machine = starter.machines[0]
+    assert (machine.topology.guests, machine.topology.dom0_vcpus) == (2, 3)
+    assert (machine.specs[0].bs, machine.specs[0].ios) == (8192, 6)
+
+
+def test_a_preset_by_flag_reaches_what_the_file_left_open(tmp_path: Path) -> None:
+    config = tmp_path / "lab.toml"
+    config.write_text('[topology]\npreset = "today"\n')
+    starter = Starter()
+    grantlab("--config", str(config), "--preset", "2012", starter=starter)
+    assert starter.machines[0].topology.flush_policy == "mask-2012"
+
+
+def test_a_file_may_name_the_one_mode_to_run(tmp_path: Path) -> None:
+    config = tmp_path / "lab.toml"
+    config.write_text("[topology]\nbackend_persistent = false\n")
+    starter = Starter()
+    grantlab("--config", str(config), starter=starter)
+    assert modes(starter) == ["backend-without-persistent"]
+
+
+def test_a_mode_that_is_named_overrides_the_file_s(tmp_path: Path) -> None:
+    config = tmp_path / "lab.toml"
+    config.write_text("[topology]\npersistent = false\n")
+    starter = Starter()
+    grantlab("--config", str(config), "--persistent", starter=starter)
+    assert modes(starter) == ["persistent"]
+
+
+def test_results_are_written_for_each_mode(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    assert grantlab("--json", str(path)).exit_code == 0
+    found = json.loads(path.read_text())
+    assert found["schema"] == 1
+    assert [run["config"]["mode"] for run in found["runs"]] == ["non-persistent", "persistent"]
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["--guests", "65"], "guests: 65 is not in 1..64"),
+        (["run", "--guests", "x"], "guests: 'x' is not in 1..64"),
+        (["--runtime", "0"], "runtime: 0 is not above 0, at most 1000000"),
+        (["--bs", "1000"], "bs: 1000 is not a multiple of 512 in 512..1m"),
+        (
+            ["--flush-policy", "foo"],
+            "flush-policy: 'foo' is not one of mask, mask-2012, accessed, precise",
+        ),
+        (["--gests", "4"], "no such flag --gests; did you mean --guests?"),
+        (["--no-verfy"], "no such flag --no-verfy; did you mean --no-verify?"),
+        (["--zzzzzz"], "no such flag --zzzzzz; see --help"),
+        (["--guests"], "option '--guests' requires an argument"),
+        (["--persistent=1"], "option '--persistent' does not take a value"),
+        (["--guests", "4", "more"], "got unexpected extra argument (more)"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_starts(args: list[str], line: str) -> None:
+    assert refused(*args) == line
+
+
+def test_an_unknown_command_is_named() -> None:
+    assert "'simulat'" in refused("simulat")
+
+
+def test_a_bad_config_file_is_named_with_its_bad_setting(tmp_path: Path) -> None:
+    config = tmp_path / "lab.toml"
+    config.write_text("[topology]\nguests = 0\n")
+    assert refused("--config", str(config)) == f"config '{config}': guests: 0 is not in 1..64"
+
+
+def test_buffers_in_a_file_that_are_too_small_for_the_flags_are_refused(tmp_path: Path) -> None:
+    config = tmp_path / "lab.toml"
+    config.write_text("[topology]\nbuffer_mib = 1\n")
+    assert refused("--config", str(config), "--bs", "1m").startswith("buffer-mib: 1 is too small")
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_anything_starts() -> None:
+    assert refused("--json", "/nonexistent/out.json").startswith("json: '/nonexistent/out.json'")
+
+
+def failing(change: Callable[[StandIn], None], *args: str) -> tuple[Starter, Result]:
+    starter = Starter(change)
+    return starter, grantlab("--persistent", *args, starter=starter)
+
+
+def test_a_machine_that_fails_is_one_line_and_is_closed() -> None:
+    from toolstack.machine import MachineError
+
+    def die(machine: StandIn) -> None:
+        raise MachineError("dom0 was killed by SIGKILL")
+
+    starter, result = failing(die)
+    assert result.exit_code == 1
+    assert result.stderr == "grantlab: error: persistent: dom0 was killed by SIGKILL\n"
+    assert starter.machines[0].times_closed == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "said"),
+    [
+        ("verify_errors", 2, "8 verify errors"),
+        ("io_errors", 1, "4 I/O errors"),
+        ("left_mapped", 1, "4 grants left mapped"),
+    ],
+)
+def test_an_unsound_run_prints_its_tables_and_fails(
+    name: str, count: int, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.json"
+    change: Callable[[StandIn], None] = lambda machine: setattr(machine, name, count)  # noqa: E731
+    _, result = failing(change, "--json", str(path))
+    assert result.exit_code == 1
+    assert result.stderr == f"grantlab: error: persistent: {said}\n"
+    assert "IOPS" in result.stdout
+    assert path.exists()
+
+
+def test_a_machine_that_cannot_be_closed_well_has_no_result() -> None:
+    class Stuck(StandIn):
+        def close(self) -> None:
+            self.times_closed += 1
+
+    result = CliRunner().invoke(cli, ["--persistent"], obj=Stuck)
+    assert result.exit_code == 1
+    assert "could not be closed in good order" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("how", "then", "status"),
+    [(signal.SIGINT, signal.SIGTERM, 130), (signal.SIGTERM, signal.SIGINT, 143)],
+)
+def test_a_signal_closes_the_machine_and_further_ones_are_ignored(
+    how: signal.Signals,
+    then: signal.Signals,
+    status: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(machine: StandIn) -> None:
+        try:
+            signal.raise_signal(how)
+        finally:
+            signal.raise_signal(then)  # as it may arrive during the closing
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    starter = Starter(interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main(["--persistent", "--quiet"], obj=starter)
+    assert ended.value.code == status
+    assert starter.machines[0].times_closed == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("; everything is closed")
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_load_that_is_left_early_is_stopped_before_the_machine_is_closed() -> None:
+    order: list[str] = []
+
+    class Recorder(StandIn):
+        def load(self, *args: Any) -> Any:
+            try:
+                yield self.snapshot()
+            finally:
+                order.append("load stopped")
+
+        def close(self) -> None:
+            order.append("machine closed")
+            super().close()
+
+    from toolstack import cli as cli_module
+
+    class BrokenProgress(cli_module.Progress):
+        def update(self, now: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli_module, "Progress", BrokenProgress)
+        result = CliRunner().invoke(cli, ["--persistent"], obj=Recorder)
+    assert result.exit_code == 130
+    assert order == ["load stopped", "machine closed"]
+
+
+def test_help_names_every_flag_with_its_group_and_fits_in_80_columns() -> None:
+    result = grantlab("--help")
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    for flag in FLAGS:
+        assert isinstance(flag, Flag)
+        assert flag.opts[0] in result.stdout
+        assert f"{flag.group}:" in result.stdout
+
+
+def test_help_teaches_allowed_values_defaults_examples_and_commands() -> None:
+    text = " ".join(grantlab("--help").stdout.split())
+    assert "mask, mask-2012, accessed, precise (default: mask; mask-2012 with preset 2012)" in text
+    assert "1..64 (default: 4)" in text
+    assert text.count("./run.sh --") == 2
+    assert "Commands: run" in text
+
+
+def test_help_is_the_same_with_and_without_the_command_s_name() -> None:
+    assert grantlab("--help").stdout == grantlab("run", "--help").stdout
+
+
+def test_the_version_is_the_project_s() -> None:
+    assert grantlab("--version").stdout == "grantlab 0.1.0\n"
+
+
+def test_help_loads_no_compiler() -> None:
+    code = (
+        "import sys\nfrom toolstack.cli import cli\n"
+        "try:\n    cli(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('numba', 'matplotlib', 'zmq') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,254 @@
+"""What a machine may be, and how a bad setting is told."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from toolstack import topology as topology_module
+from toolstack.loadspec import LoadSpec
+from toolstack.topology import (
+    MAPPINGS_PER_RING,
+    MAPPINGS_RESERVED,
+    MODES,
+    ConfigError,
+    Mode,
+    Topology,
+    max_map_count,
+)
+
+
+@pytest.fixture(autouse=True)
+def host_with_the_usual_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    allow(monkeypatch, 65_530)
+
+
+def allow(monkeypatch: pytest.MonkeyPatch, limit: int | None) -> None:
+    monkeypatch.setattr(topology_module, "max_map_count", lambda: limit)
+
+
+def error_of(**settings: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Topology(**settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def file_of(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "lab.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_defaults_are_today_s() -> None:
+    topology = Topology()
+    assert (topology.guests, topology.dom0_vcpus, topology.disk_mib) == (4, 24, 64)
+    assert (topology.flush_policy, topology.batching) == ("mask", "request")
+    assert (topology.max_persistent_grants, topology.spin) == (352, "adaptive")
+    assert topology.mode == "persistent"
+
+
+def test_the_preset_2012_brings_its_flush_policy() -> None:
+    assert Topology(preset="2012").flush_policy == "mask-2012"
+
+
+def test_a_field_that_is_given_overrides_the_preset() -> None:
+    topology = Topology(preset="2012", flush_policy="precise", max_persistent_grants=10)
+    assert (topology.flush_policy, topology.max_persistent_grants) == ("precise", 10)
+    assert topology.batching == "request"
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"guests": 65}, "guests: 65 is not in 1..64"),
+        ({"guests": 0}, "guests: 0 is not in 1..64"),
+        ({"guests": "65"}, "guests: 65 is not in 1..64"),
+        ({"guests": "many"}, "guests: 'many' is not in 1..64"),
+        ({"guests": True}, "guests: True is not in 1..64"),
+        ({"guests": 4.5}, "guests: 4.5 is not in 1..64"),
+        ({"guests": None}, "guests: None is not in 1..64"),
+        ({"dom0_vcpus": 257}, "dom0-vcpus: 257 is not in 1..256"),
+        (
+            {"flush_policy": "foo"},
+            "flush-policy: 'foo' is not one of mask, mask-2012, accessed, precise",
+        ),
+        ({"preset": "1999"}, "preset: 1999 is not one of 2012, today"),
+        ({"batching": ["x"]}, "batching: ['x'] is not one of request, drain"),
+        ({"spin": "hard"}, "spin: 'hard' is not one of adaptive, off"),
+        ({"max_persistent_grants": -1}, "max-persistent-grants: -1 is not in 0..100000"),
+        ({"disk_mib": 65537}, "disk-mib: 65537 is not in 1..65536"),
+        ({"seed": -1}, "seed: -1 is not 0 or more"),
+        ({"persistent": "yes"}, "persistent: 'yes' is not one of true, false"),
+        ({"boot_timeout_s": 0}, "boot-timeout: 0 is not above 0, at most 3600"),
+        ({"boot_timeout_s": float("nan")}, "boot-timeout: nan is not above 0, at most 3600"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(settings: dict[str, Any], line: str) -> None:
+    assert error_of(**settings) == line
+
+
+def test_a_long_or_many_lined_value_still_makes_one_short_line() -> None:
+    line = error_of(guests="a\nb" * 1000)
+    assert line.startswith("guests: 'a\\nba\\nb")
+    assert len(line) < 100
+
+
+def test_an_unknown_setting_is_named_and_the_known_ones_are_listed() -> None:
+    line = error_of(guest=4)
+    assert line.startswith("guest: no such setting; allowed are ")
+    for name in Topology.model_fields:
+        assert name in line
+
+
+def test_a_topology_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Topology().guests = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("persistent", "backend_persistent", "mode"),
+    [
+        (True, True, "persistent"),
+        (True, False, "backend-without-persistent"),
+        (False, True, "non-persistent"),
+        (False, False, "non-persistent"),
+    ],
+)
+def test_the_mode_follows_from_what_both_ends_announce(
+    persistent: bool, backend_persistent: bool, mode: str
+) -> None:
+    assert Topology(persistent=persistent, backend_persistent=backend_persistent).mode == mode
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_with_mode_changes_the_mode_and_nothing_else(mode: Mode) -> None:
+    before = Topology(guests=7, persistent=False, backend_persistent=False, preset="2012")
+    after = before.with_mode(mode)
+    assert after.mode == mode
+    announced = {"persistent", "backend_persistent"}
+    assert after.model_dump(exclude=announced) == before.model_dump(exclude=announced)
+
+
+def test_with_mode_names_the_modes_there_are() -> None:
+    with pytest.raises(ConfigError, match="mode: 'x' is not one of non-persistent, backend"):
+        Topology().with_mode("x")  # type: ignore[arg-type]
+
+
+def test_as_many_mappings_as_the_host_allows_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = 3 * (500 + MAPPINGS_PER_RING) + MAPPINGS_RESERVED
+    allow(monkeypatch, needed)
+    assert Topology(guests=3, max_persistent_grants=500).guests == 3
+
+
+def test_one_mapping_more_than_the_host_allows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = 3 * (500 + MAPPINGS_PER_RING) + MAPPINGS_RESERVED
+    allow(monkeypatch, needed - 1)
+    line = error_of(guests=3, max_persistent_grants=500)
+    for part in ("max-persistent-grants", "500", "3 guests", str(needed), "vm.max_map_count"):
+        assert part in line
+
+
+def test_a_backend_that_keeps_nothing_needs_no_mappings_to_keep() -> None:
+    assert Topology(guests=64, max_persistent_grants=100_000, persistent=False).guests == 64
+
+
+def test_a_host_that_does_not_tell_its_limit_refuses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    allow(monkeypatch, None)
+    assert Topology(guests=64, max_persistent_grants=100_000).guests == 64
+
+
+def test_the_largest_machine_with_the_default_cap_fits_in_a_usual_host() -> None:
+    assert Topology(guests=64).max_persistent_grants == 352
+
+
+def test_the_host_s_limit_is_read_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "max_map_count"
+    path.write_text("262144\n")
+    assert max_map_count(path) == 262144
+    assert max_map_count(tmp_path / "none") is None
+
+
+def test_a_file_sets_both_the_machine_and_the_load(tmp_path: Path) -> None:
+    path = file_of(tmp_path, '[topology]\nguests = 8\n[load]\nbs = "64k"\nios = 10\n')
+    topology, spec = Topology.from_toml(path)
+    assert topology == Topology(guests=8)
+    assert spec == LoadSpec(bs=65536, ios=10)
+
+
+def test_a_file_may_spell_settings_as_the_flags_do(tmp_path: Path) -> None:
+    path = file_of(tmp_path, '[topology]\nflush-policy = "precise"\n[load]\nruntime = 2\n')
+    topology, spec = Topology.from_toml(path)
+    assert (topology.flush_policy, spec.runtime_s) == ("precise", 2.0)
+
+
+def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
+    assert Topology.from_toml(file_of(tmp_path, "")) == (Topology(), LoadSpec())
+
+
+def test_what_a_file_does_not_say_stays_open_for_the_preset(tmp_path: Path) -> None:
+    topology, _ = Topology.from_toml(file_of(tmp_path, '[topology]\npreset = "2012"\n'))
+    assert topology.given() == {"preset": "2012"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[topology]\nguests = 65\n", "guests: 65 is not in 1..64"),
+        ("[topology]\nguest = 4\n", "guest: no such setting; allowed are preset, guests"),
+        ("[load]\nrw = 1\n", "rw: 1 is not one of read, write"),
+        ("[machine]\nguests = 4\n", "'machine': no such table; allowed are [topology], [load]"),
+        ("topology = 4\n", "topology: 4 is not a table"),
+        ("[load]\nruntime = 1\nruntime_s = 2\n", "runtime: is there twice"),
+        ("[topology\n", "is not TOML"),
+    ],
+)
+def test_a_bad_file_is_named_with_what_is_wrong_in_it(tmp_path: Path, text: str, said: str) -> None:
+    path = file_of(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        Topology.from_toml(path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_text_is_not_toml(tmp_path: Path) -> None:
+    path = tmp_path / "lab.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        Topology.from_toml(path)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"'/none/lab.toml' cannot be read: No such file"):
+        Topology.from_toml("/none/lab.toml")
+
+
+def test_buffers_grow_with_what_a_load_has_in_flight() -> None:
+    default = Topology().buffer_mib
+    assert Topology.buffers_for(LoadSpec(), None) == default
+    assert Topology.buffers_for(LoadSpec(bs="1m", iodepth=100), None) == 100
+
+
+def test_buffers_that_were_asked_for_and_are_too_small_are_refused() -> None:
+    spec = LoadSpec(bs="64k", iodepth=256)
+    assert Topology.buffers_for(spec, 16) == 16
+    with pytest.raises(ConfigError, match=r"buffer-mib: 15 .* iodepth 256 of bs 64k.* 16"):
+        Topology.buffers_for(spec, 15)
+
+
+def test_starting_a_topology_starts_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Machine:
+        def __init__(self, topology: Topology) -> None:
+            self.topology = topology
+
+        def start(self) -> tuple[str, Topology]:
+            return ("started", self.topology)
+
+    monkeypatch.setitem(sys.modules, "toolstack.machine", SimpleNamespace(Machine=Machine))
+    topology = Topology(guests=3)
+    assert topology.start() == ("started", topology)

@@ -1,0 +1,299 @@
+"""The command line: flags to settings, settings to runs, runs to tables; and every error one line.
+
+Owns: the flags, the help, the order of a run, the exit status. What a setting may be, and its
+default, stands with the settings and is looked up there.
+Rules: one line and status 2 for what the user got wrong, before anything has started; one line and
+status 1 for a run that failed. No traceback for either. A flag overrides the config file.
+"""
+
+import sys
+import tomllib
+from collections.abc import Callable
+from contextlib import closing
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+from rich.console import Console
+
+from toolstack.loadspec import Config, LoadSpec, allowed
+from toolstack.progress import Progress
+from toolstack.report import print_report
+from toolstack.results import Run, build_run, check_writable, faults, grants_left, write_json
+from toolstack.topology import MODES, PRESETS, ConfigError, Mode, RunningMachine, Topology
+
+BAD_INPUT: Final = 2
+FAILED: Final = 1
+INTERRUPTED: Final = 130
+DEFAULT_MODES: Final[tuple[Mode, ...]] = ("non-persistent", "persistent")
+
+Start = Callable[[Topology], RunningMachine]
+
+
+class RunEnded(Exception):
+    """A run that did not come to a good end: what to say, and the exit status."""
+
+    def __init__(self, message: str, status: int = FAILED) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Flag(click.Option):
+    """An option that belongs to a group of the help; its value is checked by the settings."""
+
+    def __init__(self, group: str, *names: str, **options: Any) -> None:
+        super().__init__(names, **options)
+        self.group = group
+
+
+def _setting(
+    group: str, model: type[Config], field: str, metavar: str, text: str, default: str = ""
+) -> Flag:
+    """A flag that sets `field` of `model`; the help says what it may be and its default."""
+    info = model.model_fields[field]
+    name = "--" + field.removesuffix("_s").replace("_", "-")
+    limits = f": {allowed(info)}" if allowed(info) else ""
+    if not default and field in PRESETS["today"]:
+        today, then = (PRESETS[preset][field] for preset in ("today", "2012"))
+        default = str(today) if today == then else f"{today}; {then} with preset 2012"
+    help_text = f"{text}{limits} (default: {default or info.default})."
+    return Flag(group, name, field, metavar=metavar, help=help_text)
+
+
+def _mode_flag(name: str, mode: Mode, text: str) -> Flag:
+    return Flag(WHICH, name, _asked_for(mode), is_flag=True, help=text)
+
+
+def _asked_for(mode: Mode) -> str:
+    return f"run_{mode.replace('-', '_')}"
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+        click.echo(f"grantlab {project['project']['version']}")
+        ctx.exit()
+
+
+WHICH: Final = "Modes: any of them; the first two if none is named"
+MACHINE: Final = "The machine"
+LOAD: Final = "The load, on every guest's disk (fio's names)"
+OUTPUT: Final = "Input and output"
+
+FLAGS: Final[list[click.Parameter]] = [
+    _mode_flag("--no-persistent", "non-persistent", "Grant, map and unmap for every request."),
+    _mode_flag("--persistent", "persistent", "Grant and map once, and copy from then on."),
+    _mode_flag(
+        "--backend-without-persistent",
+        "backend-without-persistent",
+        "A frontend that reuses its grants, a backend that maps for every request.",
+    ),
+    _setting(MACHINE, Topology, "preset", "NAME", "Defaults of an era"),
+    _setting(MACHINE, Topology, "guests", "N", "Guests, a process each"),
+    _setting(MACHINE, Topology, "dom0_vcpus", "N", "dom0's vCPUs, each on a simulated CPU"),
+    _setting(MACHINE, Topology, "flush_policy", "NAME", "Whom a TLB flush interrupts"),
+    _setting(MACHINE, Topology, "batching", "NAME", "Hypercalls for each request, or each drain"),
+    _setting(MACHINE, Topology, "max_persistent_grants", "N", "Pages a ring's backend keeps"),
+    _setting(MACHINE, Topology, "spin", "NAME", "Spin a while before blocking, or never"),
+    _setting(MACHINE, Topology, "disk_mib", "MIB", "Each guest's disk"),
+    _setting(LOAD, LoadSpec, "rw", "NAME", "Pattern"),
+    _setting(LOAD, LoadSpec, "rwmixread", "PERCENT", "Reads among rw and randrw"),
+    _setting(LOAD, LoadSpec, "bs", "SIZE", "Block size: a multiple of 512 in 512..1m", "4k"),
+    _setting(LOAD, LoadSpec, "iodepth", "N", "I/Os in flight for each guest"),
+    _setting(LOAD, LoadSpec, "runtime_s", "SECONDS", "Stop after so long", "5, or none with --ios"),
+    _setting(LOAD, LoadSpec, "ios", "N", "Stop after so many I/Os of each guest", "none"),
+    _setting(LOAD, LoadSpec, "seed", "N", "Fixes every choice of the load"),
+    Flag(
+        LOAD,
+        "--verify/--no-verify",
+        default=None,
+        help="Compare each read with what was written (default: --verify).",
+    ),
+    Flag(OUTPUT, "--config", "config", metavar="FILE", help="TOML: tables [topology] and [load]."),
+    Flag(OUTPUT, "--json", "json", metavar="FILE", help="Write all results there, too."),
+    Flag(OUTPUT, "--quiet", "quiet", is_flag=True, help="Only the tables."),
+    Flag(
+        OUTPUT,
+        "--version",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_print_version,
+        help="Print the version and exit.",
+    ),
+]
+
+ABOUT: Final = """\
+Start a machine of real processes - a hypervisor, dom0 with its block backend, and guests with a
+virtual disk each - run a load on every disk, and say what a request cost: grants, maps, unmaps, TLB
+flushes, interrupts, copies, time. It does so once with persistent grants and once without, and lays
+the two side by side. Every byte read is checked.
+"""
+
+EXAMPLES: Final = [
+    ("./run.sh", "4 guests, both modes, 5 seconds each"),
+    ("./run.sh --guests 8 --rw randread --bs 44k", "full requests: 11 segments each"),
+    ("./run.sh --preset 2012 --no-persistent --ios 10000 --json out.json", "2012's flushes"),
+]
+
+MORE: Final = """\
+README.md: a tour. docs/: the design, the protocol, what is counted and how. While a machine runs,
+Debian's xenstore-ls shows its store; the line printed at its start says how.
+"""
+
+
+class RunCommand(click.Command):
+    """`run`, whose help is grouped, with examples."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show that `run` may be left out."""
+        formatter.write_usage("./run.sh", "[run] [FLAGS]")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """A section for each group of flags, then the commands, examples and what to read."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                group = param.group if isinstance(param, Flag) else OUTPUT
+                groups.setdefault(group, []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=24)
+        assert ctx.parent is not None and isinstance(ctx.parent.command, click.Group)
+        commands = ctx.parent.command.commands
+        with formatter.section("Commands"):
+            formatter.write_dl([(n, c.get_short_help_str(60)) for n, c in commands.items()])
+        with formatter.section("Examples"):
+            for command, text in EXAMPLES:
+                formatter.write(f"  {command}\n      {text}\n")
+        with formatter.section("More"):
+            formatter.write_text(MORE)
+
+
+class Grantlab(click.Group):
+    """The door: a command's name may be left out for `run`, and every error is one line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """What begins with a flag, or is nothing at all, is for `run`."""
+        return super().parse_args(ctx, args if args and args[0][:1] != "-" else ["run", *args])
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the command line and exit. A `standalone_mode` that is asked for is ignored."""
+        kwargs.update(prog_name="./run.sh", standalone_mode=False)
+        try:
+            super().main(*args, **kwargs)
+        except click.ClickException as error:
+            self._fail(self._explain(error), BAD_INPUT)
+        except ConfigError as error:
+            self._fail(str(error), BAD_INPUT)
+        except RunEnded as error:
+            self._fail(str(error), error.status)
+        except click.Abort:  # Ctrl-C where `__main__` does not listen, as in a user's own program
+            self._fail("interrupted", INTERRUPTED)
+        sys.exit(0)
+
+    def _explain(self, error: click.ClickException) -> str:
+        """A bad flag, by its name, with the closest there is."""
+        if not isinstance(error, click.NoSuchOption):
+            message = error.format_message()
+            return message[:1].lower() + message[1:]
+        command = error.ctx.command if error.ctx is not None else self
+        known = [name for param in command.params for name in (*param.opts, *param.secondary_opts)]
+        closest = get_close_matches(f"--{error.option_name.lstrip('-')}", known, n=1)
+        advice = f"did you mean {closest[0]}?" if closest else "see --help"
+        return f"no such flag {error.option_name}; {advice}"
+
+    @staticmethod
+    def _fail(message: str, status: int) -> NoReturn:
+        click.echo(f"grantlab: error: {' '.join(message.split()).rstrip('.')}", err=True)
+        sys.exit(status)
+
+
+def settings(flags: dict[str, Any]) -> tuple[list[Topology], LoadSpec]:
+    """One topology for each mode to run, and the load. Raises ConfigError."""
+    machine: dict[str, Any] = {}
+    load: dict[str, Any] = {}
+    modes = [mode for mode in MODES if flags[_asked_for(mode)]]
+    if flags["config"] is not None:
+        topology, spec = Topology.from_toml(flags["config"])
+        machine, load = topology.given(), spec.given()
+        if not modes and {"persistent", "backend_persistent"} & set(machine):
+            modes = [topology.mode]
+    for model, given in ((Topology, machine), (LoadSpec, load)):
+        given.update({k: v for k, v in flags.items() if k in model.model_fields and v is not None})
+    spec = LoadSpec(**load)
+    machine["buffer_mib"] = Topology.buffers_for(spec, machine.get("buffer_mib"))
+    return [Topology(**{**machine, **MODES[mode]}) for mode in modes or DEFAULT_MODES], spec
+
+
+def run_mode(
+    topology: Topology, spec: LoadSpec, start: Start, console: Console, quiet: bool
+) -> tuple[Run, int]:
+    """Run the load on one machine, start to close; the result, and the grants left mapped."""
+    with start(topology) as machine:
+        if not quiet:
+            pids = ", ".join(f"{name} {pid}" for name, pid in machine.pids.items())
+            look = f"XENSTORED_PATH={machine.xenstore_path} xenstore-ls"
+            click.echo(f"{topology.mode}: {pids}; {look}")
+        before = finished = machine.snapshot()
+        shown = Console(quiet=True) if quiet else console
+        progress = Progress(shown, topology.mode, spec, before)
+        # However this is left, the loads are stopped before the machine is closed.
+        with closing(machine.load(spec)) as load, progress:
+            for finished in load:
+                progress.update(finished)
+    assert machine.booted is not None
+    if machine.closed is None:
+        raise RunEnded(f"{topology.mode}: the machine could not be closed in good order")
+    run = build_run(
+        topology,
+        spec,
+        booted=machine.booted,
+        started=before,
+        finished=finished,
+        closed=machine.closed,
+    )
+    return run, grants_left(machine.closed)
+
+
+@click.pass_context
+def _run(ctx: click.Context, /, **flags: Any) -> None:
+    topologies, spec = settings(flags)
+    if flags["json"] is not None:
+        check_writable(flags["json"])
+    # Brings Numba, which takes a while: not before the settings are known to be good.
+    from toolstack.machine import MachineError  # noqa: PLC0415
+
+    start: Start = ctx.obj or Topology.start
+    console, runs, left = Console(highlight=False), [], []
+    for topology in topologies:
+        try:
+            run, grants = run_mode(topology, spec, start, console, flags["quiet"])
+        except MachineError as error:
+            raise RunEnded(f"{topology.mode}: {error}") from None
+        runs.append(run)
+        left.append(grants)
+    print_report(console, runs, left)
+    if flags["json"] is not None:
+        try:
+            write_json(flags["json"], runs)
+        except ConfigError as error:  # it could be written before the run: no fault of the input
+            raise RunEnded(str(error)) from None
+    if found := faults(runs, left):
+        raise RunEnded(found)
+
+
+cli = Grantlab("grantlab", help=ABOUT)
+"""The command line; `obj` may be another way to start a machine than Topology.start."""
+
+cli.add_command(
+    RunCommand(
+        "run",
+        callback=_run,
+        params=FLAGS,
+        help=ABOUT,
+        short_help="Run a load in each mode and compare (the default).",
+    )
+)

@@ -1,0 +1,260 @@
+"""The tables at the end of a run, for people: modes side by side, then a reading of them.
+
+Owns: how the numbers of `toolstack/results.py` are laid out and put into words. It computes only
+rates of them (a request, a thousand requests, a ratio), and takes nothing from anywhere else.
+Rules: reads well from 80 columns on, and in a file; words are plain ASCII, as a file may be.
+"""
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Final
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from toolstack.loadspec import size_text
+from toolstack.results import Run
+
+Value = float | int | None
+Row = tuple[str, Callable[[Run], Value]]
+
+BLOCKS: Final = "\u00b7\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"  # a dot for none at all
+DIGITS: Final = "0123456789"
+CPUS_A_LINE: Final = 64  # half of it on a console that is not WIDE
+WIDE: Final = 112
+MB: Final = 1_000_000
+KIB: Final = 1024
+
+
+def print_report(console: Console, runs: Sequence[Run], grants_left: Sequence[int]) -> None:
+    """Print everything about `runs`; grants_left: still mapped after each one's tear-down."""
+    console.print()
+    _print_words(console, _headline(runs[0]))
+    console.print(_main_table(runs))
+    console.print(_phase_table(runs, grants_left))
+    if any(run["counters"]["ipis"] for run in runs):
+        console.print(_cpu_table(runs, console))
+    _print_words(console, reading(runs))
+    notes = caveat(runs)
+    if notes:
+        _print_words(console, notes)
+
+
+def number(value: Value) -> str:
+    """At least three digits, thousands apart; 0 is exactly none, and "-" is not known."""
+    if value is None:
+        return "-"
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    if abs(value) < 0.01:
+        return "<0.01"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def ratio(part: Value, whole: Value) -> float | None:
+    """`part` for each of `whole`; None if there is nothing to divide, or by."""
+    return None if part is None or not whole else part / whole
+
+
+def _headline(run: Run) -> str:
+    config = run["config"]
+    mix = "" if config["rw"] not in ("rw", "randrw") else f" {config['rwmixread']} % reads,"
+    ends = []
+    if config["ios"] is not None:
+        ends.append(f"{number(config['ios'])} I/Os a guest")
+    if config["runtime_s"] is not None:
+        ends.append(f"{config['runtime_s']:g} s")
+    return (
+        f"{config['guests']} guest{'s' * (config['guests'] > 1)},"
+        f" dom0 with {config['dom0_vcpus']} vCPU{'s' * (config['dom0_vcpus'] > 1)};"
+        f" {config['rw']},{mix} {size_text(config['bs'])} blocks, depth {config['iodepth']},"
+        f" {' or '.join(ends)}; preset {config['preset']}: flush policy {config['flush_policy']},"
+        f" batching {config['batching']}, {config['max_persistent_grants']} grants kept at most;"
+        f" seed {config['seed']}."
+    )
+
+
+def _total(name: str) -> Callable[[Run], Value]:
+    return lambda run: run["totals"][name]
+
+
+def _latency(name: str) -> Callable[[Run], Value]:
+    return lambda run: run["latency_us"][name]
+
+
+def _count(name: str) -> Callable[[Run], Value]:
+    return lambda run: run["counters"][name]
+
+
+def _per_thousand(name: str, unit: int = 1) -> Callable[[Run], Value]:
+    return lambda run: ratio(1000 * run["counters"][name] / unit, run["totals"]["requests"])
+
+
+def _megabytes_a_second(run: Run) -> Value:
+    totals = run["totals"]
+    return ratio((totals["bytes_read"] + totals["bytes_written"]) / MB, totals["seconds"])
+
+
+def _cpu_seconds_a_million(run: Run) -> Value:
+    return ratio(1e6 * run["totals"]["cpu_seconds"], run["totals"]["requests"])
+
+
+SECTIONS: Final[dict[str, list[Row]]] = {
+    "Throughput": [
+        ("IOPS", _total("iops")),
+        ("MB/s", _megabytes_a_second),
+        ("CPU seconds a million requests", _cpu_seconds_a_million),
+    ],
+    "Latency, microseconds": [
+        ("p50", _latency("p50")),
+        ("p95", _latency("p95")),
+        ("p99", _latency("p99")),
+        ("p99.9", _latency("p99_9")),
+        ("max", _latency("max")),
+    ],
+    "For 1,000 requests": [
+        ("grants issued", _per_thousand("grants_issued")),
+        ("grants ended", _per_thousand("grants_ended")),
+        ("map operations", _per_thousand("map_ops")),
+        ("unmap operations", _per_thousand("unmap_ops")),
+        ("grant-table hypercalls", _per_thousand("hypercalls")),
+        ("TLB flushes", _per_thousand("flushes")),
+        ("entries flushed", _per_thousand("flush_entries")),
+        ("IPIs", _per_thousand("ipis")),
+        ("notifications to the back", _per_thousand("notify_to_back")),
+        ("notifications to the front", _per_thousand("notify_to_front")),
+        ("KiB copied by the guest", _per_thousand("bytes_copied_by_guest", KIB)),
+    ],
+    "In all": [
+        ("requests", _total("requests")),
+        ("largest persistent tree", _count("persistent_max")),
+        ("overflow segments", _count("overflow_segments")),
+        ("verify errors", _total("verify_errors")),
+        ("I/O errors", _total("io_errors")),
+    ],
+    "TLB shootdowns": [
+        ("simulated flushes", _count("flushes")),
+        ("simulated IPIs", _count("ipis")),
+        ("host's own shootdowns *", _count("host_tlb_shootdowns")),
+    ],
+}
+
+
+HOST_NOTE: Final = (
+    "* this machine's kernel really made so many while the load ran, for everything on it"
+)
+
+PHASE_ROWS: Final = (("maps", "map_ops"), ("unmaps", "unmap_ops"), ("flushes", "flushes"))
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+
+
+def _side_by_side(title: str, runs: Sequence[Run]) -> Table:
+    table = _table(title)
+    table.add_column("", no_wrap=True)
+    for run in runs:
+        table.add_column(_mode(run).replace("backend-without-", "backend-\nwithout-\n"))
+        table.columns[-1].justify = "right"
+    return table
+
+
+def _main_table(runs: Sequence[Run]) -> Table:
+    table = _side_by_side("The load", runs)
+    for title, rows in SECTIONS.items():
+        table.add_row(Text(title, style="bold"))
+        for name, value in rows:
+            table.add_row(f"  {name}", *(number(value(run)) for run in runs))
+    table.caption, table.caption_justify = HOST_NOTE, "left"
+    return table
+
+
+def _phase_table(runs: Sequence[Run], grants_left: Sequence[int]) -> Table:
+    table = _side_by_side("Set-up and tear-down, not in the numbers above", runs)
+    for title, phase in (("Set-up", "setup"), ("Tear-down", "teardown")):
+        table.add_row(Text(title, style="bold"))
+        for name, counter in PHASE_ROWS:
+            cells = (number(run["counters"][phase][counter]) for run in runs)
+            table.add_row(f"  {name}", *cells)
+    left = (Text(number(count), style="bold red" if count else "") for count in grants_left)
+    table.add_row("  grants left mapped (must be 0)", *left)
+    return table
+
+
+def _cpu_table(runs: Sequence[Run], console: Console) -> Table:
+    characters = _bar_characters(console)
+    a_line = CPUS_A_LINE if console.width >= WIDE else CPUS_A_LINE // 2
+    most = max(count for run in runs for count in run["counters"]["ipis_by_cpu"])
+    table = _table("Simulated IPIs that each of dom0's CPUs received")
+    for name in ("", "min", "median", "max"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table.add_column(f"CPU 0 first; {characters[-1]} is {number(most)}", no_wrap=True)
+    for run in runs:
+        counts = run["counters"]["ipis_by_cpu"]
+        figures = (min(counts), median(counts), max(counts))
+        bar = bars(counts, most, characters, a_line) if any(counts) else "none"
+        table.add_row(_short_mode(run), *map(number, figures), bar)
+    return table
+
+
+def bars(counts: Sequence[int], most: int, characters: str, a_line: int) -> str:
+    """A character for each count, `a_line` of them a line; the first character is for 0 only."""
+    top = len(characters) - 1
+    drawn = "".join(
+        characters[0 if count == 0 else max(1, round(top * count / most))] for count in counts
+    )
+    return "\n".join(drawn[at : at + a_line] for at in range(0, len(drawn), a_line))
+
+
+def _bar_characters(console: Console) -> str:
+    return BLOCKS if console.encoding.lower().startswith("utf") else DIGITS
+
+
+def reading(runs: Sequence[Run]) -> str:
+    """One sentence on what a request cost in each mode, and on how the modes compare."""
+    costs = []
+    for run in runs:
+        requests = run["totals"]["requests"]
+        if not requests:
+            costs.append(f"{_mode(run)} did none")
+            continue
+        maps, flushes, ipis = (
+            number(ratio(run["counters"][name], requests))
+            for name in ("map_ops", "flushes", "ipis")
+        )
+        costs.append(f"{maps} maps, {flushes} flushes and {ipis} IPIs in {_mode(run)} mode")
+    sentence = f"A request cost {'; '.join(costs)}"
+    first = runs[0]
+    for other in runs[1:]:
+        times = ratio(other["totals"]["iops"], first["totals"]["iops"])
+        if times is not None:
+            sentence += f"; {_mode(other)} did {number(times)} times the IOPS of {_mode(first)}"
+    return f"{sentence}."
+
+
+def caveat(runs: Sequence[Run]) -> str:
+    """What must be said beside wall-clock figures of modes that map for every request."""
+    modes = [_mode(run) for run in runs if _mode(run) != "persistent"]
+    if not modes:
+        return ""
+    return (
+        "A hypercall here is a message between processes and not a trap, so the wall-clock IOPS of"
+        f" {' and '.join(modes)} are lower than on Xen; the counts are not touched by that."
+    )
+
+
+def _mode(run: Run) -> str:
+    return str(run["config"]["mode"])
+
+
+def _short_mode(run: Run) -> str:
+    return _mode(run).replace("backend-without-persistent", "backend-without")
+
+
+def _print_words(console: Console, words: str) -> None:
+    console.print(Text(words), highlight=False)
