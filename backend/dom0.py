@@ -16,8 +16,6 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Final
 
-from common.xenstore import XenStoreClient, XenStoreError
-
 from backend.ring_thread import Vcpu
 from backend.stores import RamStore
 from backend.vbd import BackendOptions, BackendVbd
@@ -25,6 +23,7 @@ from common.abi import DOMID_0, SECTOR_SIZE
 from common.hypercall import HypercallError
 from common.machine_memory import MachineMemory, SegmentRefused, host_of
 from common.process import begin_process
+from common.xenstore import XenStoreClient, XenStoreError
 
 BACKEND_ROOT: Final = "/local/domain/0/backend/vbd"
 SWITCH_INTERVAL_S: Final = 1e-4  # a thread that wakes must not wait 5 ms for the interpreter

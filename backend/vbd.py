@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from common.xenstore import XenStoreClient, XenStoreError
 
 from backend.blkback import Blkback, new_blkback, slots_needed
 from backend.foreign_memory import Balloon, map_granted, unmap_slots
@@ -24,6 +23,7 @@ from common.event_channel import EventChannel, channel_address
 from common.hypercall import HypercallError, Hypercalls
 from common.machine_memory import MachineMemory, host_of
 from common.spinning import new_spin
+from common.xenstore import XenStoreClient, XenStoreError
 
 log = logging.getLogger(__name__)
 

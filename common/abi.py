@@ -191,7 +191,9 @@ GNTTAB_COPY: Final = _layout(
     status=("<i2", 36),
 )
 
-GNTTAB_SETUP_TABLE: Final = _layout(16, dom=("<u2", 0), nr_frames=("<u4", 4), status=("<i2", 8))
+GNTTAB_SETUP_TABLE: Final = _layout(
+    24, dom=("<u2", 0), nr_frames=("<u4", 4), status=("<i2", 8), frame_list=("<u8", 16)
+)
 
 GNTTAB_QUERY_SIZE: Final = _layout(
     16, dom=("<u2", 0), nr_frames=("<u4", 4), max_nr_frames=("<u4", 8), status=("<i2", 12)

@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
-from common.xenstore import XenStoreClient, XenStoreError
 
 from common import xenbus
 from common.abi import XEN_PAGE_SIZE
@@ -23,6 +22,7 @@ from common.hypercall import HypercallError, Hypercalls
 from common.machine_memory import MachineMemory, SegmentRefused, stats_of
 from common.process import begin_process
 from common.spinning import new_spin
+from common.xenstore import XenStoreClient, XenStoreError
 from frontend.block_device import BlockDevice
 from frontend.driver import DeviceBroken, Driver
 from frontend.load import LoadPlan, new_load, run

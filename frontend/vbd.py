@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from common.xenstore import XenStoreClient, XenStoreError
 
 from common import abi, xenbus
 from common.event_channel import EventChannel, channel_address
 from common.hypercall import Hypercalls
 from common.machine_memory import MachineMemory, stats_of
+from common.xenstore import XenStoreClient, XenStoreError
 from frontend.blkfront import (
     PER_REQUEST,
     PERSISTENT,

@@ -16,9 +16,6 @@ from typing import Final
 
 import numpy as np
 import zmq
-from hypervisor.cpus import Cpus
-from hypervisor.hypercalls import Hypervisor
-from hypervisor.xenstore.server import XenStoreServer
 
 from common.abi import DOMID_0, HYPERVISOR_DOMCTL, XEN_PAGE_SIZE
 from common.hypercall import (
@@ -39,7 +36,10 @@ from common.machine_memory import (
 )
 from common.memory import Segment, SharedMemoryError, create_segment
 from common.process import begin_process
+from hypervisor.cpus import Cpus
+from hypervisor.hypercalls import Hypervisor
 from hypervisor.memory_service import MemoryService
+from hypervisor.xenstore.server import XenStoreServer
 
 DOM0_RAM_FRAMES: Final = 16
 

@@ -13,7 +13,6 @@ from typing import Any, Final, Self
 
 import numpy as np
 import psutil
-from common.xenstore import XenStoreClient, XenStoreError
 
 from backend import dom0
 from backend.vbd import BackendOptions
@@ -25,6 +24,7 @@ from common.hypercall import (
     Hypercalls,
 )
 from common.machine_memory import MachineMemory, SegmentRefused, host_of, stats_of
+from common.xenstore import XenStoreClient, XenStoreError
 from frontend import guest
 from frontend.load import LoadPlan
 from frontend.vbd import BUFFER_FRAME

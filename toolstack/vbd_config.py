@@ -6,9 +6,8 @@ Source: `tests/golden/handshake-writes.txt`.
 
 from typing import Final
 
-from common.xenstore import XenStoreClient
-
 from common.xenbus import INITIALISING, backend_path, frontend_path
+from common.xenstore import XenStoreClient
 
 XVDA: Final = 51712  # 202 << 8: Xen's block major, first disk
 

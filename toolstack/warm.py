@@ -12,8 +12,12 @@ from backend.foreign_memory import map_granted, unmap_slots
 from common.abi import (
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
+    DOMID_0,
     GNTTAB_MAP_GRANT_REF,
     GNTTAB_UNMAP_GRANT_REF,
+    GNTTABOP_MAP_GRANT_REF,
+    GNTTABOP_UNMAP_GRANT_REF,
+    HYPERVISOR_GRANT_TABLE_OP,
     SECTORS_PER_PAGE,
     XEN_PAGE_SIZE,
 )
@@ -21,7 +25,7 @@ from common.atomics import store_release
 from common.copying import address_of
 from common.event_channel import clear_mask, clear_pending, event_words, set_pending
 from common.histogram import BUCKETS
-from common.machine_memory import HOST, STATS
+from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
 from common.spinning import new_spin, starts_to_run, stops_running
 from frontend import effects, load
 from frontend.blkfront import PER_REQUEST, PERSISTENT, Blkfront, end_pool_access, new_blkfront
@@ -29,6 +33,8 @@ from frontend.block_device import _enqueue_first
 from frontend.effects import finish_queued
 from frontend.grants import end_access, grant_access, new_grants
 from frontend.page_pool import new_pool
+from hypervisor.cpus import ACCESSED_WORDS, Cpus
+from hypervisor.hypercalls import Hypervisor
 
 RAM_FRAMES = 64
 POOL_PAGES = 16
@@ -37,6 +43,30 @@ DISK_SECTORS = 64 * SECTORS_PER_PAGE
 
 def _page() -> np.ndarray:
     return np.zeros(XEN_PAGE_SIZE, np.uint8)
+
+
+def _hypervisor(host: np.ndarray, ram: np.ndarray, grant_frames: np.ndarray) -> Hypervisor:
+    """dom0 on two CPUs, and domain 1 on `ram`."""
+    cpus = Cpus(
+        2,
+        "mask-2012",
+        dirty=host["dirty"][0, :2],
+        running=host["running"][0, :2],
+        counters=host["cpus"][0, :2],
+        accessed=np.zeros(MAPTRACK_HANDLES_MAX * ACCESSED_WORDS, np.uint64),
+    )
+    hypervisor = Hypervisor(cpus)
+    for domid, its_ram, its_grants in ((DOMID_0, _page(), _page()), (1, ram, grant_frames)):
+        hypervisor.create_domain(
+            domid,
+            nr_vcpus=1,
+            ram=its_ram,
+            grant_frames=its_grants,
+            shared_info=_page(),
+            far_events=_page(),
+            counters=host["hypervisor"][0, domid : domid + 1],
+        )
+    return hypervisor
 
 
 class _TinyMachine:
@@ -48,10 +78,12 @@ class _TinyMachine:
         self.ram = np.zeros(RAM_FRAMES * XEN_PAGE_SIZE, np.uint8)
         self.disk = np.zeros(DISK_SECTORS * 512, np.uint8)
         self.latency = stats["latency"][0]
+        grant_frames = _page()
+        self.hypervisor = _hypervisor(host, self.ram, grant_frames)
         self.front = new_blkfront(
             self.ram[:XEN_PAGE_SIZE],
             address_of(self.ram),
-            new_grants(_page()),
+            new_grants(grant_frames),
             new_pool(1, POOL_PAGES),
             stats["counters"],
             nr_ios=4,
@@ -83,12 +115,19 @@ class _TinyMachine:
             if effect == worker.WAIT:
                 return
             if effect == worker.MAP:
-                for index, op in enumerate(back.map_ops[: int(back.back["map_ops"][0])]):
-                    gref = int(op["ref"])
-                    frame = int(self.front.grants.entries[2 * gref + 1])
-                    op["handle"] = index
-                    slot = (int(op["host_addr"]) - int(back.back["balloon"][0])) // XEN_PAGE_SIZE
-                    back.page_table[slot] = address_of(self.ram) + frame * XEN_PAGE_SIZE
+                ops = back.map_ops[: int(back.back["map_ops"][0])]
+                self._hypercall(GNTTABOP_MAP_GRANT_REF, ops)
+                slots = (ops["host_addr"] - back.back["balloon"]) // XEN_PAGE_SIZE
+                back.page_table[slots] = address_of(self.ram) + ops["dev_bus_addr"]
+            if effect == worker.UNMAP:
+                ops = back.unmap_ops[: int(back.back["unmap_ops"][0])]
+                self._hypercall(GNTTABOP_UNMAP_GRANT_REF, ops)
+
+    def _hypercall(self, cmd: int, ops: np.ndarray) -> None:
+        payload = bytearray(ops.tobytes())
+        number = HYPERVISOR_GRANT_TABLE_OP
+        assert self.hypervisor.hypercall(DOMID_0, 0, number, cmd, payload, False) == 0
+        ops[:] = np.frombuffer(payload, ops.dtype)
 
 
 def _run_load(machine: _TinyMachine, front: Blkfront) -> None:
