@@ -66,10 +66,10 @@ class Dom0:
         self._store.watch(BACKEND_ROOT, "backend")
         self._control.send(("ok", None))
         while True:
-            ready = wait([self._control, self._store, self._broken_event])
+            ready = wait([self._control, self._store.fileno(), self._broken_event])
             if self._broken_event in ready:
                 self._close_broken()
-            if self._store in ready:
+            if self._store.fileno() in ready:
                 self._handle_store()
             if self._control in ready:
                 break

@@ -77,8 +77,8 @@ class Guest:
         """Say that we are up, then answer commands, and the store's events between them."""
         self._control.send(("ok", None))
         while not self._exiting:
-            ready = wait([self._control, self._store])
-            if self._store in ready:
+            ready = wait([self._control, self._store.fileno()])
+            if self._store.fileno() in ready:
                 self._handle_store()
             if self._control in ready:
                 self._answer(self._control.recv())
@@ -107,7 +107,7 @@ class Guest:
                     f"domain {self._config.domid}: the disk is"
                     f" {xenbus.STATE_NAMES[self._vbd.state]} and not Connected"
                 )
-            if wait([self._store], 0.5):
+            if wait([self._store.fileno()], 0.5):
                 self._handle_store()
         dev, channel, disk = self._vbd.dev, self._vbd.channel, self._vbd.disk
         assert dev is not None and channel is not None and disk is not None
@@ -186,7 +186,7 @@ class Guest:
         while self._vbd.state != xenbus.CLOSED:
             if time.monotonic() > deadline:
                 raise GuestError(f"domain {self._config.domid}: the backend does not let go")
-            if wait([self._store], 0.5):
+            if wait([self._store.fileno()], 0.5):
                 self._handle_store()
         self._driver = self._device = None
         return self._vbd.stuck_grants

@@ -7,7 +7,7 @@ since the far end may have sent before it was bound.
 Never knows: how a waiter is woken (`common/event_channel.py`: from peer to peer).
 
 Where the bits are: both ends' words lie with the domain that allocated the port (see
-`common/event_channel.py`), its own in `own` and the far end's in `far`, at the allocated port's bit.
+`common/event_channel.py`), its own in `own`, the far end's in `far`, at the allocated port's bit.
 """
 
 import errno

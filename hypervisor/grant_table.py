@@ -15,7 +15,7 @@ Never knows: who calls, or how many CPUs there are.
 The pin is four 8-bit counters, as Xen's: device read, device write, host read, host write.
 """
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -87,7 +87,7 @@ def map_grants(table: GrantTable, track: Maptrack, mapper: int, ops: np.ndarray)
 
 
 @njit(nogil=True, cache=True)
-def _map_one(table: GrantTable, track: Maptrack, mapper: int, op: np.ndarray) -> int:
+def _map_one(table: GrantTable, track: Maptrack, mapper: int, op: Any) -> int:
     flags = np.int64(op.flags)
     if not flags & (GNTMAP_HOST_MAP | GNTMAP_DEVICE_MAP):
         return GNTST_BAD_GNTREF  # as Xen says it

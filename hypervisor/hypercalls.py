@@ -10,6 +10,7 @@ fail and nothing else. Each entry of a grant-table call has its own status; the 
 
 import errno
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -170,7 +171,7 @@ class Hypervisor:
         return caller
 
     def _setup_table(self, caller: Caller, ops: np.ndarray) -> int:
-        """The frames themselves come from the memory service; this says whether there are so many."""
+        """Are there so many frames? They themselves come from the memory service."""
         status, owner = self._target(caller, int(ops["dom"][0]))
         if owner is not None and int(ops["nr_frames"][0]) > _nr_grant_frames(owner):
             status = abi.GNTST_GENERAL_ERROR
@@ -271,7 +272,7 @@ def _nr_grant_frames(domain: Domain) -> int:
 def _runs(values: np.ndarray) -> list[tuple[int, int]]:
     """The stretches of equal values: (start, end) of each."""
     edges = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 _Method = Callable[[Hypervisor, Caller, np.ndarray], int]

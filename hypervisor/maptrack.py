@@ -10,7 +10,7 @@ Xen's entry is 16 bytes. Ours also keeps what Xen would read from the mapper's p
 address and the frame.
 """
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -102,13 +102,13 @@ def begin_unmap(track: Maptrack, ops: np.ndarray, unmapped: np.ndarray) -> np.in
 
 
 @njit(nogil=True, cache=True)
-def _begin_one(track: Maptrack, op: np.ndarray, unmapped: np.ndarray) -> int:
+def _begin_one(track: Maptrack, op: Any, unmapped: Any) -> int:
     handle = np.int64(op.handle)
     if handle >= len(track.entries) or track.entries[handle].flags == 0:
         return GNTST_BAD_HANDLE
     entry = track.entries[handle]
     bus_addr = np.uint64(entry.frame) * np.uint64(XEN_PAGE_SIZE)
-    if op.dev_bus_addr != 0 and op.dev_bus_addr != bus_addr:
+    if op.dev_bus_addr not in (np.uint64(0), bus_addr):
         return GNTST_GENERAL_ERROR
     gone = np.uint32(0)
     if op.host_addr != 0 and entry.flags & GNTMAP_HOST_MAP:
