@@ -15,7 +15,7 @@ from backend.blkback import Blkback
 from common.atomics import load_acquire
 from common.event_channel import set_pending
 from common.ring import REQ, RING_BROKEN
-from common.spinning import spin_until_changed
+from common.spinning import spin_until_changed, spins
 
 # Effects.
 SLICE: Final = 0  # nothing: time to look at the outside world
@@ -54,7 +54,7 @@ def work(
         step = cursor[0].step
         cursor[0].step = np.uint32(GATHER)
         if step == GATHER:
-            taken = phases.gather(dev)
+            taken = _take_requests(dev, spin)
             if taken == RING_BROKEN:
                 return BROKEN
             if taken == 0:
@@ -80,6 +80,18 @@ def work(
         if phases.push(dev) and set_pending(far_pending, far_mask, port):
             return WAKE
     return SLICE
+
+
+@njit(nogil=True, cache=True)
+def _take_requests(dev: Blkback, spin: np.ndarray) -> int:
+    """Gather; who never spins asks for the next notification before it answers, as Linux does.
+
+    So at depth 1, where the next request follows the answer, each request notifies.
+    """
+    taken = phases.gather(dev)
+    if taken > 0 and not spins(spin):
+        phases.rearm(dev)
+    return taken
 
 
 @njit(nogil=True, cache=True)

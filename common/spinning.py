@@ -33,6 +33,12 @@ def new_spin(adaptive: bool) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
+def spins(spin: np.ndarray) -> bool:
+    """Does this waiter ever spin?"""
+    return spin[0].tries_max != 0
+
+
+@njit(nogil=True, cache=True)
 def spin_until_changed(
     words: np.ndarray, index: int, seen: int, spin: np.ndarray, runnable: np.ndarray
 ) -> bool:
@@ -40,7 +46,7 @@ def spin_until_changed(
 
     words: u32 in shared memory; runnable: u32 (1,), threads of the machine that want a CPU now.
     """
-    if spin[0].tries_max == 0:
+    if not spins(spin):
         return False
     for tried in range(spin[0].tries):
         if load_acquire(words, index) != seen:

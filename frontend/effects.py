@@ -12,7 +12,7 @@ from numba import njit
 from common.atomics import load_acquire
 from common.event_channel import set_pending
 from common.ring import RING_BROKEN, RSP
-from common.spinning import spin_until_changed
+from common.spinning import spin_until_changed, spins
 from frontend import blkfront
 from frontend.blkfront import Blkfront
 
@@ -21,6 +21,19 @@ WAKE: Final = 1  # the backend's event has just become pending: wake it
 WAIT: Final = 2  # the event is armed and nothing has come: sleep until notified
 BROKEN: Final = 3  # the backend broke the protocol: front.broken says how
 DONE: Final = 4  # everything asked for is finished
+
+
+@njit(nogil=True, cache=True)
+def take_responses(dev: Blkfront, spin: np.ndarray) -> int:
+    """Take what has come (`blkfront.consume`); who never spins asks for the next notification now.
+
+    As Linux does at the end of its interrupt handler: the event is armed before the next request
+    goes out, so that at depth 1 each response notifies.
+    """
+    taken = blkfront.consume(dev)
+    if taken > 0 and not spins(spin):
+        blkfront.rearm(dev)
+    return taken
 
 
 @njit(nogil=True, cache=True)
@@ -60,7 +73,7 @@ def finish_queued(
 ) -> int:
     """Submit and consume until no I/O is queued or out: DONE, or the effect needed before that."""
     while True:
-        if blkfront.consume(dev) == RING_BROKEN:
+        if take_responses(dev, spin) == RING_BROKEN:
             return BROKEN
         if submit_queued(dev, far_pending, far_mask, port) == WAKE:
             return WAKE

@@ -9,6 +9,7 @@ flush, disk, disconnect, exit.
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -71,6 +72,7 @@ class Guest:
         self._device: BlockDevice | None = None
         self._versions = np.zeros(0, np.uint32)
         self._stop_load: Callable[[], None] | None = None
+        self._deferred: deque[tuple[Any, ...]] = deque()  # came during a load, answered after it
         self._exiting = False
 
     def serve(self) -> None:
@@ -82,6 +84,8 @@ class Guest:
                 self._handle_store()
             if self._control in ready:
                 self._answer(self._control.recv())
+            while self._deferred:
+                self._answer(self._deferred.popleft())
 
     def _answer(self, message: tuple[Any, ...]) -> None:
         try:
@@ -154,6 +158,7 @@ class Guest:
                 raise SystemExit(0)
             if message[0] == "stop" and self._stop_load is not None:
                 self._stop_load()
+            self._deferred.append(message)
 
     def command_stop(self) -> None:
         """A stop that comes when no load runs has nothing to do."""

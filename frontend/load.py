@@ -18,7 +18,16 @@ from common.histogram import bucket_of
 from common.ring import RING_BROKEN
 from frontend import blkfront
 from frontend.blkfront import Blkfront
-from frontend.effects import BROKEN, DONE, SLICE, WAIT, WAKE, idle, submit_queued
+from frontend.effects import (
+    BROKEN,
+    DONE,
+    SLICE,
+    WAIT,
+    WAKE,
+    idle,
+    submit_queued,
+    take_responses,
+)
 from frontend.pattern import UNKNOWN, fill, mismatches
 
 BLOCK_TRIES: Final = 8  # a depth near the number of blocks finds most of them busy
@@ -109,7 +118,7 @@ def run(
 ) -> int:
     """Run the load until an effect is needed, a slice is over or everything is DONE."""
     for _ in range(TURNS_PER_SLICE):
-        taken = blkfront.consume(dev)
+        taken = take_responses(dev, spin)
         if taken == RING_BROKEN:
             return BROKEN
         now_ns = monotonic_ns(job.timespec)

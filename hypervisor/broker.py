@@ -7,6 +7,7 @@ Rule: the caller of a hypercall is the socket it came in on: one REP socket for 
 domain.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -205,6 +206,7 @@ def main(config: BrokerConfig, control: Connection) -> None:
     try:
         broker = Broker(config, control)
     except (SharedMemoryError, OSError, zmq.ZMQError) as error:
-        control.send(("error", f"hypervisor: {error}"))
+        with contextlib.suppress(OSError):  # the supervisor is gone: this process goes with it
+            control.send(("error", f"hypervisor: {error}"))
         raise SystemExit(1) from error
     broker.serve()

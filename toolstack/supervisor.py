@@ -6,10 +6,10 @@ Rules
 2. A process that dies before it is told to is a MachineError that names it and how it died,
    whatever the caller was waiting for.
 3. Whatever dies, `kill -9` included: processes end with their parent (PR_SET_PDEATHSIG), memory has
-   no
-   names, and the run directory goes with the supervisor or, failing that, its janitor.
+   no names, and the run directory goes with the supervisor or, failing that, its janitor.
 """
 
+import contextlib
 import multiprocessing
 import os
 import secrets
@@ -21,9 +21,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any, Final
+
+from toolstack.janitor import CLOSED
 
 PRELOADED: Final = "toolstack.preload"
 EXIT_TIMEOUT_S: Final = 10.0
@@ -58,8 +62,9 @@ class Supervisor:
     def __init__(self) -> None:
         self.topology_id = secrets.token_hex(4)
         self.run_dir = self._make_run_dir()
+        janitor = Path(__file__).with_name("janitor.py")
         self._janitor = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).with_name("janitor.py")), self.run_dir],
+            [sys.executable, "-I", "-S", str(janitor), self.run_dir, get_temp_dir()],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -68,6 +73,13 @@ class Supervisor:
         self.children: dict[str, Child] = {}
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([PRELOADED])
+        # Ctrl-C is for us alone, from the server's first instruction on; its children inherit that.
+        resource_tracker.ensure_running()  # before: it unblocks what is blocked
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _make_run_dir(self) -> str:
         base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
@@ -125,7 +137,7 @@ class Supervisor:
                 if kind == "error":
                     raise MachineError(text)
         except (EOFError, OSError):
-            pass
+            pass  # it said no more
         raise MachineError(child.how_it_died())
 
     def take(self, name: str) -> Any:
@@ -156,8 +168,10 @@ class Supervisor:
             self._reap(child)
         self.children.clear()
         shutil.rmtree(self.run_dir, ignore_errors=True)
-        if self._janitor.stdin is not None:
-            self._janitor.stdin.close()
+        if self._janitor.stdin is not None and not self._janitor.stdin.closed:
+            with contextlib.suppress(OSError):  # somebody has killed the janitor
+                self._janitor.stdin.write(CLOSED)
+                self._janitor.stdin.close()
         self._janitor.wait()
 
     @staticmethod

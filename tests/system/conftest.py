@@ -14,8 +14,8 @@ OUR_NAMES = ("gl-hypervisor", "gl-dom0", "gl-guest-")
 
 
 def leftovers(run_base: str) -> list[str]:
-    """Run directories below `run_base`, shared memory of ours anywhere, processes under us."""
-    found = [str(path) for path in Path(run_base).glob("grantlab-*")]
+    """Anything in `run_base`, shared memory of ours anywhere, processes under us."""
+    found = [str(path) for path in Path(run_base).iterdir()]
     found += [str(path) for path in Path("/dev/shm").glob("grantlab-*")]
     children = psutil.Process().children(recursive=True)
     found += [p.name() for p in children if p.name().startswith(OUR_NAMES)]
@@ -27,6 +27,7 @@ def run_base(monkeypatch: pytest.MonkeyPatch) -> str:
     """A directory of this test's own for run directories; short, as socket paths are."""
     base = tempfile.mkdtemp(prefix="gl-", dir="/tmp")
     monkeypatch.setenv("XDG_RUNTIME_DIR", base)
+    monkeypatch.setenv("TMPDIR", base)
     return base
 
 
@@ -46,7 +47,7 @@ def grantlab(*args: str, run_base: str, timeout: float = 120) -> subprocess.Comp
     return subprocess.run(
         ["./run.sh", *args],
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "XDG_RUNTIME_DIR": run_base},
+        env={**os.environ, "XDG_RUNTIME_DIR": run_base, "TMPDIR": run_base},
         capture_output=True,
         text=True,
         timeout=timeout,

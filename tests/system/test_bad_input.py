@@ -58,7 +58,7 @@ def in_own_mounts(setup: str, command: str, run_base: str) -> "subprocess.Comple
     return subprocess.run(
         ["unshare", "-m", "sh", "-c", f"{setup} && exec {command}"],
         cwd=ROOT,
-        env={**os.environ, "XDG_RUNTIME_DIR": run_base},
+        env={**os.environ, "XDG_RUNTIME_DIR": run_base, "TMPDIR": run_base},
         capture_output=True,
         text=True,
         timeout=120,

@@ -34,8 +34,8 @@ def errors(machine: Machine) -> int:
 def test_persistent_maps_each_page_once_and_then_never_again(batching: str) -> None:
     with Topology(guests=2, batching=batching).start() as machine:
         first = run_load(machine)
-        assert first["map_ops"] == first["grants_issued"] == first["persistent_max"]
-        assert first["map_ops"] <= 2 * DEPTH
+        assert 2 <= first["map_ops"] == first["grants_issued"] <= 2 * DEPTH
+        assert first["persistent_max"] <= DEPTH
         assert first["unmap_ops"] == first["flushes"] == first["ipis"] == 0
         # Every page of the depth is warm now, whatever the first load's timing made of it.
         steady = run_load(machine, iodepth=1)
@@ -107,8 +107,7 @@ def test_after_disconnect_nothing_is_left_mapped(
 
 @pytest.mark.parametrize("mode", ["persistent", "non-persistent"])
 def test_at_depth_one_without_spinning_a_request_is_one_notification_each_way(mode: str) -> None:
-    """As in tests/golden: the back may look again before it has armed, so one now and then less."""
+    """As in tests/golden, where one in sixty is missing to the back: Linux may look again first."""
     with Topology(guests=1, spin="off").with_mode(mode).start() as machine:
         cost = run_load(machine, iodepth=1, ios=500)
-        assert cost["notify_to_front"] == 500
-        assert 450 <= cost["notify_to_back"] <= 500
+        assert cost["notify_to_front"] == cost["notify_to_back"] == 500

@@ -40,7 +40,7 @@ class Running:
         self.process = subprocess.Popen(
             ["./run.sh", "--guests", "2", "--persistent", "--runtime", "600"],
             cwd=Path(__file__).parents[2],
-            env={**os.environ, "XDG_RUNTIME_DIR": run_base},
+            env={**os.environ, "XDG_RUNTIME_DIR": run_base, "TMPDIR": run_base},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
