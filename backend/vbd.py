@@ -28,6 +28,7 @@ from common.xenstore import XenStoreClient, XenStoreError
 log = logging.getLogger(__name__)
 
 PROTOCOL: Final = b"x86_64-abi"
+SHOWN_MAX: Final = 60
 
 
 class FrontendError(Exception):
@@ -68,7 +69,8 @@ class BackendVbd:
         self.frontend_path = store.read(f"{self.path}/frontend").decode()
         self.state = xenbus.INITIALISING
         self._connection: _Connection | None = None
-        store.watch(f"{self.frontend_path}/state", f"frontend-{frontend_domid}-{device}")
+        self._watch = (f"{self.frontend_path}/state", f"frontend-{frontend_domid}-{device}")
+        store.watch(*self._watch)
 
     @property
     def finished(self) -> bool:
@@ -111,7 +113,7 @@ class BackendVbd:
         port = self._frontend_number("event-channel")
         protocol = self._read(f"{self.frontend_path}/protocol")
         if protocol != PROTOCOL:
-            raise FrontendError(f"protocol {protocol!r} is not '{PROTOCOL.decode()}'")
+            raise FrontendError(f"protocol {_shown(protocol)} is not '{PROTOCOL.decode()}'")
         frontend_keeps = self._read(f"{self.frontend_path}/feature-persistent") == b"1"
         persistent = self._options.persistent and frontend_keeps
         self._connection = _Connection(self, ring_ref, port, persistent)
@@ -143,12 +145,13 @@ class BackendVbd:
     def close(self) -> None:
         """dom0 forgets this device."""
         self.disconnect()
+        self._store.unwatch(*self._watch)
         self._disk.close()
 
     def _frontend_number(self, key: str) -> int:
         value = self._read(f"{self.frontend_path}/{key}")
         if value is None or not value.isdigit() or int(value) > 0xFFFFFFFF:
-            raise FrontendError(f"{key} {value!r} is not a number")
+            raise FrontendError(f"{key} {_shown(value)} is not a number")
         return int(value)
 
     def _switch(self, state: int) -> None:
@@ -160,6 +163,12 @@ class BackendVbd:
             return self._store.read(path)
         except XenStoreError:
             return None
+
+
+def _shown(value: bytes | None) -> str:
+    """What a guest wrote, short enough for the store's `error` node."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
 
 
 class _Connection:

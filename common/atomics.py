@@ -37,9 +37,20 @@ def _checked(array: types.Type) -> types.Type:
         or array.layout != "C"
         or not isinstance(array.dtype, types.Integer)
         or array.dtype.bitwidth not in WORD_BITS
+        or not array.aligned
     ):
-        raise TypeError(f"atomics: {array} is not a 1-d C array of 16, 32 or 64-bit integers")
+        raise TypeError(
+            f"atomics: {array} is not a 1-d C array of aligned 16, 32 or 64-bit integers"
+        )
     return array.dtype
+
+
+def _writable(array: types.Type) -> types.Type:
+    """The same, of an array that may be written."""
+    element = _checked(array)
+    if not array.mutable:
+        raise TypeError(f"atomics: {array} is read-only")
+    return element
 
 
 def _pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -69,7 +80,7 @@ def _load(typing: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def _store(typing: Any, array: Any, index: Any, value: Any) -> Any:
-    element = _checked(array)
+    element = _writable(array)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, signature, args)
@@ -82,7 +93,7 @@ def _store(typing: Any, array: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def _cmpxchg(typing: Any, array: Any, index: Any, expected: Any, value: Any) -> Any:
-    element = _checked(array)
+    element = _writable(array)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, signature, args)
@@ -97,7 +108,7 @@ def _cmpxchg(typing: Any, array: Any, index: Any, expected: Any, value: Any) -> 
 def _read_modify_write(operation: str) -> Any:
     @intrinsic
     def rmw(typing: Any, array: Any, index: Any, value: Any) -> Any:
-        element = _checked(array)
+        element = _writable(array)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             pointer = _pointer(context, builder, signature, args)

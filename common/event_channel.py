@@ -11,6 +11,7 @@ most one is on its way for each time the waiter has cleared its bit.
 """
 
 import contextlib
+import time
 from typing import Final
 
 import numpy as np
@@ -21,7 +22,8 @@ from common.abi import SHARED_INFO
 from common.atomics import fetch_and, fetch_or, load_acquire
 
 WAKE: Final = b"\1"
-DRAIN_MAX: Final = 64  # wake-ups taken at one go; a peer that floods gets no more of our time
+WAKES_QUEUED_MAX: Final = 16
+MESSAGE_MAX: Final = 256
 
 
 @njit(nogil=True, cache=True)
@@ -68,11 +70,24 @@ class EventChannel:
         self.far_pending, self.far_mask = event_words(far)
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
         self.socket.setsockopt(zmq.LINGER, 0)
+        # A peer's messages cost us memory; ZeroMQ's own handshake needs some 60 bytes.
+        self.socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_MAX)
+        self.socket.setsockopt(zmq.RCVHWM, WAKES_QUEUED_MAX)
+        self.socket.setsockopt(zmq.SNDHWM, WAKES_QUEUED_MAX)
+        self._timeout_ms = -1
         if allocated_here:
             self.socket.bind(address)
         else:
             self.socket.connect(address)
+            self.wake_far_end()  # which waits for it in `await_far_end`
         clear_mask(self._mask, port)
+
+    def await_far_end(self, timeout_ms: int) -> bool:
+        """For the allocating end, once: wait until the far end is connected.
+
+        ZeroMQ connects in the background, and until it has, a wake-up sent from here is lost.
+        """
+        return self._receive(timeout_ms)
 
     def wake_far_end(self) -> None:
         """Wake the far end, whose bit `set_pending` has just set."""
@@ -86,21 +101,27 @@ class EventChannel:
             self.wake_far_end()
 
     def wait(self, timeout_ms: int) -> bool:
-        """Sleep until there is an event, and take it; False if the time ran out first."""
-        if clear_pending(self.pending, self.port):
-            return True
-        if not self.socket.poll(timeout_ms):
-            return False
-        self.drain()
-        return clear_pending(self.pending, self.port)
+        """Sleep until there is an event, and take it; False if the time ran out first.
 
-    def drain(self) -> None:
-        """Read the wake-ups that have come: they say no more than the pending bit does."""
-        for _ in range(DRAIN_MAX):
-            try:
-                self.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        A wake-up may be older than an event that was taken without it: it ends no wait.
+        """
+        deadline = time.monotonic() + timeout_ms / 1000
+        while not clear_pending(self.pending, self.port):
+            left_ms = int((deadline - time.monotonic()) * 1000)
+            if left_ms < 0 or not self._receive(left_ms):
+                return bool(clear_pending(self.pending, self.port))
+        return True
+
+    def _receive(self, timeout_ms: int) -> bool:
+        """Read one wake-up; it says no more than the pending bit does."""
+        if timeout_ms != self._timeout_ms:
+            self._timeout_ms = timeout_ms
+            self.socket.setsockopt(zmq.RCVTIMEO, timeout_ms)
+        try:
+            self.socket.recv()
+        except zmq.Again:
+            return False
+        return True
 
     def close(self) -> None:
         """Give the socket up. The port itself is closed by EVTCHNOP_close."""

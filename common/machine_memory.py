@@ -104,6 +104,7 @@ class MachineMemory:
             answer, fds, _, _ = socket.recv_fds(connection, 1, 1)
         if answer != GRANTED or len(fds) != 1:
             raise SegmentRefused(f"segment '{name}' of domain {domid} was refused")
+        os.set_inheritable(fds[0], False)
         return fds[0]
 
     def forget(self, domid: int) -> None:

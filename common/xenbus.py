@@ -28,6 +28,8 @@ STATE_NAMES: Final = {
     CONNECTED: "Connected",
     CLOSING: "Closing",
     CLOSED: "Closed",
+    abi.XENBUS_STATE_RECONFIGURING: "Reconfiguring",
+    abi.XENBUS_STATE_RECONFIGURED: "Reconfigured",
 }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Self, TypeVar
 
-from common.xenstore_connection import Connection, WatchEvent, XenStoreError
+from common.xenstore_connection import Connection, WatchEvent, XenStoreError, encode
 from common.xenstore_wire import MessageType, pack_strings, unpack_strings
 
 __all__ = ["Transaction", "WatchEvent", "XenStoreClient", "XenStoreError"]
@@ -195,11 +195,11 @@ class XenStoreClient(_Nodes):
 
     def watch(self, path: str, token: str) -> None:
         """Ask to be told of changes at `path` and below; the first event comes at once."""
-        self._change(MessageType.WATCH, path, pack_strings(token.encode("latin-1")))
+        self._change(MessageType.WATCH, path, pack_strings(encode(token, "WATCH")))
 
     def unwatch(self, path: str, token: str) -> None:
         """Take a watch back. Events of it may be on their way still."""
-        self._change(MessageType.UNWATCH, path, pack_strings(token.encode("latin-1")))
+        self._change(MessageType.UNWATCH, path, pack_strings(encode(token, "UNWATCH")))
 
     def reset_watches(self) -> None:
         """Take all watches back, and discard all open transactions."""

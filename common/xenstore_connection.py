@@ -39,6 +39,17 @@ class XenStoreError(Exception):
         return f"xenstore: {self.operation} {self.path}: {self.name}"
 
 
+def encode(text: str, operation: str) -> bytes:
+    """A path or token as it goes over the wire. Raises XenStoreError EINVAL if it cannot."""
+    try:
+        raw = text.encode("latin-1")
+    except UnicodeEncodeError:
+        raise XenStoreError("EINVAL", text, operation) from None
+    if b"\0" in raw:
+        raise XenStoreError("EINVAL", text, operation)
+    return raw
+
+
 class Connection:
     """A connection to the xenstored at `socket_path`. `poller`: readable while events wait."""
 
@@ -61,9 +72,7 @@ class Connection:
 
     def call(self, kind: MessageType, tx_id: int, first: str, rest: bytes = b"") -> bytes:
         """Send a request whose payload is the string `first`, then `rest`; returns the reply's."""
-        raw = first.encode()
-        if b"\0" in raw:
-            raise XenStoreError("EINVAL", first, kind.name)
+        raw = encode(first, kind.name)
         payload = raw + b"\0" + rest
         if len(payload) > XENSTORE_PAYLOAD_MAX:
             raise XenStoreError("E2BIG", first, kind.name)

@@ -39,7 +39,14 @@ from common.counters import FRONTEND_COUNTERS
 from common.ring import REQ, RSP
 from common.u32 import u32_add
 from frontend.grants import NO_GREF, Grants, end_access, grant_access
-from frontend.page_pool import NO_PAGE, PagePool, return_to_head, return_to_tail, take_page
+from frontend.page_pool import (
+    NO_PAGE,
+    PagePool,
+    return_to_head,
+    return_to_tail,
+    take_page,
+    ungranted_ahead,
+)
 
 PER_REQUEST: Final = 0
 PERSISTENT: Final = 1
@@ -202,9 +209,11 @@ def _submit_one(dev: Blkfront, io: int) -> bool:
     pages = (remaining + SECTORS_PER_PAGE - 1) // SECTORS_PER_PAGE
     nr_segments = min(pages, np.int64(BLKIF_MAX_SEGMENTS_PER_REQUEST))
     bounce = front.grant_mode != PER_REQUEST
-    if ring.free_requests(dev.half) == 0 or dev.grants.list[0].free < nr_segments:
+    if ring.free_requests(dev.half) == 0 or (bounce and dev.pool.list[0].free < nr_segments):
         return False
-    if bounce and dev.pool.list[0].free < nr_segments:
+    if dev.grants.list[0].free < (
+        ungranted_ahead(dev.pool, nr_segments) if bounce else nr_segments
+    ):
         return False
     ident = np.int64(front.free_id)
     front.free_id = dev.shadow[ident].next
@@ -343,7 +352,7 @@ def _complete(dev: Blkfront, ident: int, status: int) -> None:
             _release_page(dev, np.int64(segment.page))
     io = dev.ios[shadow.io]
     if status != BLKIF_RSP_OKAY:
-        io.status = np.int16(BLKIF_RSP_ERROR if status > 0 else max(status, -128))
+        io.status = np.int16(BLKIF_RSP_ERROR if status > 0 else status)
     io.outstanding -= np.uint32(1)
     if io.outstanding == 0 and io.issued_sectors == io.nr_sectors:
         dev.done[front.done] = shadow.io
@@ -366,19 +375,22 @@ def _release_page(dev: Blkfront, page: int) -> None:
     return_to_head(dev.pool, page)
 
 
-def end_pool_access(dev: Blkfront) -> int:
-    """After the backend has disconnected: end access to every page of the pool.
+def end_every_access(dev: Blkfront) -> int:
+    """After the backend has disconnected: end access to the pool's pages, and to those of requests
+    that were never answered.
 
     Returns how many grants could not be ended because the backend still has them mapped.
     """
+    granted = [page for page in dev.pool.pages if page["gref"] != NO_GREF]
+    if dev.front["grant_mode"][0] == PER_REQUEST:
+        for ident in np.flatnonzero(dev.shadow["used"]):
+            granted += list(dev.segments[ident, : dev.shadow["nr_segments"][ident]])
     stuck = 0
-    for page in dev.pool.pages:
-        if page["gref"] == NO_GREF:
-            continue
+    for holder in granted:
         dev.counters["grant_end_attempts"] += np.uint64(1)
-        if end_access(dev.grants, int(page["gref"])):
+        if end_access(dev.grants, int(holder["gref"])):
             dev.counters["grants_ended"] += np.uint64(1)
-            page["gref"] = NO_GREF
+            holder["gref"] = NO_GREF
         else:
             stuck += 1
     return stuck

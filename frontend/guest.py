@@ -8,6 +8,7 @@ flush, disk, disconnect, exit.
 """
 
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -213,6 +214,7 @@ class Guest:
 def main(config: GuestConfig, control: Connection) -> None:
     """The process's entry; an error that ends it is told on the control pipe first."""
     begin_process(f"gl-guest-{config.domid}")
+    logging.basicConfig(level=logging.WARNING, format=f"domain {config.domid}: %(message)s")
     try:
         Guest(config, control).serve()
     except (XenStoreError, HypercallError, SegmentRefused, OSError, EOFError) as error:

@@ -2,8 +2,9 @@
 
 Owns: which I/O comes next, and what is counted and checked when one finishes. All of it runs in one
 compiled call that returns only when the outside world is needed.
-Rules: no two I/Os in flight touch the same block, so that what a read must return is certain; a
-seed fixes the whole sequence of choices.
+Rules: no two I/Os in flight touch the same block, so that what a read must return is certain. A
+seed fixes the sequence of choices for a given order of completions: a block that is still busy is
+passed over.
 """
 
 from dataclasses import dataclass

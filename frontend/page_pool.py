@@ -48,6 +48,17 @@ def take_page(pool: PagePool) -> np.int64:
 
 
 @njit(nogil=True, cache=True)
+def ungranted_ahead(pool: PagePool, count: int) -> np.int64:
+    """How many of the next `count` pages to be taken are not granted; all of them must be free."""
+    ungranted = np.int64(0)
+    page = np.int64(pool.list[0].head)
+    for _ in range(count):
+        ungranted += pool.pages[page].gref == 0
+        page = np.int64(pool.pages[page].next)
+    return ungranted
+
+
+@njit(nogil=True, cache=True)
 def return_to_head(pool: PagePool, page: int) -> None:
     """Give a page back that the backend still has mapped: it is taken next."""
     pool.pages[page].next = pool.list[0].head

@@ -4,6 +4,7 @@ Owns: the store keys the frontend writes, the ring's frame and its grant, the ev
 `common/xenbus.py` says when a step is due. Runs in the guest's main thread.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,11 +20,13 @@ from frontend.blkfront import (
     PERSISTENT,
     REUSE,
     Blkfront,
-    end_pool_access,
+    end_every_access,
     new_blkfront,
 )
 from frontend.grants import NO_GREF, Grants, end_access, grant_access, new_grants
 from frontend.page_pool import new_pool
+
+log = logging.getLogger(__name__)
 
 # The guest's RAM: the ring, the pool, and the rest for I/O buffers.
 RING_FRAME: Final = 0
@@ -32,6 +35,7 @@ POOL_PAGES: Final = abi.BLKIF_RING_SIZE * abi.BLKIF_MAX_SEGMENTS_PER_REQUEST
 BUFFER_FRAME: Final = POOL_FRAME + POOL_PAGES
 
 NR_IOS: Final = 256
+FAR_END_TIMEOUT_MS: Final = 5_000  # it is Connected: its wake-up is on the way
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class FrontendVbd:
         self.channel: EventChannel | None = None
         self.disk: Disk | None = None
         self.stuck_grants = 0
-        store.watch(f"{self.backend_path}/state", "backend")
+        self._watch = (f"{self.backend_path}/state", f"backend-{device}")
+        store.watch(*self._watch)
 
     def handle_store(self) -> None:
         """The other end's state may have changed: take the steps that are due."""
@@ -139,7 +144,9 @@ class FrontendVbd:
 
     def read_disk(self) -> None:
         """The backend is Connected: learn its disk, and settle how grants are used."""
-        assert self.dev is not None
+        assert self.dev is not None and self.channel is not None
+        if not self.channel.await_far_end(FAR_END_TIMEOUT_MS):
+            log.warning("%s: the backend's end of the event channel does not show", self.path)
         announced = (self._read(f"{self.backend_path}/feature-persistent") or b"0").strip()
         kept = announced == b"1"
         self.dev.front["grant_mode"] = (
@@ -153,9 +160,10 @@ class FrontendVbd:
 
     def close(self) -> None:
         """The backend has let go: end every access, give the channel up."""
+        self._store.unwatch(*self._watch)
         if self.dev is None or self.channel is None:
             return
-        self.stuck_grants = end_pool_access(self.dev)
+        self.stuck_grants = end_every_access(self.dev)
         if self._ring_ref != NO_GREF:
             self.stuck_grants += not end_access(self.dev.grants, self._ring_ref)
             self._ring_ref = NO_GREF

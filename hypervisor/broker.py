@@ -66,6 +66,7 @@ class Broker:
         self._store.start()
         self._segments: dict[tuple[int, str], Segment] = {}
         self._sockets: dict[zmq.Socket[bytes], tuple[int, int]] = {}
+        self._context = zmq.Context()
         self._poller = zmq.Poller()
         host = host_of(self._make(DOMID_0, "host", HOST.itemsize))
         self._make(DOMID_0, "sched", XEN_PAGE_SIZE)
@@ -177,7 +178,7 @@ class Broker:
         )
         self._memory.listen(domid)
         for vcpu in range(nr_vcpus):
-            sock: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REP)
+            sock: zmq.Socket[bytes] = self._context.socket(zmq.REP)
             sock.setsockopt(zmq.MAXMSGSIZE, MESSAGE_MAX)
             sock.bind(hypercall_address(self._config.run_dir, domid, vcpu))
             self._sockets[sock] = (domid, vcpu)
@@ -195,7 +196,7 @@ class Broker:
     def _close(self) -> None:
         self._store.stop()
         self._memory.stop()
-        zmq.Context.instance().destroy(linger=0)
+        self._context.destroy(linger=0)
         self._control.send(("ok", None))
 
 

@@ -111,6 +111,7 @@ class Hypervisor:
     # --- grant_table.h ----------------------------------------------------------------------
 
     def _map(self, caller: Caller, ops: np.ndarray) -> int:
+        hypercall = True  # counted for the first domain there is
         for start, end in _runs(ops["dom"]):
             run = ops[start:end]
             owner = self.domains.find(int(run["dom"][0]))
@@ -118,15 +119,18 @@ class Hypervisor:
                 run["status"] = abi.GNTST_BAD_DOMAIN
                 continue
             mapped = int(map_grants(owner.grants, caller.domain.maptrack, caller.domain.domid, run))
-            self._count(owner, map_ops=mapped, failed_ops=len(run) - mapped, hypercalls=start == 0)
+            self._count(owner, map_ops=mapped, failed_ops=len(run) - mapped, hypercalls=hypercall)
+            hypercall = False
         return 0
 
     def _unmap(self, caller: Caller, ops: np.ndarray) -> int:
+        hypercall = True
         for start in range(0, len(ops), FLUSH_ENTRIES_MAX):
             batch = ops[start : start + FLUSH_ENTRIES_MAX]
             unmapped = self._unmapped[: len(batch)]
             if begin_unmap(caller.domain.maptrack, batch, unmapped):
-                self._flush_and_end(caller, unmapped, hypercall=start == 0)
+                self._flush_and_end(caller, unmapped, hypercall)
+                hypercall = False
         return 0
 
     def _flush_and_end(self, caller: Caller, unmapped: np.ndarray, hypercall: bool) -> None:

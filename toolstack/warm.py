@@ -28,7 +28,7 @@ from common.histogram import BUCKETS
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
 from common.spinning import new_spin, starts_to_run, stops_running
 from frontend import effects, load
-from frontend.blkfront import PER_REQUEST, PERSISTENT, Blkfront, end_pool_access, new_blkfront
+from frontend.blkfront import PER_REQUEST, PERSISTENT, Blkfront, end_every_access, new_blkfront
 from frontend.block_device import _enqueue_first
 from frontend.effects import finish_queued
 from frontend.grants import end_access, grant_access, new_grants
@@ -152,7 +152,7 @@ def warm() -> None:
         args = (machine.pending, machine.mask, 2, machine.spin, machine.runnable)
         while finish_queued(front, *args) == worker.WAIT or front.front["outstanding"][0]:
             machine.serve()
-    end_pool_access(front)
+    end_every_access(front)
     front.front["grant_mode"] = PER_REQUEST
     _run_load(machine, front)
     while phases.release_kept(machine.back) > 0:
