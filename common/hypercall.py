@@ -17,7 +17,7 @@ import zmq
 from common.abi import HYPERVISOR_EVENT_CHANNEL_OP, HYPERVISOR_GRANT_TABLE_OP
 
 HYPERCALL: Final = np.dtype([("number", "<u4"), ("cmd", "<u4"), ("rc", "<i4"), ("pad", "<u4")])
-MESSAGE_MAX: Final = 1 << 20
+MESSAGE_MAX: Final = 32 << 10  # a full ring's 352 maps take 11 KiB; calls are served one at a time
 REPLY_TIMEOUT_MS: Final = 10_000
 
 # XEN_DOMCTL_*, with a payload of our own: Xen's is 128 bytes of things we have not.

@@ -44,6 +44,13 @@ from hypervisor.xenstore.server import XenStoreServer
 
 DOM0_RAM_FRAMES: Final = 16
 
+# What a domain may be built with; 64 grant frames are Xen's default limit.
+VCPUS_MAX: Final = 256
+RAM_FRAMES_MAX: Final = 0xFFFFFFFF  # a frame is a u32; what fits is for shared memory to say
+GRANT_FRAMES_MAX: Final = 64
+
+NOT_A_HYPERCALL: Final = np.array([(0, 0, -errno.EINVAL, 0)], HYPERCALL).tobytes()
+
 
 @dataclass(frozen=True)
 class BrokerConfig:
@@ -100,10 +107,15 @@ class Broker:
 
     def _answer(self, sock: "zmq.Socket[bytes]", waited: bool) -> bool:
         """Answer one message; True if it ended in a flush."""
+        if sock not in self._sockets:
+            return False  # its domain was destroyed since the poll
         domid, vcpu = self._sockets[sock]
-        message = sock.recv()
-        if len(message) < HYPERCALL.itemsize:
-            sock.send(np.zeros(1, HYPERCALL).tobytes())
+        try:
+            message, *more = sock.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return False  # what made the socket ready was no request, and ZeroMQ has dropped it
+        if more or len(message) < HYPERCALL.itemsize:
+            sock.send(NOT_A_HYPERCALL)
             return False
         header = np.frombuffer(message, HYPERCALL, count=1).copy()
         payload = bytearray(message[HYPERCALL.itemsize :])
@@ -133,24 +145,38 @@ class Broker:
         return -errno.ENOSYS
 
     def _create_guest(self, domid: int, order: np.void) -> int:
-        if (domid, "ram") in self._segments:
+        if domid in self._hypervisor.domains:  # dying ones too
             return -errno.EEXIST
+        for field, most in (
+            ("nr_vcpus", VCPUS_MAX),
+            ("ram_frames", RAM_FRAMES_MAX),
+            ("grant_frames", GRANT_FRAMES_MAX),
+        ):
+            if not 1 <= int(order[field]) <= most:
+                return -errno.EINVAL
         try:
             self._create(
                 domid, int(order["nr_vcpus"]), int(order["ram_frames"]), int(order["grant_frames"])
             )
-        except SharedMemoryError as error:
+            self._store.listen(domid, os.path.join(self._config.run_dir, f"xenstored-{domid}"))
+        except (SharedMemoryError, OSError) as error:
+            self._undo(domid)
             self._control.send(("error", str(error)))  # the toolstack reads it when it sees ENOMEM
             return -errno.ENOMEM
-        self._store.listen(domid, os.path.join(self._config.run_dir, f"xenstored-{domid}"))
         self._store.introduce(domid)
         return 0
 
     def _destroy_guest(self, domid: int) -> int:
-        if (domid, "ram") not in self._segments:
+        if self._hypervisor.domains.find(domid) is None:
             return -errno.ESRCH
-        self._hypervisor.destroy_domain(domid)
         self._store.release(domid)
+        self._undo(domid)
+        return 0
+
+    def _undo(self, domid: int) -> None:
+        """Take everything away that was made for a domain, as far as it was made."""
+        if self._hypervisor.domains.find(domid) is not None:
+            self._hypervisor.destroy_domain(domid)
         self._store.forget(domid)
         self._memory.forget(domid)
         for sock in [sock for sock, (owner, _) in self._sockets.items() if owner == domid]:
@@ -158,8 +184,7 @@ class Broker:
             sock.close(linger=0)
             del self._sockets[sock]
         for key in [key for key in self._segments if key[0] == domid]:
-            del self._segments[key]
-        return 0
+            del self._segments[key]  # the memory service has closed its descriptor
 
     def _create(self, domid: int, nr_vcpus: int, ram_frames: int, grant_frames: int) -> None:
         ram = self._make(domid, "ram", ram_frames * XEN_PAGE_SIZE)

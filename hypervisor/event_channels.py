@@ -70,6 +70,8 @@ class EventChannels:
         there = remote.get(remote_port)
         if there is None or there.state != EVTCHNSTAT_UNBOUND or there.remote_dom != self.domid:
             return -errno.EINVAL
+        if not there.allocated:
+            return -errno.EINVAL  # what is left of a channel whose words have gone with its owner
         port = self._free_port()
         if port < 0:
             return port

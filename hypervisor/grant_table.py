@@ -101,6 +101,10 @@ def _map_one(table: GrantTable, track: Maptrack, mapper: int, op: Any) -> int:
         free_handle(track, handle)
         return status
     active = table.active[np.int64(op.ref)]
+    if flags & GNTMAP_DEVICE_MAP and active.frame == 0:
+        unpin(table, np.int64(op.ref), flags)
+        free_handle(track, handle)
+        return GNTST_BAD_PAGE  # its bus address would be 0, which an unmap takes for none
     entry = track.entries[handle]
     entry.host_addr, entry.ref, entry.frame = op.host_addr, op.ref, active.frame
     entry.domid = np.uint16(table.table[0].domid)

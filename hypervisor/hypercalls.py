@@ -131,7 +131,17 @@ class Hypervisor:
             if begin_unmap(caller.domain.maptrack, batch, unmapped):
                 self._flush_and_end(caller, unmapped, hypercall)
                 hypercall = False
+            self._count_failed_unmaps(caller.domain, batch[batch["status"] != abi.GNTST_OKAY])
         return 0
+
+    def _count_failed_unmaps(self, mapper: Domain, failed: np.ndarray) -> None:
+        """Book them where the handle says whose grant it was; a bad handle says nothing."""
+        entries = mapper.maptrack.entries
+        for handle in failed["handle"].tolist():
+            if handle < len(entries) and entries["flags"][handle]:
+                owner = self.domains.find_dying(int(entries["domid"][handle]))
+                assert owner is not None
+                self._count(owner, failed_ops=1)
 
     def _flush_and_end(self, caller: Caller, unmapped: np.ndarray, hypercall: bool) -> None:
         done = unmapped[unmapped["done"] != 0]

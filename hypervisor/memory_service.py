@@ -6,10 +6,13 @@ Rule: the caller is whose socket it came in on. A malformed or forbidden request
 silent caller is dropped: neither delays anybody else.
 """
 
+import contextlib
+import logging
 import os
 import selectors
 import socket
 import threading
+import time
 from typing import Final
 
 import numpy as np
@@ -27,6 +30,9 @@ from common.machine_memory import (
 GUEST_MACHINE_SEGMENTS: Final = ("sched",)
 CALLERS_MAX: Final = 64  # connections waiting for their caller to speak, of one domain
 POLL_S: Final = 0.2
+NO_DESCRIPTORS_PAUSE_S: Final = 0.05
+
+log = logging.getLogger(__name__)
 
 
 def may_have(caller: int, name: str, domid: int) -> bool:
@@ -75,6 +81,8 @@ class MemoryService:
             if listener is not None:
                 self._selector.unregister(listener)
                 listener.close()
+                with contextlib.suppress(FileNotFoundError):  # its directory may be gone already
+                    os.unlink(memory_address(self._run_dir, domid))
             for connection in self._waiting.pop(domid, []):
                 self._selector.unregister(connection)
                 connection.close()
@@ -100,7 +108,14 @@ class MemoryService:
                         self._answer(caller, key.fileobj)
 
     def _accept(self, caller: int) -> None:
-        connection, _ = self._listeners[caller].accept()
+        try:
+            connection, _ = self._listeners[caller].accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # it has gone away again
+        except OSError as error:
+            log.warning("memory service: domain %d cannot connect: %s", caller, error)
+            time.sleep(NO_DESCRIPTORS_PAUSE_S)  # the listener stays ready: do not spin on it
+            return
         connection.setblocking(False)
         waiting = self._waiting[caller]
         if len(waiting) >= CALLERS_MAX:

@@ -78,10 +78,6 @@ def test_mappings_half_undone_go_with_their_domain(world: World) -> None:
     assert all(world[1].end_access(gref) for gref in grefs)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bus address 0 means none, so a device mapping of frame 0 outlives its mapper",
-)
 def test_a_device_mapping_of_frame_0_goes_with_its_domain(world: World) -> None:
     gref = world[1].grant(frame=0, to=2)
     world.map(gref, DEVICE_RW, by=2)

@@ -325,10 +325,6 @@ def test_to_send_is_no_hypercall(world: World) -> None:
     assert rc == -errno.ENOSYS
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="an end that its allocating domain left can be bound with no words of its own",
-)
 def test_a_channel_always_has_an_end_that_allocated_it(world: World) -> None:
     port, far = bound(world)
     close(world, port, by=1)

@@ -355,7 +355,6 @@ def test_failed_maps_are_counted_for_the_domain_they_were_about(world: World) ->
     assert world.counted(1) == {"hypercalls": 1, "failed_ops": 3}
 
 
-@pytest.mark.xfail(strict=True, reason="_map counts the hypercall only if its first run was sound")
 def test_a_hypercall_that_maps_is_counted_though_its_first_op_names_no_domain(
     world: World,
 ) -> None:
@@ -363,7 +362,6 @@ def test_a_hypercall_that_maps_is_counted_though_its_first_op_names_no_domain(
     assert world.counted(1) == {"hypercalls": 1, "map_ops": 1, "grants_mapped": 1}
 
 
-@pytest.mark.xfail(strict=True, reason="_unmap counts the hypercall only with its first 32 ops")
 def test_a_hypercall_that_unmaps_is_counted_though_its_first_32_ops_fail(world: World) -> None:
     mapped = world.map_all([(1, world[1].grant(frame=3))] * 33)
     world.unmap_all(mapped[:32])
@@ -371,7 +369,6 @@ def test_a_hypercall_that_unmaps_is_counted_though_its_first_32_ops_fail(world: 
     assert world.counted(1)["hypercalls"] == 3
 
 
-@pytest.mark.xfail(strict=True, reason="unmaps that fail are counted nowhere")
 def test_a_failed_unmap_of_a_known_grant_is_counted_for_its_domain(world: World) -> None:
     mapped = world.map(world[1].grant(frame=3))
     assert world.unmap(mapped, host_addr=4096 * 999) == abi.GNTST_BAD_VIRT_ADDR

@@ -172,9 +172,6 @@ def test_a_handle_lives_until_both_its_mappings_are_gone(
     assert (world.pins(1), world.domain(1).mapped, world.handles_used(0)) == (0, 0, 0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bus address 0 means none, so a device mapping of frame 0 cannot be undone"
-)
 def test_a_device_mapping_of_frame_0_can_be_unmapped(world: World) -> None:
     gref = world[1].grant(frame=0)
     mapped = world.map(gref, DEVICE_RW)

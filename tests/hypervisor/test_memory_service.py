@@ -178,7 +178,6 @@ def test_the_silent_callers_of_one_domain_delay_nobody(service: Service) -> None
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.xfail(strict=True, reason="accept's OSError (no descriptors left) ends the thread")
 def test_the_service_outlives_a_moment_without_file_descriptors(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,7 +216,6 @@ def test_to_forget_who_is_not_there_is_nothing(service: Service) -> None:
     assert service.ask(1, "ram", 1) == "ram of 1"
 
 
-@pytest.mark.xfail(strict=True, reason="forget closes the socket but leaves its name in the way")
 def test_a_domid_can_be_used_again(service: Service) -> None:
     service.server.forget(1)
     service.add_domain(1)
