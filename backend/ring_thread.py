@@ -6,6 +6,7 @@ Owns: one thread for each ring, on one dom0 vCPU, and what it does for each effe
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -27,8 +28,9 @@ from common.atomics import store_release
 from common.copying import byte_view
 from common.event_channel import EventChannel
 from common.hypercall import Hypercalls
+from common.hypercall_gate import Gate, collect
 from common.process import name_thread
-from common.spinning import starts_to_run, stops_running
+from common.spinning import slept, starts_to_run, stops_running
 
 SLEEP_MS: Final = 20  # then look whether to stop; an event ends the sleep at once
 BATCHES_PER_SLICE: Final = 10_000
@@ -74,13 +76,16 @@ class RingThread:
         channel: EventChannel,
         hypercalls: Hypercalls,
         vcpu: Vcpu,
+        gate: Gate,
         ram_fd: int,
         spin: np.ndarray,
         runnable: np.ndarray,
         on_broken: Callable[[str], None],
     ) -> None:
         self._dev, self._store, self._channel = dev, store, channel
-        self._hypercalls, self._vcpu, self._ram_fd = hypercalls, vcpu, ram_fd
+        self._hypercalls, self._vcpu = hypercalls, vcpu
+        self._gate, self._ram_fd = gate, ram_fd
+        self._cursor = np.zeros(1, worker.CURSOR)
         self._spin, self._runnable, self._on_broken = spin, runnable, on_broken
         self._stopping = False
         remote = int(dev.back["remote_domid"][0])
@@ -118,8 +123,7 @@ class RingThread:
         stops_running(self._runnable)
 
     def _serve(self) -> None:
-        dev, channel = self._dev, self._channel
-        cursor = np.zeros(1, worker.CURSOR)
+        dev, channel, cursor = self._dev, self._channel, self._cursor
         while True:
             effect = worker.work(
                 dev,
@@ -130,6 +134,8 @@ class RingThread:
                 self._spin,
                 self._runnable,
                 BATCHES_PER_SLICE,
+                self._gate,
+                self._ram_fd,
             )
             if effect == worker.WAKE:
                 channel.wake_far_end()
@@ -147,20 +153,32 @@ class RingThread:
             elif effect == worker.WAIT:
                 dev.counters["waits"] += np.uint64(1)
                 self._go_idle()
+                began_ns = time.monotonic_ns()
                 channel.wait(SLEEP_MS)
+                slept(self._spin, time.monotonic_ns() - began_ns)
                 self._wake_up()
 
     def _map(self) -> None:
         ops = self._dev.map_ops[: int(self._dev.back["map_ops"][0])]
-        self._hypercalls.grant_table_op(GNTTABOP_MAP_GRANT_REF, ops)
+        self._hypercall(GNTTABOP_MAP_GRANT_REF, ops)
         failed = map_granted(self._ram_fd, ops, len(ops))
         assert failed == 0, f"{failed} granted pages could not be mapped (vm.max_map_count?)"
 
     def _unmap(self) -> None:
         ops = self._dev.unmap_ops[: int(self._dev.back["unmap_ops"][0])]
-        failed = unmap_slots(ops, len(ops))
-        assert failed == 0, f"{failed} pages could not be unmapped"
-        self._hypercalls.grant_table_op(GNTTABOP_UNMAP_GRANT_REF, ops)
+        if not self._cursor["posted"]:
+            failed = unmap_slots(ops, len(ops))
+            assert failed == 0, f"{failed} pages could not be unmapped"
+        self._hypercall(GNTTABOP_UNMAP_GRANT_REF, ops)
+
+    def _hypercall(self, cmd: int, ops: np.ndarray) -> None:
+        """Wait for the call that is in the gate, or make it by message."""
+        if not self._cursor["posted"]:
+            self._hypercalls.grant_table_op(cmd, ops)
+            return
+        self._hypercalls.kick()
+        assert collect(self._gate, ops.ctypes.data, ops.nbytes) == 0
+        self._cursor["posted"] = 0
 
     def _unmap_kept(self) -> None:
         """The connection is over: unmap what the tree still holds."""

@@ -21,6 +21,7 @@ from common import abi, xenbus
 from common.copying import address_of
 from common.event_channel import EventChannel, channel_address
 from common.hypercall import HypercallError, Hypercalls
+from common.hypercall_gate import Gate, new_gate, no_gate
 from common.machine_memory import MachineMemory, host_of
 from common.spinning import new_spin
 from common.xenstore import XenStoreClient, XenStoreError
@@ -197,11 +198,18 @@ class _Connection:
             self._channel,
             self._hypercalls,
             vbd._vcpu,
+            self._gate(vbd),
             self._ram_fd,
             new_spin(options.adaptive_spin),
             vbd._memory.segment("sched").bytes[:4].view(np.uint32),
             vbd._report_broken,
         )
+
+    def _gate(self, vbd: BackendVbd) -> Gate:
+        """Who never spins could not wait at the gate: all its calls go by message."""
+        if not vbd._options.adaptive_spin:
+            return no_gate()
+        return new_gate(vbd._memory.segment("gate").bytes, self._cpu)
 
     def _new_device(self, vbd: BackendVbd, persistent: bool, cap: int, nr_slots: int) -> Blkback:
         host = host_of(vbd._memory.segment("host"))

@@ -11,9 +11,18 @@ import numpy as np
 
 from backend import phases
 from backend.blkback import Blkback
+from backend.foreign_memory import map_granted, unmap_slots
+from common.abi import (
+    GNTTAB_MAP_GRANT_REF,
+    GNTTAB_UNMAP_GRANT_REF,
+    GNTTABOP_MAP_GRANT_REF,
+    GNTTABOP_UNMAP_GRANT_REF,
+    HYPERVISOR_GRANT_TABLE_OP,
+)
 from common.atomics import load_acquire
 from common.compiled import kernel
 from common.event_channel import set_pending
+from common.hypercall_gate import MADE, NO_SLOT, PENDING, Gate, call
 from common.ring import REQ, RING_BROKEN
 from common.spinning import spin_until_changed, spins
 
@@ -32,7 +41,11 @@ MAPPED: Final = 1
 DONE_IO: Final = 2
 UNMAPPED: Final = 3
 
-CURSOR: Final = np.dtype([("step", "<u4")])
+# `posted`: the hypercall of MAP or UNMAP is in the gate already, and has to be waited for.
+CURSOR: Final = np.dtype([("step", "<u4"), ("posted", "<u4")])
+
+MAP_OP_BYTES: Final = GNTTAB_MAP_GRANT_REF.itemsize
+UNMAP_OP_BYTES: Final = GNTTAB_UNMAP_GRANT_REF.itemsize
 
 
 @kernel
@@ -45,10 +58,13 @@ def work(
     spin: np.ndarray,
     runnable: np.ndarray,
     batches: int,
+    gate: Gate,
+    ram_fd: int,
 ) -> int:
     """Serve the ring for at most `batches` batches; returns the first effect that is needed.
 
-    cursor: CURSOR (1,), this worker's place; far_pending, far_mask, port: the frontend's event.
+    cursor: CURSOR (1,), this worker's place; far_pending, far_mask, port: the frontend's event;
+    gate: its vCPU's, or `no_gate()`; ram_fd: the frontend's RAM, to map from where there is a gate.
     """
     for _ in range(batches):
         step = cursor[0].step
@@ -63,7 +79,9 @@ def work(
                 return WAIT
             if dev.back[0].map_ops > 0:
                 cursor[0].step = np.uint32(MAPPED)
-                return MAP
+                if not _map(dev, cursor, gate, ram_fd, spin, runnable):
+                    return MAP
+                step = np.uint32(MAPPED)
         if step == MAPPED:
             phases.finish_map(dev)
         if step in (GATHER, MAPPED):
@@ -75,11 +93,52 @@ def work(
             assert phases.finish_unmap(dev)
         elif phases.release(dev) > 0:
             cursor[0].step = np.uint32(UNMAPPED)
-            return UNMAP
+            if not _unmap(dev, cursor, gate, spin, runnable):
+                return UNMAP
+            assert phases.finish_unmap(dev)
+        cursor[0].step = np.uint32(GATHER)
         phases.respond(dev)
         if phases.push(dev) and set_pending(far_pending, far_mask, port):
             return WAKE
     return SLICE
+
+
+@kernel
+def _map(
+    dev: Blkback,
+    cursor: np.ndarray,
+    gate: Gate,
+    ram_fd: int,
+    spin: np.ndarray,
+    runnable: np.ndarray,
+) -> bool:
+    """Make the hypercall through the gate, and map; False if the driver has to do both."""
+    count = np.int64(dev.back[0].map_ops)
+    number, cmd = HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_MAP_GRANT_REF
+    args, nbytes = dev.map_ops.ctypes.data, count * MAP_OP_BYTES
+    made = call(gate, number, cmd, args, nbytes, spin, runnable)
+    cursor[0].posted = np.uint32(made == PENDING)
+    if made != MADE:
+        return False
+    assert map_granted(ram_fd, dev.map_ops, count) == 0, "a granted page could not be mapped"
+    return True
+
+
+@kernel
+def _unmap(
+    dev: Blkback, cursor: np.ndarray, gate: Gate, spin: np.ndarray, runnable: np.ndarray
+) -> bool:
+    """Unmap, and make the hypercall through the gate; False if the driver has to make it."""
+    cursor[0].posted = np.uint32(0)
+    if gate.place[0].slot == NO_SLOT:
+        return False
+    count = np.int64(dev.back[0].unmap_ops)
+    assert unmap_slots(dev.unmap_ops, count) == 0, "a page could not be unmapped"
+    number, cmd = HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_UNMAP_GRANT_REF
+    args, nbytes = dev.unmap_ops.ctypes.data, count * UNMAP_OP_BYTES
+    made = call(gate, number, cmd, args, nbytes, spin, runnable)
+    cursor[0].posted = np.uint32(made == PENDING)
+    return made == MADE
 
 
 @kernel

@@ -20,6 +20,8 @@ HYPERCALL: Final = np.dtype([("number", "<u4"), ("cmd", "<u4"), ("rc", "<i4"), (
 MESSAGE_MAX: Final = 32 << 10  # a full ring's 352 maps take 11 KiB; calls are served one at a time
 REPLY_TIMEOUT_MS: Final = 10_000
 
+GATE_KICK: Final = 0xFFFFFFFF  # no hypercall of Xen's: see common/hypercall_gate.py
+
 # XEN_DOMCTL_*, with a payload of our own: Xen's is 128 bytes of things we have not.
 DOMCTL_CREATEDOMAIN: Final = 1
 DOMCTL_DESTROYDOMAIN: Final = 2
@@ -64,6 +66,13 @@ class Hypercalls:
         if len(reply) == HYPERCALL.itemsize + args.nbytes:
             args[:] = np.frombuffer(reply, args.dtype, offset=HYPERCALL.itemsize)
         return int(header["rc"][0])
+
+    def kick(self) -> None:
+        """Wake the hypervisor for the call posted in this vCPU's gate, and wait until it is made.
+
+        Raises HypercallError if the hypervisor is gone.
+        """
+        self.call(GATE_KICK, 0, np.zeros(0, np.uint8))
 
     def checked(self, what: str, number: int, cmd: int, args: np.ndarray) -> np.ndarray:
         """`call`, for cold paths: a refusal is a HypercallError that says `what` was refused."""

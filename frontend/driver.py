@@ -3,13 +3,14 @@
 Owns: what is done for each effect of `frontend/effects.py`, with a real event channel.
 """
 
+import time
 from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 
 from common.event_channel import EventChannel
-from common.spinning import starts_to_run, stops_running
+from common.spinning import slept, starts_to_run, stops_running
 from frontend import effects
 from frontend.blkfront import BROKEN_REASONS, Blkfront
 
@@ -58,5 +59,7 @@ class Driver:
         """Block on the event channel. A lost peer shows as time passing, so not for ever."""
         self.dev.counters["waits"] += np.uint64(1)
         stops_running(self.runnable)
+        began_ns = time.monotonic_ns()
         self.channel.wait(SLEEP_MS)
+        slept(self.spin, time.monotonic_ns() - began_ns)
         starts_to_run(self.runnable)

@@ -23,10 +23,12 @@ from common.hypercall import (
     DOMCTL_CREATEDOMAIN,
     DOMCTL_DESTROYDOMAIN,
     DOMCTL_DOMAIN,
+    GATE_KICK,
     HYPERCALL,
     MESSAGE_MAX,
     hypercall_address,
 )
+from common.hypercall_gate import gate_bytes
 from common.machine_memory import (
     GUESTS_MAX,
     HOST,
@@ -38,6 +40,7 @@ from common.machine_memory import (
 from common.memory import Segment, SharedMemoryError, create_segment
 from common.process import begin_process
 from hypervisor.cpus import Cpus
+from hypervisor.gate_server import GateServer
 from hypervisor.hypercalls import Hypervisor
 from hypervisor.memory_service import MemoryService
 from hypervisor.xenstore.server import XenStoreServer
@@ -76,7 +79,8 @@ class Broker:
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         host = host_of(self._make(DOMID_0, "host", HOST.itemsize))
-        self._make(DOMID_0, "sched", XEN_PAGE_SIZE)
+        sched = self._make(DOMID_0, "sched", XEN_PAGE_SIZE)
+        gate = self._make(DOMID_0, "gate", gate_bytes(config.nr_cpus))
         accessed = self._make(DOMID_0, "accessed", MAPTRACK_HANDLES_MAX * 32)
         cpus = Cpus(
             config.nr_cpus,
@@ -88,6 +92,8 @@ class Broker:
         )
         self._counters = host["hypervisor"][0]
         self._hypervisor = Hypervisor(cpus)
+        runnable = sched.bytes[:4].view(np.uint32)
+        self._gate = GateServer(self._hypervisor, gate.bytes, config.nr_cpus, runnable)
         self._create(DOMID_0, config.nr_cpus, DOM0_RAM_FRAMES, 1)
         self._store.listen(DOMID_0, config.store_path)
         self._poller.register(control.fileno(), zmq.POLLIN)
@@ -95,14 +101,20 @@ class Broker:
     def serve(self) -> None:
         """Answer hypercalls, in the order their sockets are found ready."""
         self._control.send(("ok", None))
+        busy = False
         while True:
-            ready = dict(self._poller.poll())
+            if not busy and self._gate.fall_asleep():
+                ready = dict(self._poller.poll())
+                self._gate.wake_up()
+            else:
+                ready = dict(self._poller.poll(0))
             if self._control.fileno() in ready:
                 break
             waited = False
             for sock in [sock for sock in ready if isinstance(sock, zmq.Socket)]:
                 # Who is found ready behind another's flush has queued on the flush lock.
                 waited = self._answer(sock, waited) or waited
+            busy = self._gate.serve()  # after the sockets: a kicker waits for its answer
         self._close()
 
     def _answer(self, sock: "zmq.Socket[bytes]", waited: bool) -> bool:
@@ -121,7 +133,10 @@ class Broker:
         payload = bytearray(message[HYPERCALL.itemsize :])
         number, cmd = int(header["number"][0]), int(header["cmd"][0])
         flushes = self._hypervisor.flushes
-        if number == HYPERVISOR_DOMCTL:
+        if number == GATE_KICK and domid == DOMID_0:
+            self._gate.make_call(vcpu, waited)
+            header["rc"] = 0
+        elif number == HYPERVISOR_DOMCTL:
             header["rc"] = self._domctl(domid, cmd, payload)
         else:
             header["rc"] = self._hypervisor.hypercall(domid, vcpu, number, cmd, payload, waited)

@@ -22,6 +22,7 @@ from common import abi
 from common.atomics import load_acquire, store_release
 from common.copying import address_of
 from common.event_channel import clear_pending, event_words, set_pending
+from common.hypercall_gate import no_gate
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
 from common.ring import REQ, RSP
 from common.spinning import new_spin
@@ -275,7 +276,7 @@ class Pair:
         """If it has an event, the backend works until it sleeps, or says the ring is broken."""
         if not clear_pending(self.back_events[0], PORT):
             return
-        args = (*self.front_events, PORT, self.spin, self.runnable, 1000)
+        args = (*self.front_events, PORT, self.spin, self.runnable, 1000, no_gate(), -1)
         while (effect := worker.work(self.back, self.cursor, *args)) != worker.WAIT:
             if effect == worker.BROKEN:
                 self.breaks += 1

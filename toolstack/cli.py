@@ -246,7 +246,7 @@ def run_mode(
                 progress.update(finished)
     assert machine.booted is not None
     if machine.closed is None:
-        raise RunEnded(f"{topology.mode}: the machine could not be closed in good order")
+        raise RunEnded(f"{topology.mode}: closing the machine failed: {machine.close_failure}")
     run = build_run(
         topology,
         spec,

@@ -61,6 +61,7 @@ class Machine:
         self.booted: Snapshot | None = None
         self.connected: Snapshot | None = None
         self.closed: Snapshot | None = None
+        self.close_failure = ""
         self._supervisor = Supervisor()
         self.run_dir = self._supervisor.run_dir
         self.xenstore_path = os.path.join(self.run_dir, "xenstored")
@@ -245,8 +246,8 @@ class Machine:
         self._open = False
         try:
             self._shut_down()
-        except (MachineError, HypercallError, XenStoreError, OSError):
-            pass  # what has died cannot be asked to leave: the supervisor ends the rest
+        except (MachineError, HypercallError, XenStoreError, OSError) as error:
+            self.close_failure = str(error)  # who has died cannot be asked to leave
         finally:
             self._supervisor.close()
 

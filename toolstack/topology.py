@@ -42,12 +42,13 @@ class RunningMachine(Protocol):
     """What `Topology.start` returns, as far as a run of a load needs it.
 
     booted, connected, closed: taken when the processes are up, when every disk is Connected, and
-    when every disk is closed; None before.
+    when every disk is closed; None before. close_failure: why `closed` is None after `close`.
     """
 
     booted: Snapshot | None
     connected: Snapshot | None
     closed: Snapshot | None
+    close_failure: str
     run_dir: str
     xenstore_path: str
 

@@ -25,6 +25,7 @@ from common.atomics import store_release
 from common.copying import address_of
 from common.event_channel import clear_mask, clear_pending, event_words, set_pending
 from common.histogram import BUCKETS
+from common.hypercall_gate import PENDING, call, collect, gate_bytes, new_gate, no_gate
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
 from common.spinning import new_spin, starts_to_run, stops_running
 from frontend import effects, load
@@ -34,6 +35,7 @@ from frontend.effects import finish_queued
 from frontend.grants import end_access, grant_access, new_grants
 from frontend.page_pool import new_pool
 from hypervisor.cpus import ACCESSED_WORDS, Cpus
+from hypervisor.gate_server import GateServer
 from hypervisor.hypercalls import Hypervisor
 
 RAM_FRAMES = 64
@@ -102,7 +104,8 @@ class _TinyMachine:
         self.cursor = np.zeros(1, worker.CURSOR)
         self.pending, self.mask = event_words(_page())
         self.spin, self.runnable = new_spin(adaptive=True), np.zeros(1, np.uint32)
-        self.spin["tries"] = 1
+        self.spin["limit_ns"] = 0
+        self.gate = no_gate()
         store_release(host["dirty"][0], 0, np.uint32(1))
 
     def serve(self) -> None:
@@ -110,7 +113,16 @@ class _TinyMachine:
         back = self.back
         while True:
             effect = worker.work(
-                back, self.cursor, self.pending, self.mask, 1, self.spin, self.runnable, 10
+                back,
+                self.cursor,
+                self.pending,
+                self.mask,
+                1,
+                self.spin,
+                self.runnable,
+                10,
+                self.gate,
+                -1,
             )
             if effect == worker.WAIT:
                 return
@@ -139,6 +151,18 @@ def _run_load(machine: _TinyMachine, front: Blkfront) -> None:
         machine.serve()
 
 
+def _warm_gate(machine: _TinyMachine) -> None:
+    segment = np.zeros(gate_bytes(1), np.uint8)
+    server = GateServer(machine.hypervisor, segment, 1, machine.runnable)
+    op = np.zeros(1, GNTTAB_MAP_GRANT_REF)
+    args = (GNTTABOP_MAP_GRANT_REF, op.ctypes.data, op.nbytes, machine.spin, machine.runnable)
+    assert call(new_gate(segment, 0), HYPERVISOR_GRANT_TABLE_OP, *args) == PENDING
+    assert server.serve() is False
+    collect(new_gate(segment, 0), op.ctypes.data, op.nbytes)
+    assert server.fall_asleep()
+    server.wake_up()
+
+
 def warm() -> None:
     """Run every compiled entry point once, with the types it will see."""
     assert BUCKETS > 0
@@ -162,6 +186,7 @@ def warm() -> None:
     end_access(front.grants, grant_access(front.grants, 0, 0, False))
     map_granted(-1, np.zeros(0, GNTTAB_MAP_GRANT_REF), 0)
     unmap_slots(np.zeros(0, GNTTAB_UNMAP_GRANT_REF), 0)
+    _warm_gate(machine)
     set_pending(machine.pending, machine.mask, 1)
     clear_pending(machine.pending, 1)
     clear_mask(machine.mask, 1)

@@ -7,6 +7,7 @@ from backend import phases, worker
 from common.abi import GNTST_OKAY
 from common.atomics import load_acquire, store_release
 from common.event_channel import clear_pending, set_pending
+from common.hypercall_gate import no_gate
 from common.ring import EVENT, REQ, RSP
 from common.spinning import new_spin
 from tests.pair import PORT, CallbackStore, Pair, Raw
@@ -20,7 +21,7 @@ NAMES = {
 
 def work(pair: Pair, batches: int = 100) -> str:
     """One call of the loop; the effect by name, a hypercall or store call already done."""
-    args = (*pair.front_events, PORT, pair.spin, pair.runnable, batches)
+    args = (*pair.front_events, PORT, pair.spin, pair.runnable, batches, no_gate(), -1)
     effect = NAMES[worker.work(pair.back, pair.cursor, *args)]
     if effect == "MAP":
         pair.map_pages()
@@ -170,7 +171,7 @@ def test_the_store_is_not_touched_before_the_map_is_done() -> None:
     assert pair.store.memory is not None
     pair.frame(pair.buffer_frame)[:] = 1
     pair.push_raw(granted(pair)._replace(operation=1))
-    args = (*pair.front_events, PORT, pair.spin, pair.runnable, 100)
+    args = (*pair.front_events, PORT, pair.spin, pair.runnable, 100, no_gate(), -1)
     assert worker.work(pair.back, pair.cursor, *args) == worker.MAP
     assert not pair.store.memory.any()
     assert phases.requests_waiting(pair.back) == 0

@@ -1,0 +1,129 @@
+"""The hypervisor's side of the gate: finds posted hypercalls, makes them, answers in place.
+
+Owns: which slot is served next, and when the hypervisor sleeps. While calls come it looks for the
+next one, spinning or yielding as every waiter does (`common/spinning.py`); then it says that it is
+asleep, and looks once more.
+Rule: the slot's arguments are copied once, and nothing of them is believed before.
+"""
+
+import errno
+import time
+from typing import Final
+
+import numpy as np
+
+from common.abi import DOMID_0, XEN_PAGE_SIZE
+from common.atomics import fence, load_acquire, store_release
+from common.compiled import kernel
+from common.hypercall_gate import (
+    ANSWERED,
+    ASLEEP,
+    CMD,
+    DOORBELL,
+    NBYTES,
+    NUMBER,
+    PAYLOAD_MAX,
+    POSTED,
+    RC,
+    SLOT_BYTES,
+    STATE,
+    header_of,
+)
+from common.spinning import (
+    new_spin,
+    slept,
+    spin_until_changed,
+    starts_to_run,
+    stops_running,
+)
+from hypervisor.hypercalls import Hypervisor
+
+CALLS_PER_LOOK: Final = 256  # then the sockets get a turn
+NOBODY: Final = -1
+
+
+@kernel
+def find_posted(words: np.ndarray, nr_slots: int, first: int) -> int:
+    """The next slot from `first` on, round and round, with a posted call; or NOBODY."""
+    for step in range(nr_slots):
+        slot = (first + step) % nr_slots
+        if load_acquire(words, header_of(slot) + STATE) == POSTED:
+            return slot
+    return NOBODY
+
+
+@kernel
+def next_posted(
+    words: np.ndarray, nr_slots: int, first: int, spin: np.ndarray, runnable: np.ndarray
+) -> int:
+    """The same, waiting a while for one."""
+    while True:
+        seen = load_acquire(words, DOORBELL)
+        slot = find_posted(words, nr_slots, first)
+        if slot != NOBODY or not spin_until_changed(words, DOORBELL, seen, spin, runnable):
+            return slot
+
+
+class GateServer:
+    """Serves dom0's `nr_slots` vCPUs in `segment` (u8); runnable: the machine's u32 (1,)."""
+
+    def __init__(
+        self, hypervisor: Hypervisor, segment: np.ndarray, nr_slots: int, runnable: np.ndarray
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._bytes, self._words = segment, segment.view(np.uint32)
+        self._nr_slots, self._runnable = nr_slots, runnable
+        self._spin = new_spin(adaptive=True)
+        self._next = 0
+        self._asleep_since_ns = 0
+        starts_to_run(runnable)
+
+    def serve(self) -> bool:
+        """Make calls while they come, a few at most; False once none has come for a while."""
+        flushed = self._hypervisor.flushes
+        for _ in range(CALLS_PER_LOOK):
+            args = (self._words, self._nr_slots, self._next, self._spin, self._runnable)
+            slot = int(next_posted(*args))
+            if slot == NOBODY:
+                return False
+            # Who was found behind another's flush in one round of the slots has queued on the lock.
+            waited = self._hypervisor.flushes != flushed and slot >= self._next
+            flushed = flushed if slot >= self._next else self._hypervisor.flushes
+            self.make_call(slot, waited)
+            self._next = (slot + 1) % self._nr_slots
+        return True
+
+    def make_call(self, slot: int, waited: bool) -> None:
+        """Make the call posted in `slot`, if there is one."""
+        header, words = int(header_of(slot)), self._words
+        if load_acquire(words, header + STATE) != POSTED:
+            return
+        number, cmd, nbytes = (
+            int(load_acquire(words, header + field)) for field in (NUMBER, CMD, NBYTES)
+        )
+        rc = -errno.EINVAL
+        if nbytes <= PAYLOAD_MAX:
+            start = 2 * XEN_PAGE_SIZE + slot * SLOT_BYTES
+            posted = self._bytes[start : start + nbytes]
+            payload = bytearray(posted)
+            rc = self._hypervisor.hypercall(DOMID_0, slot, number, cmd, payload, waited)
+            posted[:] = payload
+        store_release(words, header + RC, rc & 0xFFFFFFFF)
+        store_release(words, header + STATE, ANSWERED)
+
+    def fall_asleep(self) -> bool:
+        """Say that whoever posts must kick; False, and awake still, if somebody just has posted."""
+        store_release(self._words, ASLEEP, 1)
+        fence()
+        if find_posted(self._words, self._nr_slots, 0) != NOBODY:
+            store_release(self._words, ASLEEP, 0)
+            return False
+        stops_running(self._runnable)
+        self._asleep_since_ns = time.monotonic_ns()
+        return True
+
+    def wake_up(self) -> None:
+        """Awake: who posts need not kick."""
+        slept(self._spin, time.monotonic_ns() - self._asleep_since_ns)
+        starts_to_run(self._runnable)
+        store_release(self._words, ASLEEP, 0)
