@@ -22,8 +22,6 @@ WAIT: Final = 2  # the event is armed and nothing has come: sleep until notified
 BROKEN: Final = 3  # the backend broke the protocol: front.broken says how
 DONE: Final = 4  # everything asked for is finished
 
-PUSH_MAX: Final = 32
-
 
 @kernel
 def take_responses(dev: Blkfront, spin: np.ndarray) -> int:
@@ -40,23 +38,15 @@ def take_responses(dev: Blkfront, spin: np.ndarray) -> int:
 
 @kernel
 def submit_queued(dev: Blkfront, far_pending: np.ndarray, far_mask: np.ndarray, port: int) -> int:
-    """Put queued I/Os on the ring while there is room, published together a few at a time.
+    """Put queued I/Os on the ring while there is room, each published as it is written.
 
-    Each publication takes the ring's header from the other CPU's cache; a few requests are enough
-    to keep the backend busy meanwhile. Returns WAKE as soon as it must be woken, else SLICE.
+    Returns WAKE as soon as the backend must be woken, else SLICE.
     """
-    written = 0
     while dev.front[0].queued > 0:
-        taken = blkfront.submit(dev)
-        written += taken
-        if taken == 0:
+        if blkfront.submit(dev) == 0:
             break
-        if written >= PUSH_MAX:
-            written = 0
-            if blkfront.push(dev) and set_pending(far_pending, far_mask, port):
-                return WAKE
-    if written > 0 and blkfront.push(dev) and set_pending(far_pending, far_mask, port):
-        return WAKE
+        if blkfront.push(dev) and set_pending(far_pending, far_mask, port):
+            return WAKE
     return SLICE
 
 

@@ -124,10 +124,11 @@ def run(
             return BROKEN
         now_ns = monotonic_ns(job.timespec)
         _finish(dev, job, now_ns)
-        while _start(dev, job, now_ns):
-            pass
         if submit_queued(dev, far_pending, far_mask, port) == WAKE:
             return WAKE
+        while dev.front[0].queued == 0 and _start(dev, job, now_ns):
+            if submit_queued(dev, far_pending, far_mask, port) == WAKE:
+                return WAKE
         if dev.front[0].outstanding == 0 and dev.front[0].queued == 0:
             if _over(job, now_ns):
                 return DONE

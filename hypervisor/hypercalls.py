@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from common import abi
+from common.counters import HYPERVISOR_COUNTERS
 from common.machine_memory import MAPTRACK_HANDLES_MAX
 from hypervisor.cpus import FLUSH_ENTRIES_MAX, NO_CPU, NO_FLUSH, Cpus
 from hypervisor.domains import GUEST_HANDLES_MAX, Domain, Domains
@@ -23,6 +24,8 @@ from hypervisor.event_channels import EventChannels
 from hypervisor.grant_copy import copy_one
 from hypervisor.grant_table import end_unmap, map_grants, new_grant_table
 from hypervisor.maptrack import UNMAPPED, begin_unmap, new_maptrack
+
+COUNTER: Final = {name: at for at, name in enumerate(HYPERVISOR_COUNTERS.names or ())}
 
 
 class Caller(NamedTuple):
@@ -131,7 +134,8 @@ class Hypervisor:
             if begin_unmap(caller.domain.maptrack, batch, unmapped):
                 self._flush_and_end(caller, unmapped, hypercall)
                 hypercall = False
-            self._count_failed_unmaps(caller.domain, batch[batch["status"] != abi.GNTST_OKAY])
+            if batch["status"].any():
+                self._count_failed_unmaps(caller.domain, batch[batch["status"] != abi.GNTST_OKAY])
         return 0
 
     def _count_failed_unmaps(self, mapper: Domain, failed: np.ndarray) -> None:
@@ -144,9 +148,9 @@ class Hypervisor:
                 self._count(owner, failed_ops=1)
 
     def _flush_and_end(self, caller: Caller, unmapped: np.ndarray, hypercall: bool) -> None:
-        done = unmapped[unmapped["done"] != 0]
+        took = unmapped["done"] != 0
         ipis = self._flush(caller, unmapped)
-        for place, domid in enumerate(dict.fromkeys(done["domid"].tolist())):
+        for place, domid in enumerate(dict.fromkeys(unmapped["domid"][took].tolist())):
             owner = self.domains.find_dying(domid)
             assert owner is not None, "a domain was buried while its pages were mapped"
             ended = int(end_unmap(owner.grants, unmapped))
@@ -155,7 +159,7 @@ class Hypervisor:
                 self._count(
                     owner,
                     flushes=1,
-                    flush_entries=len(done),
+                    flush_entries=int(took.sum()),
                     ipis=ipis,
                     flush_lock_waits=caller.waited,
                 )
@@ -210,10 +214,10 @@ class Hypervisor:
         return abi.GNTST_OKAY, owner
 
     def _count(self, owner: Domain, **amounts: int) -> None:
+        words = owner.counters.view(np.uint64)
         for name, amount in amounts.items():
-            if amount:
-                owner.counters[name] += np.uint64(amount)
-        owner.counters["grants_mapped"] = owner.mapped
+            words[COUNTER[name]] += amount
+        words[COUNTER["grants_mapped"]] = owner.grants.table["mapped"][0]
 
     # --- event_channel.h --------------------------------------------------------------------
 
@@ -285,6 +289,8 @@ def _nr_grant_frames(domain: Domain) -> int:
 
 def _runs(values: np.ndarray) -> list[tuple[int, int]]:
     """The stretches of equal values: (start, end) of each."""
+    if len(values) == 1:
+        return [(0, 1)]
     edges = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
     return list(pairwise(edges))
 

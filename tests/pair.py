@@ -161,7 +161,9 @@ class Pair:
             read_only=read_only,
         )
         none = cast(Any, None)
-        self._hands = RingThread(self.back, self.store, none, none, none, -1, none, none, none)
+        self._hands = RingThread(
+            self.back, self.store, none, none, none, none, -1, none, none, none
+        )
         self.cursor, self.runnable = np.zeros(1, worker.CURSOR), np.zeros(1, np.uint32)
         self.spin = new_spin(adaptive=False)
         self.driver = Driver(self.front, cast(Any, _Channel(self)), self.spin, self.runnable)

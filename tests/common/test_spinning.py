@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 
 from common.spinning import (
+    LIMIT_NS_MAX,
+    LIMIT_NS_MIN,
     SCHED,
     SPIN,
-    TRIES_MAX,
-    TRIES_MIN,
-    YIELDS_MAX,
+    WORTH_NS,
     new_spin,
+    slept,
     spin_until_changed,
+    spins,
     starts_to_run,
     stops_running,
 )
 
-FOREVER = 2**32 - 1
+FOREVER_NS = 10**15
 
 
 def words_of(value: int) -> np.ndarray:
@@ -29,17 +31,18 @@ def running(threads: int) -> np.ndarray:
     return np.array([threads], np.uint32)
 
 
-def spinner(tries: int, nr_cpus: int = 2) -> np.ndarray:
+def spinner(limit_ns: int, nr_cpus: int = 2) -> np.ndarray:
     spin = new_spin(adaptive=True)
-    spin["tries"], spin["nr_cpus"] = tries, nr_cpus
+    spin["limit_ns"], spin["nr_cpus"] = limit_ns, nr_cpus
     return spin
 
 
-def test_a_new_waiter_knows_its_cpus_and_stays_within_the_bounds() -> None:
+def test_a_new_waiter_knows_its_cpus_and_may_wait_long() -> None:
     spin = new_spin(adaptive=True)
     assert (spin.dtype, spin.shape) == (SPIN, (1,))
-    assert spin[0].item() == (16_000, 400_000, YIELDS_MAX, len(os.sched_getaffinity(0)))
-    assert TRIES_MIN <= spin["tries"][0] <= TRIES_MAX
+    assert spin["limit_ns"][0] == LIMIT_NS_MAX
+    assert spin["nr_cpus"][0] == len(os.sched_getaffinity(0))
+    assert spins(spin)
 
 
 def test_the_machines_count_is_one_u32() -> None:
@@ -47,80 +50,45 @@ def test_the_machines_count_is_one_u32() -> None:
     assert SCHED["runnable"] == np.dtype("<u4")
 
 
-def test_a_word_that_has_changed_is_seen_at_once() -> None:
-    assert spin_until_changed(words_of(5), 1, 4, spinner(TRIES_MIN), running(1))
+@pytest.mark.parametrize("runnable", [1, 1000])
+def test_a_word_that_has_changed_is_seen_at_once(runnable: int) -> None:
+    assert spin_until_changed(words_of(5), 1, 4, spinner(0), running(runnable))
 
 
-def test_a_spin_that_pays_doubles_the_limit_up_to_the_largest() -> None:
-    spin, limits = spinner(150_000), []
-    for _ in range(3):
-        assert spin_until_changed(words_of(5), 1, 4, spin, running(1))
-        limits.append(int(spin["tries"][0]))
-    assert limits == [300_000, 400_000, 400_000]
-
-
-def test_a_spin_that_does_not_halves_it_down_to_the_smallest() -> None:
-    spin, limits = spinner(9_000), []
-    for _ in range(4):
-        assert not spin_until_changed(words_of(5), 1, 5, spin, running(1))
-        limits.append(int(spin["tries"][0]))
-    assert limits == [4_500, 2_250, 2_000, 2_000]
-
-
-@pytest.mark.parametrize("runnable", [3, 4, 2**32 - 1])
-def test_with_more_threads_than_cpus_a_waiter_yields_instead_and_not_for_long(
-    runnable: int,
+@pytest.mark.parametrize("runnable", [0, 1, 2, 3, 1000, 2**32 - 1])
+@pytest.mark.parametrize("limit_ns", [0, LIMIT_NS_MIN, LIMIT_NS_MAX])
+def test_a_word_that_does_not_change_is_not_waited_for_for_ever(
+    limit_ns: int, runnable: int
 ) -> None:
-    spin, limits = spinner(FOREVER), []
-    for _ in range(8):
-        assert not spin_until_changed(words_of(5), 1, 5, spin, running(runnable))
-        limits.append(int(spin["yields"][0]))
-    assert limits == [128, 64, 32, 16, 8, 4, 4, 4]
-    assert spin["tries"][0] == FOREVER
-
-
-def test_yields_that_pay_are_allowed_to_be_more() -> None:
-    spin, words, found = spinner(FOREVER), words_of(5), []
-    spin["yields"] = FOREVER
-
-    def look() -> None:
-        found.append(spin_until_changed(words, 1, 5, spin, running(3)))
-
-    waiter = threading.Thread(target=look, daemon=True)
-    waiter.start()
-    while not found:
-        words[1] += 1  # whichever side sees it first: the waiter ends
-        waiter.join(0.01)
-    assert found == [True]
-    assert spin["yields"][0] in (YIELDS_MAX, FOREVER)  # FOREVER: it never came to a yield
-
-
-@pytest.mark.parametrize("runnable", [0, 1, 2])
-def test_as_many_as_there_are_cpus_may_spin(runnable: int) -> None:
-    spin = spinner(8_000)
+    spin = spinner(limit_ns)
     assert not spin_until_changed(words_of(5), 1, 5, spin, running(runnable))
-    assert spin["tries"][0] == 4_000
+    assert spin["limit_ns"][0] == limit_ns
 
 
-def test_a_spin_ends_when_one_more_wants_to_run() -> None:
-    spin, runnable, found = spinner(FOREVER), running(2), []
+def test_it_ends_though_the_crowd_came_and_went_meanwhile() -> None:
+    """Whoever has yielded once or twice and then need not must not wait for more turns for ever."""
+    runnable, done = running(3), threading.Event()
 
-    def look() -> None:
-        found.append(spin_until_changed(words_of(5), 1, 5, spin, runnable))
+    def crowd() -> None:
+        while not done.is_set():
+            starts_to_run(runnable)
+            stops_running(runnable)
 
-    waiter = threading.Thread(target=look, daemon=True)
-    waiter.start()
-    starts_to_run(runnable)
-    waiter.join(60)
-    assert found == [False]
-    assert (spin["tries"][0], spin["yields"][0]) == (FOREVER, YIELDS_MAX // 2)
+    other = threading.Thread(target=crowd, daemon=True)
+    other.start()
+    for _ in range(20):
+        runnable[0] = 3
+        assert not spin_until_changed(words_of(5), 1, 5, spinner(LIMIT_NS_MIN), runnable)
+    done.set()
+    other.join(60)
 
 
-def test_a_spin_ends_when_another_thread_changes_the_word() -> None:
+@pytest.mark.parametrize("runnable", [2, 3])
+def test_a_spin_ends_when_another_thread_changes_the_word(runnable: int) -> None:
     words, found = words_of(5), []
 
     def look() -> None:
-        found.append(spin_until_changed(words, 1, 5, spinner(FOREVER), running(2)))
+        found.append(spin_until_changed(words, 1, 5, spinner(FOREVER_NS), running(runnable)))
 
     waiter = threading.Thread(target=look, daemon=True)
     waiter.start()
@@ -129,13 +97,23 @@ def test_a_spin_ends_when_another_thread_changes_the_word() -> None:
     assert found == [True]
 
 
+def test_sleeps_that_end_soon_make_the_next_spin_longer_and_long_ones_shorter() -> None:
+    spin, limits = spinner(LIMIT_NS_MIN), []
+    for slept_ns in (*[WORTH_NS] * 8, *[WORTH_NS + 1] * 8):
+        slept(spin, slept_ns)
+        limits.append(int(spin["limit_ns"][0]))
+    growing = [min(LIMIT_NS_MIN * 2**n, LIMIT_NS_MAX) for n in range(1, 9)]
+    shrinking = [max(LIMIT_NS_MAX // 2**n, LIMIT_NS_MIN) for n in range(1, 9)]
+    assert limits == growing + shrinking
+
+
 @pytest.mark.parametrize("value", [5, 6])
 def test_a_waiter_that_is_not_adaptive_never_looks(value: int) -> None:
     spin = new_spin(adaptive=False)
     before = spin.copy()
+    assert not spins(spin)
     assert not spin_until_changed(words_of(value), 1, 5, spin, running(0))
     assert spin == before
-    assert spin["tries_max"][0] == 0
 
 
 def test_who_starts_and_stops_is_counted_exactly() -> None:

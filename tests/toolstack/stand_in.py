@@ -88,6 +88,7 @@ class StandIn:
         self.booted: Snapshot | None = self.snapshot()
         self.connected: Snapshot | None = self.snapshot()
         self.closed: Snapshot | None = None
+        self.close_failure = ""
 
     def _domids(self) -> range:
         return range(1, self.topology.guests + 1)

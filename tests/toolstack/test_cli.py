@@ -245,10 +245,11 @@ def test_a_machine_that_cannot_be_closed_well_has_no_result() -> None:
     class Stuck(StandIn):
         def close(self) -> None:
             self.times_closed += 1
+            self.close_failure = "dom0 was killed by SIGKILL"
 
     result = CliRunner().invoke(cli, ["--persistent"], obj=Stuck)
     assert result.exit_code == 1
-    assert "could not be closed in good order" in result.stderr
+    assert "persistent: closing the machine failed: dom0 was killed by SIGKILL" in result.stderr
 
 
 @pytest.mark.parametrize(
