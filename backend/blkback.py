@@ -18,6 +18,7 @@ from common import ring
 from common.abi import (
     BLKIF_MAX_PERSISTENT_GRANTS,
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
+    GNTTAB_COPY,
     GNTTAB_MAP_GRANT_REF,
     GNTTAB_UNMAP_GRANT_REF,
     XEN_PAGE_SIZE,
@@ -50,6 +51,9 @@ BACK: Final = np.dtype(
         ("gathered", "<u4"),
         ("map_ops", "<u4"),
         ("unmap_ops", "<u4"),
+        ("copy_ops", "<u4"),
+        ("copies", "<u4"),  # served by grant copy: nothing is mapped
+        ("bounce_frame", "<u8"),  # then: dom0's own frame that slot 0 is
         ("free_slots", "<u4"),
         ("broken", "<u4"),
     ],
@@ -83,10 +87,10 @@ SEGMENT: Final = np.dtype(
 class Blkback(NamedTuple):
     """words, qwords: the ring's page as u32 and u64; half: RING_HALF; back: BACK; copy: u64 (14,),
     the one copy of the request being parsed; requests: REQUEST (nr_ents); segments: SEGMENT
-    (nr_ents, 11); map_ops, unmap_ops: the hypercalls' own structs (nr_ents * 11); op_segments: i32,
-    the segment each map op is for; slots: u32, the free host-address slots, a stack; page_table:
-    u64 by slot; accessed: u64, four words a maptrack handle, the CPUs that touched it; tree, nodes:
-    the persistent grants; counters: BACKEND_COUNTERS.
+    (nr_ents, 11); map_ops, unmap_ops, copy_ops: the hypercalls' own structs (nr_ents * 11);
+    op_segments: i32, the segment each map or copy op is for; slots: u32, the free host-address
+    slots, a stack; page_table: u64 by slot; accessed: u64, four words a maptrack handle, the CPUs
+    that touched it; tree, nodes: the persistent grants; counters: BACKEND_COUNTERS.
     """
 
     words: np.ndarray
@@ -98,6 +102,7 @@ class Blkback(NamedTuple):
     segments: np.ndarray
     map_ops: np.ndarray
     unmap_ops: np.ndarray
+    copy_ops: np.ndarray
     op_segments: np.ndarray
     slots: np.ndarray
     page_table: np.ndarray
@@ -127,10 +132,12 @@ def new_blkback(
     gather_max: int = 1,
     cpu: int = 0,
     read_only: bool = False,
+    bounce_frame: int | None = None,
 ) -> Blkback:
     """A worker's state on the mapped `ring_page` (u8), as the frontend left it.
 
-    `page_table` (u64) has one entry for each host-address slot, `slots_needed` of them.
+    `page_table` (u64) has one entry for each host-address slot, `slots_needed` of them. With a
+    `bounce_frame` requests are served by grant copy, and the slots are dom0's frames from there on.
     """
     nr_ents = 1 << (((len(ring_page) - ring.HEADER_QWORDS * 8) // 112).bit_length() - 1)
     words = ring_page.view(np.uint32)
@@ -141,6 +148,7 @@ def new_blkback(
     back["persistent"], back["read_only"] = persistent, read_only
     back["gather_max"] = min(gather_max, nr_ents)
     back["free_slots"] = len(page_table)
+    back["copies"], back["bounce_frame"] = bounce_frame is not None, bounce_frame or 0
     tree, nodes = new_tree(max_persistent_grants if persistent else 0)
     return Blkback(
         words,
@@ -152,6 +160,7 @@ def new_blkback(
         np.zeros((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SEGMENT),
         np.zeros(nr_segments, GNTTAB_MAP_GRANT_REF),
         np.zeros(nr_segments, GNTTAB_UNMAP_GRANT_REF),
+        np.zeros(nr_segments, GNTTAB_COPY),
         np.zeros(nr_segments, np.int32),
         np.arange(len(page_table), dtype=np.uint32)[::-1].copy(),
         page_table,

@@ -20,6 +20,7 @@ from common.abi import (
     BLKIF_OP_READ,
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
+    GNTTABOP_COPY,
     GNTTABOP_MAP_GRANT_REF,
     GNTTABOP_UNMAP_GRANT_REF,
     SECTOR_SIZE,
@@ -143,6 +144,8 @@ class RingThread:
                 self._map()
             elif effect == worker.UNMAP:
                 self._unmap()
+            elif effect == worker.COPY:
+                self._hypercall(GNTTABOP_COPY, dev.copy_ops[: int(dev.back["copy_ops"][0])])
             elif effect == worker.IO:
                 self._store_io()
             elif effect == worker.BROKEN:

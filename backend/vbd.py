@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 PROTOCOL: Final = b"x86_64-abi"
 SHOWN_MAX: Final = 60
+DOM0_OWN_FRAMES: Final = 16
 
 
 class FrontendError(Exception):
@@ -43,6 +44,7 @@ class BackendOptions:
     persistent: bool
     max_persistent_grants: int
     gather_max: int
+    grant_copy: bool
     adaptive_spin: bool
     nr_vcpus: int
 
@@ -166,6 +168,15 @@ class BackendVbd:
             return None
 
 
+def bounce_frame_of(frontend_domid: int) -> int:
+    """dom0's first frame for a guest's ring, where requests are served by grant copy.
+
+    One past the last guest's is what RAM dom0 then needs.
+    """
+    per_ring = slots_needed(abi.BLKIF_RING_SIZE, 0)
+    return DOM0_OWN_FRAMES + (frontend_domid - 1) * per_ring
+
+
 def _shown(value: bytes | None) -> str:
     """What a guest wrote, short enough for the store's `error` node."""
     text = repr(value)
@@ -214,9 +225,14 @@ class _Connection:
     def _new_device(self, vbd: BackendVbd, persistent: bool, cap: int, nr_slots: int) -> Blkback:
         host = host_of(vbd._memory.segment("host"))
         memory = vbd._disk.memory
+        page_table, bounce_frame = self._balloon.page_table()[:nr_slots], None
+        if vbd._options.grant_copy:
+            bounce_frame = bounce_frame_of(self._domid)
+            ram = address_of(vbd._memory.segment("ram").bytes) + bounce_frame * abi.XEN_PAGE_SIZE
+            page_table = np.uint64(ram) + (page_table - page_table[0])
         return new_blkback(
             self._balloon.view(self._ring_slot),
-            self._balloon.page_table()[:nr_slots],
+            page_table,
             vbd._memory.segment("accessed").bytes.view(np.uint64),
             host["backend"][0, self._domid : self._domid + 1],
             remote_domid=self._domid,
@@ -227,6 +243,7 @@ class _Connection:
             max_persistent_grants=cap,
             gather_max=vbd._options.gather_max,
             cpu=self._cpu,
+            bounce_frame=bounce_frame,
         )
 
     def _map_ring(self, ring_ref: int) -> int:

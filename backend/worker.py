@@ -12,9 +12,12 @@ import numpy as np
 from backend import phases
 from backend.blkback import Blkback
 from backend.foreign_memory import map_granted, unmap_slots
+from backend.grant_copy import finish_copies, give_back, list_copies, settle
 from common.abi import (
+    GNTTAB_COPY,
     GNTTAB_MAP_GRANT_REF,
     GNTTAB_UNMAP_GRANT_REF,
+    GNTTABOP_COPY,
     GNTTABOP_MAP_GRANT_REF,
     GNTTABOP_UNMAP_GRANT_REF,
     HYPERVISOR_GRANT_TABLE_OP,
@@ -34,18 +37,22 @@ UNMAP: Final = 3  # unmap back.unmap_ops slots, and make the hypercall for them
 WAKE: Final = 4  # the frontend's event has just become pending: wake it
 WAIT: Final = 5  # the event is armed and nothing has come: sleep until notified
 BROKEN: Final = 6  # the frontend broke the ring: back.broken says how
+COPY: Final = 7  # make the hypercall for back.copy_ops copy ops
 
 # Where the next call goes on.
 GATHER: Final = 0
 MAPPED: Final = 1
 DONE_IO: Final = 2
 UNMAPPED: Final = 3
+COPIED_IN: Final = 4
+COPIED_OUT: Final = 5
 
 # `posted`: the hypercall of MAP or UNMAP is in the gate already, and has to be waited for.
 CURSOR: Final = np.dtype([("step", "<u4"), ("posted", "<u4")])
 
 MAP_OP_BYTES: Final = GNTTAB_MAP_GRANT_REF.itemsize
 UNMAP_OP_BYTES: Final = GNTTAB_UNMAP_GRANT_REF.itemsize
+COPY_OP_BYTES: Final = GNTTAB_COPY.itemsize
 
 
 @kernel
@@ -77,19 +84,34 @@ def work(
                 if _idle(dev, spin, runnable):
                     continue
                 return WAIT
-            if dev.back[0].map_ops > 0:
+            if dev.back[0].copies:
+                cursor[0].step = np.uint32(COPIED_IN)
+                if list_copies(dev, False) > 0 and not _copy(dev, cursor, gate, spin, runnable):
+                    return COPY
+                step = np.uint32(COPIED_IN)
+            elif dev.back[0].map_ops > 0:
                 cursor[0].step = np.uint32(MAPPED)
                 if not _map(dev, cursor, gate, ram_fd, spin, runnable):
                     return MAP
                 step = np.uint32(MAPPED)
-        if step == MAPPED:
+        if step == COPIED_IN:
+            finish_copies(dev)
+            settle(dev)
+        elif step == MAPPED:
             phases.finish_map(dev)
-        if step in (GATHER, MAPPED):
+        if step in (GATHER, COPIED_IN, MAPPED):
             if dev.back[0].store == 0:
                 cursor[0].step = np.uint32(DONE_IO)
                 return IO
             phases.execute(dev)
-        if step == UNMAPPED:
+        if dev.back[0].copies:
+            if step != COPIED_OUT:
+                cursor[0].step = np.uint32(COPIED_OUT)
+                if list_copies(dev, True) > 0 and not _copy(dev, cursor, gate, spin, runnable):
+                    return COPY
+            finish_copies(dev)
+            give_back(dev)
+        elif step == UNMAPPED:
             assert phases.finish_unmap(dev)
         elif phases.release(dev) > 0:
             cursor[0].step = np.uint32(UNMAPPED)
@@ -136,6 +158,18 @@ def _unmap(
     assert unmap_slots(dev.unmap_ops, count) == 0, "a page could not be unmapped"
     number, cmd = HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_UNMAP_GRANT_REF
     args, nbytes = dev.unmap_ops.ctypes.data, count * UNMAP_OP_BYTES
+    made = call(gate, number, cmd, args, nbytes, spin, runnable)
+    cursor[0].posted = np.uint32(made == PENDING)
+    return made == MADE
+
+
+@kernel
+def _copy(
+    dev: Blkback, cursor: np.ndarray, gate: Gate, spin: np.ndarray, runnable: np.ndarray
+) -> bool:
+    """Make the copy hypercall through the gate; False if the driver has to make it."""
+    number, cmd = HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_COPY
+    args, nbytes = dev.copy_ops.ctypes.data, np.int64(dev.back[0].copy_ops) * COPY_OP_BYTES
     made = call(gate, number, cmd, args, nbytes, spin, runnable)
     cursor[0].posted = np.uint32(made == PENDING)
     return made == MADE

@@ -45,8 +45,6 @@ from hypervisor.hypercalls import Hypervisor
 from hypervisor.memory_service import MemoryService
 from hypervisor.xenstore.server import XenStoreServer
 
-DOM0_RAM_FRAMES: Final = 16
-
 # What a domain may be built with; 64 grant frames are Xen's default limit.
 VCPUS_MAX: Final = 256
 RAM_FRAMES_MAX: Final = 0xFFFFFFFF  # a frame is a u32; what fits is for shared memory to say
@@ -64,6 +62,7 @@ class BrokerConfig:
     store_path: str
     nr_cpus: int
     flush_policy: str
+    dom0_ram_frames: int
 
 
 class Broker:
@@ -94,7 +93,7 @@ class Broker:
         self._hypervisor = Hypervisor(cpus)
         runnable = sched.bytes[:4].view(np.uint32)
         self._gate = GateServer(self._hypervisor, gate.bytes, config.nr_cpus, runnable)
-        self._create(DOMID_0, config.nr_cpus, DOM0_RAM_FRAMES, 1)
+        self._create(DOMID_0, config.nr_cpus, config.dom0_ram_frames, 1)
         self._store.listen(DOMID_0, config.store_path)
         self._poller.register(control.fileno(), zmq.POLLIN)
 

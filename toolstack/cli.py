@@ -89,6 +89,11 @@ FLAGS: Final[list[click.Parameter]] = [
         "backend-without-persistent",
         "A frontend that reuses its grants, a backend that maps for every request.",
     ),
+    _mode_flag(
+        "--grant-copy",
+        "grant-copy",
+        "Map nothing: the hypervisor copies, as for QEMU's backend.",
+    ),
     _setting(MACHINE, Topology, "preset", "NAME", "Defaults of an era"),
     _setting(MACHINE, Topology, "guests", "N", "Guests, a process each"),
     _setting(MACHINE, Topology, "dom0_vcpus", "N", "dom0's vCPUs, each on a simulated CPU"),

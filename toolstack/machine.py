@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from backend import dom0
-from backend.vbd import BackendOptions
+from backend.vbd import BackendOptions, bounce_frame_of
 from common.abi import BLKIF_RING_SIZE, DOMID_0, HYPERVISOR_DOMCTL, XEN_PAGE_SIZE
 from common.hypercall import (
     DOMCTL_CREATEDOMAIN,
@@ -101,6 +101,7 @@ class Machine:
                 self.xenstore_path,
                 topology.dom0_vcpus,
                 topology.flush_policy,
+                bounce_frame_of(topology.guests + 1 if topology.grant_copy else 1),
             ),
         )
         supervisor.expect("hypervisor", COMPILE_TIMEOUT_S)
@@ -125,6 +126,7 @@ class Machine:
             persistent=self.topology.backend_persistent,
             max_persistent_grants=self.topology.max_persistent_grants,
             gather_max=BLKIF_RING_SIZE if self.topology.batching == "drain" else 1,
+            grant_copy=self.topology.grant_copy,
             adaptive_spin=self.topology.spin == "adaptive",
             nr_vcpus=self.topology.dom0_vcpus,
         )

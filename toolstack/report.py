@@ -121,6 +121,7 @@ SECTIONS: Final[dict[str, list[Row]]] = {
         ("grants ended", _per_thousand("grants_ended")),
         ("map operations", _per_thousand("map_ops")),
         ("unmap operations", _per_thousand("unmap_ops")),
+        ("copy operations", _per_thousand("copy_ops")),
         ("grant-table hypercalls", _per_thousand("hypercalls")),
         ("TLB flushes", _per_thousand("flushes")),
         ("entries flushed", _per_thousand("flush_entries")),

@@ -25,11 +25,16 @@ MAPPINGS_PER_RING: Final = BLKIF_MAX_PERSISTENT_GRANTS + 1
 MAPPINGS_RESERVED: Final = 4096
 MAX_MAP_COUNT_PATH: Final = Path("/proc/sys/vm/max_map_count")
 
-Mode = Literal["persistent", "non-persistent", "backend-without-persistent"]
+Mode = Literal["persistent", "non-persistent", "backend-without-persistent", "grant-copy"]
 MODES: Final[dict[Mode, dict[str, bool]]] = {
-    "non-persistent": {"persistent": False, "backend_persistent": True},
-    "backend-without-persistent": {"persistent": True, "backend_persistent": False},
-    "persistent": {"persistent": True, "backend_persistent": True},
+    "non-persistent": {"persistent": False, "backend_persistent": True, "grant_copy": False},
+    "grant-copy": {"persistent": False, "backend_persistent": False, "grant_copy": True},
+    "backend-without-persistent": {
+        "persistent": True,
+        "backend_persistent": False,
+        "grant_copy": False,
+    },
+    "persistent": {"persistent": True, "backend_persistent": True, "grant_copy": False},
 }
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -84,8 +89,9 @@ class Topology(Config):
     """A machine: so many guests with a disk each, one dom0, one hypervisor.
 
     persistent, backend_persistent: whether the frontends and the backend announce
-    feature-persistent. max_persistent_grants: Linux blkback's module parameter, for each ring.
-    disk_mib, buffer_mib: each guest's disk, and the RAM its I/O buffers lie in.
+    feature-persistent. grant_copy: the backend has the hypervisor copy, and maps nothing.
+    max_persistent_grants: Linux blkback's module parameter, for each ring. disk_mib, buffer_mib:
+    each guest's disk, and the RAM its I/O buffers lie in.
     Raises ConfigError.
     """
 
@@ -94,6 +100,7 @@ class Topology(Config):
     dom0_vcpus: int = Field(24, ge=1, le=256)
     persistent: StrictBool = True
     backend_persistent: StrictBool = True
+    grant_copy: StrictBool = False
     flush_policy: Literal["mask", "mask-2012", "accessed", "precise"] = _by_preset("flush_policy")
     batching: Literal["request", "drain"] = _by_preset("batching")
     max_persistent_grants: Annotated[int, Field(ge=0, le=100_000)] = _by_preset(
@@ -107,7 +114,9 @@ class Topology(Config):
 
     @property
     def mode(self) -> Mode:
-        """Which of the house's three modes these two announcements make."""
+        """Which of the house's modes these settings make."""
+        if self.grant_copy:
+            return "grant-copy"
         if not self.persistent:
             return "non-persistent"
         return "persistent" if self.backend_persistent else "backend-without-persistent"

@@ -46,7 +46,7 @@ class House:
         self.run_dir = run_dir
         self._control, control = multiprocessing.Pipe()
         store_path = f"{run_dir}/xenstored"
-        self._broker = Broker(BrokerConfig(run_dir, "test", store_path, 2, "mask"), control)
+        self._broker = Broker(BrokerConfig(run_dir, "test", store_path, 2, "mask", 16), control)
         self._thread = threading.Thread(target=self._broker.serve)
         self._thread.start()
         assert self._control.recv() == ("ok", None)
@@ -90,7 +90,7 @@ class House:
             XVDA,
             RamStore(DISK_MIB << 11),
             self._vcpu,
-            BackendOptions(persistent, 352, gather_max, False, 2),
+            BackendOptions(persistent, 352, gather_max, False, False, 2),
             self.broken.put,
         )
         self.backs.append(back)

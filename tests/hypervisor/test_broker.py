@@ -55,7 +55,7 @@ class Machine:
         self.run_dir = run_dir
         self.topology_id = secrets.token_hex(4)
         self.store_path = f"{run_dir}/xenstored"
-        config = BrokerConfig(run_dir, self.topology_id, self.store_path, NR_CPUS, "mask")
+        config = BrokerConfig(run_dir, self.topology_id, self.store_path, NR_CPUS, "mask", 16)
         context = multiprocessing.get_context("spawn")
         self.control, theirs = context.Pipe()
         self.process = context.Process(target=main, args=(config, theirs), daemon=True)
@@ -614,7 +614,7 @@ def test_it_ends_when_told_and_leaves_no_memory_and_no_store(fresh: Machine) -> 
 def test_it_says_why_it_cannot_start() -> None:
     run_dir = tempfile.mkdtemp(prefix="gl-", dir="/tmp")
     ours, theirs = multiprocessing.Pipe()
-    config = BrokerConfig(f"{run_dir}/none", secrets.token_hex(4), f"{run_dir}/x", 1, "mask")
+    config = BrokerConfig(f"{run_dir}/none", secrets.token_hex(4), f"{run_dir}/x", 1, "mask", 16)
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=main, args=(config, theirs), daemon=True)
     process.start()

@@ -78,6 +78,17 @@ def test_a_backend_without_the_feature_maps_as_much_but_the_grants_are_reused() 
         assert errors(machine) == 0
 
 
+@pytest.mark.parametrize("spin", ["adaptive", "off"])
+def test_grant_copy_copies_each_segment_once_and_maps_and_flushes_nothing(spin: str) -> None:
+    with Topology(guests=2, spin=spin).with_mode("grant-copy").start() as machine:
+        cost = run_load(machine, bs=8192, ios=500)
+        assert cost["copy_ops"] == cost["grants_issued"] == cost["grants_ended"] == 2 * 500 * 2
+        assert cost["hypercalls"] == 2 * 500
+        for name in ("map_ops", "unmap_ops", "flushes", "ipis", "bytes_copied_by_guest"):
+            assert cost[name] == 0, name
+        assert errors(machine) == 0
+
+
 def test_beyond_the_cap_the_overflow_and_only_it_is_unmapped() -> None:
     cap = 16
     with Topology(guests=1, max_persistent_grants=cap).start() as machine:

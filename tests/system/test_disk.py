@@ -8,7 +8,7 @@ from toolstack.topology import Topology
 
 pytestmark = pytest.mark.system
 
-MODES = ("persistent", "non-persistent", "backend-without-persistent")
+MODES = ("persistent", "non-persistent", "backend-without-persistent", "grant-copy")
 
 
 @pytest.mark.parametrize("mode", MODES)
