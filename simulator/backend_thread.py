@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backend import phases
 from backend.blkback import BROKEN_REASONS, Blkback
-from common import abi
+from common import abi, ring
 from common.copying import address_of
 from common.event_channel import clear_pending
 from common.ring import RING_BROKEN
@@ -92,7 +91,8 @@ class BackendThread(Thread):
         self._ram_address, self._hole = address_of(guest_ram), address_of(dom0.hole)
         self._dom0_address = address_of(dom0.ram)
         self._report = np.zeros(REPORT_WORDS, np.int64)
-        self._gather_max = int(dev.back["gather_max"][0])
+        self._gather_max = self._room = int(dev.back["gather_max"][0])
+        self._nr_ents = len(dev.requests)
         self._copies = np.zeros(len(dev.map_ops), abi.GNTTAB_COPY)
         self._woke = False
 
@@ -231,14 +231,16 @@ class BackendThread(Thread):
             self.cpu.leave()
             yield from pool.wait()
             yield from self.cpu.take(self)
-        self.dev.back["gather_max"] = room
+        if room != self._room:
+            self.dev.back["gather_max"] = self._room = room
 
     def _idle(self, interrupted: bool) -> Steps:
         """REARM, RECHECK with a moment between them, then sleep until an event."""
-        phases.rearm(self.dev)
+        dev = self.dev
+        ring.rearm(dev.words, dev.half, ring.REQ)
         ns = self.costs.hypercall_ns + self.costs.interrupt_ns * interrupted
         yield from self.work(int(ns), EVENTS)
-        if phases.requests_waiting(self.dev) != 0:
+        if ring.unconsumed(dev.words, dev.half, ring.REQ, self._nr_ents) != 0:
             return
         self.dev.counters["waits"] += np.uint64(1)
         if not clear_pending(self._channel.pending, self._channel.port):

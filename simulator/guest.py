@@ -9,9 +9,9 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
+from common import ring
 from common.event_channel import clear_pending
 from common.ring import RING_BROKEN
-from frontend import blkfront
 from frontend.blkfront import BROKEN_REASONS, Blkfront
 from frontend.load import Load
 from simulator.costs import Costs
@@ -68,6 +68,8 @@ class Guest(Thread):
         self._channel, self._memory, self._trace = channel, memory, trace
         self._report = np.zeros(REPORT_WORDS, np.int64)
         self._io_ns = costs.guest_io_ns + costs.block_layer_ns
+        self._idle_ns = int(costs.hypercall_ns)
+        self._nr_ents = len(dev.shadow)
 
     def run(self) -> Steps:
         """Run the load to its end."""
@@ -111,9 +113,10 @@ class Guest(Thread):
 
     def _idle(self) -> Steps:
         """REARM, RECHECK with a moment between them, then sleep until an event."""
-        blkfront.rearm(self.dev)
-        yield from self.work(int(self.costs.hypercall_ns), EVENTS)
-        if blkfront.responses_waiting(self.dev) != 0:
+        dev = self.dev
+        ring.rearm(dev.words, dev.half, ring.RSP)
+        yield from self.work(self._idle_ns, EVENTS)
+        if ring.unconsumed(dev.words, dev.half, ring.RSP, self._nr_ents) != 0:
             return
         self.dev.counters["waits"] += np.uint64(1)
         if not clear_pending(self._channel.pending, self._channel.port):
