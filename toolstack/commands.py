@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Final
 
 import click
+from rich.console import Console
 
 from toolstack.cli import RunEnded, cli
 from toolstack.simulate import simulate
+from toolstack.topology import ConfigError
 
 __all__ = ["RunEnded", "cli"]
 
@@ -41,5 +43,28 @@ def figure(out: str, scheduler: str | None, runtime: float) -> None:
     make_figure(Path(out), scheduler, runtime)
 
 
-for command in (simulate, figure):
+@click.command(short_help="The same load really and simulated: every count must agree.")
+@click.option("--guests", default=3, metavar="N", help="Guests (default: 3).")
+@click.option("--dom0-vcpus", default=24, metavar="N", help="dom0's vCPUs (default: 24).")
+@click.option("--flush-policy", default="mask", metavar="NAME", help="mask, accessed, precise.")
+@click.option("--bs", default="44k", metavar="SIZE", help="Block size (default: 44k).")
+@click.option("--ios", default=500, metavar="N", help="I/Os of each guest (default: 500).")
+@click.option("--seed", default=1, metavar="N", help="Fixes every choice of the load.")
+def compare(guests: int, dom0_vcpus: int, flush_policy: str, bs: str, ios: int, seed: int) -> None:
+    """Run one seeded load on real processes and in the simulator, in a shape in which timing cannot
+    matter (one I/O in flight, no CPU leaves the mask), and compare grants, maps, unmaps, flushes,
+    IPIs, notifications and bytes one by one."""
+    from toolstack.compare import TIMELESS_POLICIES, load, topologies  # noqa: PLC0415
+    from toolstack.compare import compare as run_both  # noqa: PLC0415
+
+    if flush_policy not in TIMELESS_POLICIES:
+        raise ConfigError(
+            f"flush-policy: {flush_policy!r} is not one of {', '.join(TIMELESS_POLICIES)}, under"
+            " which no count depends on time"
+        )
+    machines = topologies(guests=guests, dom0_vcpus=dom0_vcpus, flush_policy=flush_policy)
+    run_both(machines, load(bs=bs, ios=ios, seed=seed), Console(highlight=False))
+
+
+for command in (simulate, figure, compare):
     cli.add_command(command)

@@ -74,7 +74,8 @@ def _lines(
             rows = frame[(frame.era == era) & (frame.line == line)].sort_values("guests")
             style = {"color": COLORS[at], "marker": MARKERS[at], "markersize": 4}
             axis.plot(rows.guests, rows[column] * scale, label=line, **style)
-        axis.set(title=f"preset {era}", xlabel="guests", ylim=(0, None))
+        axis.set(title=f"preset {era}", xlabel="guests")
+    axes[0].set_ylim(0, None)  # once both are drawn: they share it
 
 
 def cpu_time(details: Sequence[Any], kinds: Sequence[str]) -> Figure:
@@ -97,7 +98,7 @@ def cpu_time(details: Sequence[Any], kinds: Sequence[str]) -> Figure:
 
 def heat_map(details: Sequence[Any]) -> Figure:
     """IPIs a thousand requests from each CPU to each."""
-    picture = Figure(figsize=(6 * len(details), 5.4))
+    picture = Figure(figsize=(6 * len(details), 6))
     axes = picture.subplots(1, len(details))
     top = max(float((1000 * detail.matrix).max()) for detail in details)
     for axis, detail in zip(axes, details, strict=True):
