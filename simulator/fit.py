@@ -17,6 +17,7 @@ FITTED: Final = tuple(row.name for row in TABLE if row.source == "fitted")
 ROUNDS: Final = 5
 STEP: Final = 0.05  # of a parameter, for the derivatives
 
+
 def residuals(costs: Costs, runtime_s: float) -> np.ndarray:
     """By how much the two equations are missed, as parts of the published figure."""
     target = PUBLISHED[PEAK_GUESTS]

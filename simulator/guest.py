@@ -17,13 +17,8 @@ from frontend.load import Load
 from simulator.costs import Costs
 from simulator.cpus import COPIES, EVENTS, REQUESTS, Cpu, Steps, Thread
 from simulator.kernels import (
-    COPIED,
-    EVENT,
     OVER,
     REPORT_WORDS,
-    TAKEN,
-    WAKE,
-    WRITTEN,
     guest_turn,
 )
 from simulator.shared import Memory

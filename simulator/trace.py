@@ -4,6 +4,7 @@ Owns: the spans of a window of virtual time. Format: the trace event format's co
 ("ph": "X"), microseconds, one process for each domain and one track for each CPU.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 SPANS_MAX: Final = 20_000
@@ -23,7 +24,9 @@ class Trace:
         if self._start <= start_ns < self._end and ns >= 1 and len(self._spans) < SPANS_MAX:
             self._spans.append((who, cpu, what, int(start_ns), int(ns)))
 
-    def add_each(self, who: str, cpu: int, start_ns: float, parts: list[tuple[str, float]]) -> None:
+    def add_each(
+        self, who: str, cpu: int, start_ns: float, parts: Sequence[tuple[str, float]]
+    ) -> None:
         """One thing after another."""
         for what, ns in parts:
             self.add(who, cpu, what, start_ns, ns)

@@ -17,16 +17,25 @@ from toolstack.topology import ConfigError
 __all__ = ["RunEnded", "cli"]
 
 FIGURE: Final = "results/figure"
+WHATIF: Final = "results/whatif"
 
 OUT = click.option("--out", default=FIGURE, metavar="DIR", help=f"Where to write ({FIGURE}).")
 SCHEDULER = click.option(
     "--scheduler", metavar="ADDRESS", help="An existing Dask cluster (default: this machine)."
 )
 
+WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Processes on this machine (default: one to each CPU).",
+)
+
 
 @click.command(short_help="Draw 2012's experiment: 15 guests, five ways, then and today.")
 @OUT
 @SCHEDULER
+@WORKERS
 @click.option(
     "--runtime",
     default=0.01,
@@ -34,13 +43,13 @@ SCHEDULER = click.option(
     type=click.FloatRange(0, 10, min_open=True),
     help="Virtual time of each point (default: 0.01).",
 )
-def figure(out: str, scheduler: str | None, runtime: float) -> None:
+def figure(out: str, scheduler: str | None, workers: int | None, runtime: float) -> None:
     """Simulate guests 1..15 x {persistent, non-persistent, backend without the feature, grant copy,
     precise flush} as in 2012 and as today, and draw it: PNG, SVG, traces and one HTML report. A
     sweep that was stopped goes on where it was."""
     from toolstack.figure import make_figure  # noqa: PLC0415
 
-    make_figure(Path(out), scheduler, runtime)
+    make_figure(Path(out), scheduler, workers, runtime)
 
 
 @click.command(short_help="The same load really and simulated: every count must agree.")
@@ -66,5 +75,18 @@ def compare(guests: int, dom0_vcpus: int, flush_policy: str, bs: str, ios: int, 
     run_both(machines, load(bs=bs, ios=ios, seed=seed), Console(highlight=False))
 
 
-for command in (simulate, figure, compare):
+@click.command(short_help="Where persistent grants begin to pay: 1..256 vCPUs, 1..64 guests.")
+@click.option("--out", default=WHATIF, metavar="DIR", help=f"Where to write ({WHATIF}).")
+@SCHEDULER
+@WORKERS
+def whatif(out: str, scheduler: str | None, workers: int | None) -> None:
+    """Simulate dom0 with 1..256 vCPUs under 1..64 guests with requests of 4..44 KiB, with and
+    without persistent grants, as in 2012 and as today, and draw where they pay. A sweep that was
+    stopped goes on where it was."""
+    from toolstack.whatif import make_whatif  # noqa: PLC0415
+
+    make_whatif(Path(out), scheduler, workers)
+
+
+for command in (simulate, figure, compare, whatif):
     cli.add_command(command)

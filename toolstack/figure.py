@@ -57,10 +57,13 @@ def figure_points(runtime_s: float = experiment.RUNTIME_S) -> list[Point]:
     ]
 
 
-def make_figure(directory: Path, scheduler: str | None, runtime_s: float) -> pd.DataFrame:
+def make_figure(
+    directory: Path, scheduler: str | None, workers: int | None, runtime_s: float
+) -> pd.DataFrame:
     """Sweep, draw, write everything into `directory`; the sweep's table."""
     console = Console()
-    frame = sweep(figure_points(runtime_s), directory / "sweep.parquet", scheduler, console)
+    points = figure_points(runtime_s)
+    frame = sweep(points, directory / "sweep.parquet", scheduler, workers, console)
     details = [
         _detail("2012", "non-persistent"),
         _detail("2012", "persistent"),

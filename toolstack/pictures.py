@@ -66,9 +66,7 @@ def interrupts(frame: pd.DataFrame, lines: Iterable[str]) -> Figure:
     return picture
 
 
-def _lines(
-    axes: Any, frame: pd.DataFrame, lines: Iterable[str], column: str, scale: float
-) -> None:
+def _lines(axes: Any, frame: pd.DataFrame, lines: Iterable[str], column: str, scale: float) -> None:
     for axis, era in zip(axes, ("2012", "today"), strict=True):
         for at, line in enumerate(lines):
             rows = frame[(frame.era == era) & (frame.line == line)].sort_values("guests")

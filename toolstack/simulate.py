@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 RUNTIME_S: Final = 0.05  # of virtual time: every figure has settled long before
 
 
-def simulate_run(topology: Topology, spec: LoadSpec, physical_cpus: int = 0) -> "tuple[Run, Machine]":
+def simulate_run(
+    topology: Topology, spec: LoadSpec, physical_cpus: int = 0
+) -> "tuple[Run, Machine]":
     """Run `spec` on a simulated `topology`: the RUN, and the machine as it has ended."""
     # Brings Numba, which takes a while.
     from simulator.machine import Machine  # noqa: PLC0415
@@ -116,7 +118,9 @@ def _flags() -> list[click.Parameter]:
         flags.append(flag)
     text = "The machine's own CPUs: dom0's vCPUs or more (default: one to each vCPU)."
     flags.append(
-        Flag(MACHINE, "--physical-cpus", "physical_cpus", type=int, default=0, metavar="N", help=text)
+        Flag(
+            MACHINE, "--physical-cpus", "physical_cpus", type=int, default=0, metavar="N", help=text
+        )
     )
     return flags
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
-from dask.distributed import Client, LocalCluster, as_completed
+from distributed import Client, LocalCluster, as_completed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -76,9 +76,16 @@ def run_point(point: Point) -> dict[str, Any]:
 
 
 def sweep(
-    points: Sequence[Point], path: Path, scheduler: str | None, console: Console
+    points: Sequence[Point],
+    path: Path,
+    scheduler: str | None,
+    workers: int | None,
+    console: Console,
 ) -> pd.DataFrame:
-    """Every point's row, computed now or found in `path`; `scheduler`: an existing cluster's."""
+    """Every point's row, computed now or found in `path`.
+
+    scheduler: an existing cluster's address; workers: how many processes here (None: one a core).
+    """
     model = model_hash()
     done = _read(path)
     keys = {_key({"model": model, **asdict(point)}): point for point in points}
@@ -90,10 +97,10 @@ def sweep(
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task(path.stem, total=len(points), completed=len(found))
         saved_at = time.monotonic()
-        for row in _compute(missing, scheduler):
+        for row in _compute(missing, scheduler, workers):
             kept.append({"model": model, **row})
             found[_key(kept[-1])] = kept[-1]
-            what = f"{row['line']}, {row['era']}, {row['guests']} guests"
+            what = f"{row['line']}, {row['era']}, guests {row['guests']}"
             progress.update(task, advance=1, description=what)
             if time.monotonic() - saved_at > SAVE_EVERY_S:
                 _write(path, kept)
@@ -102,7 +109,7 @@ def sweep(
     return pd.DataFrame([found[key] for key in keys])
 
 
-def _compute(points: list[Point], scheduler: str | None) -> Any:
+def _compute(points: list[Point], scheduler: str | None, workers: int | None) -> Any:
     """The rows, in the order in which they are done."""
     if not points:
         return
@@ -112,7 +119,7 @@ def _compute(points: list[Point], scheduler: str | None) -> Any:
         return
     run_point(points[-1])  # so that what is compiled is compiled once, and found by the workers
     with (
-        LocalCluster(threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(workers, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
         yield from _results(client, points)

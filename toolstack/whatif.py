@@ -1,0 +1,72 @@
+"""`./run.sh whatif`: where persistent grants begin to pay, beyond what was ever measured.
+
+Owns: the grid (dom0's vCPUs against guests, by request size, as in 2012 and as today), and the
+contour picture of it: how many times the IOPS of mapping for every request persistent grants give.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from toolstack import pictures
+from toolstack.figure import POLICIES
+from toolstack.loadspec import size_text
+from toolstack.sweep import Point, sweep
+
+VCPUS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+GUESTS: Final = (1, 2, 4, 8, 16, 32, 64)
+SIZES: Final = (4 << 10, 12 << 10, 24 << 10, 44 << 10)
+MODES: Final = ("persistent", "non-persistent")
+RUNTIME_S: Final = 0.004
+
+
+def whatif_points(era: str, runtime_s: float = RUNTIME_S) -> list[Point]:
+    """The grid in one era, both modes."""
+    return [
+        Point(mode, mode, POLICIES[era], era, guests, vcpus, size, runtime_s)
+        for size in SIZES
+        for vcpus in VCPUS
+        for guests in GUESTS
+        for mode in MODES
+    ]
+
+
+def make_whatif(directory: Path, scheduler: str | None, workers: int | None) -> None:
+    """Sweep the grid, draw whatif-2012 and whatif-today."""
+    console = Console()
+    points = [point for era in POLICIES for point in whatif_points(era)]
+    frame = sweep(points, directory / "whatif.parquet", scheduler, workers, console)
+    for era in POLICIES:
+        panels = {size_text(size): gains(frame, era, size) for size in SIZES}
+        titled = {f"{name} requests": gain for name, gain in panels.items()}
+        title = f"What persistent grants gain, preset {era} (bold: break-even)"
+        pictures.save(pictures.contours(titled, title), directory / f"whatif-{era}")
+        console.print(_table(era, panels))
+    console.print(f"Pictures are in {directory}")
+
+
+def gains(frame: pd.DataFrame, era: str, size: int) -> pd.DataFrame:
+    """Persistent IOPS for each non-persistent one: rows dom0's vCPUs, columns guests."""
+    rows = frame[(frame.era == era) & (frame.bs == size)]
+    each = {mode: rows[rows["mode"] == mode] for mode in MODES}
+    persistent, without = (
+        each[mode].pivot_table(index="dom0_vcpus", columns="guests", values="iops")
+        for mode in MODES
+    )
+    return persistent / without
+
+
+def _table(era: str, panels: dict[str, pd.DataFrame]) -> Table:
+    table = Table("vCPUs", title=f"From how many guests on persistent grants pay, preset {era}")
+    for name in panels:
+        table.add_column(name, justify="right")
+    for vcpus in VCPUS:
+        cells = []
+        for gain in panels.values():
+            paying = [guests for guests in GUESTS if (gain.loc[vcpus, guests:] > 1).all()]
+            cells.append(str(paying[0]) if paying else "never")
+        table.add_row(str(vcpus), *cells)
+    return table
