@@ -38,8 +38,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.physical_cpus and self.physical_cpus < self.dom0_vcpus:
             raise ValueError(
-                f"physical-cpus: {self.physical_cpus} are fewer than dom0's {self.dom0_vcpus} vCPUs,"
-                " each of which is pinned to one"
+                f"physical-cpus: {self.physical_cpus} are fewer than dom0's {self.dom0_vcpus},"
+                " each pinned to one of its own"
             )
 
     @property

@@ -23,7 +23,7 @@ class Parameter(NamedTuple):
 
 TABLE: Final = (
     Parameter("block_layer_ns", 2240, "ns a request, each end", "fitted",
-        "bio, queue and driver code of Linux's block layer: the same code in the guest and in dom0"),
+        "bio, queue and driver code of Linux's block layer, in the guest as in dom0"),
     Parameter("ipi_ack_ns", 562, "ns a flush", "fitted",
         "from the last IPI sent to the last acknowledged, lock held"),
     Parameter("ipi_send_ns", 200, "ns a target", "published",

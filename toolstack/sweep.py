@@ -119,7 +119,7 @@ def _compute(points: list[Point], scheduler: str | None, workers: int | None) ->
         return
     run_point(points[-1])  # so that what is compiled is compiled once, and found by the workers
     with (
-        LocalCluster(workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(workers, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         yield from _results(client, points)
