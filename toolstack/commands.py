@@ -81,8 +81,8 @@ def compare(guests: int, dom0_vcpus: int, flush_policy: str, bs: str, ios: int, 
 @WORKERS
 def whatif(out: str, scheduler: str | None, workers: int | None) -> None:
     """Simulate dom0 with 1..256 vCPUs under 1..64 guests with requests of 4..44 KiB, with and
-    without persistent grants, as in 2012 and as today, and draw where they pay. A sweep that was
-    stopped goes on where it was."""
+    without persistent grants, under the hypervisors of 2012, of today, and one with precise
+    flushes, and draw where they pay. A sweep that was stopped goes on where it was."""
     from toolstack.whatif import make_whatif  # noqa: PLC0415
 
     make_whatif(Path(out), scheduler, workers)

@@ -17,6 +17,8 @@ COLORS: Final = ("#0072B2", "#D55E00", "#CC79A7", "#009E73", "#E69F00", "#56B4E9
 MARKERS: Final = ("o", "s", "x", "^", "v")
 DPI: Final = 130
 MILLION: Final = 1e6
+GAINS: Final = (0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4, 8, 16, 32, 64)
+LABELLED: Final = (0.9, 1.1, 1.25, 1.5, 2, 4, 8, 16, 32)
 
 mpl.use("Agg")
 mpl.rcParams.update(
@@ -111,19 +113,20 @@ def contours(panels: Mapping[str, pd.DataFrame], title: str) -> Figure:
     """Gain of persistent grants: a panel each, vCPUs (rows) against guests (columns)."""
     picture = Figure(figsize=(4.3 * len(panels), 5))
     axes = np.atleast_1d(picture.subplots(1, len(panels), sharey=True))
-    levels = [0.5, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 8, 16, 32, 64]
-    norm = mpl.colors.TwoSlopeNorm(1, 0.5, 32)
+    levels = np.log2(GAINS)  # in colour as in size: twice and half are as far from 1
+    norm = mpl.colors.TwoSlopeNorm(0, np.log2(0.7), np.log2(64))
     for axis, (name, gain) in zip(axes, panels.items(), strict=True):
-        x, y, z = gain.columns.to_numpy(), gain.index.to_numpy(), gain.to_numpy()
+        x, y, z = gain.columns.to_numpy(), gain.index.to_numpy(), np.log2(gain.to_numpy())
         shades = axis.contourf(x, y, z, levels, cmap="RdBu", norm=norm, extend="both")
-        drawn = axis.contour(x, y, z, [1.1, 1.5, 2, 4, 8, 16], colors="black", linewidths=0.6)
-        axis.clabel(drawn, fmt="%gx", fontsize=8)
-        axis.contour(x, y, z, [1], colors="black", linewidths=2.5)
+        drawn = axis.contour(x, y, z, np.log2(LABELLED), colors="black", linewidths=0.6)
+        axis.clabel(drawn, fmt=lambda value: f"{2**value:.3g}x", fontsize=8)
+        axis.contour(x, y, z, [0], colors="black", linewidths=2.5)
         axis.set(title=name, xlabel="guests", xscale="log", yscale="log")
         axis.set_xticks(x, [str(at) for at in x])
         axis.set_yticks(y, [str(at) for at in y])
         axis.minorticks_off()
     axes[0].set_ylabel("dom0's vCPUs")
-    picture.colorbar(shades, ax=list(axes), label="persistent / non-persistent IOPS", ticks=levels)
+    bar = picture.colorbar(shades, ax=list(axes), label="persistent / non-persistent IOPS")
+    bar.set_ticks(levels, labels=[f"{gain:g}" for gain in GAINS])
     picture.suptitle(title)
     return picture
