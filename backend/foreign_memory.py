@@ -14,9 +14,10 @@ import mmap
 from typing import Final
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from common.abi import GNTMAP_READONLY, GNTST_OKAY, XEN_PAGE_SIZE
+from common.compiled import kernel
 from common.copying import byte_view
 
 MAP_FIXED: Final = 0x10
@@ -33,7 +34,7 @@ _mmap = types.ExternalFunction(
 )
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def map_granted(fd: int, ops: np.ndarray, count: int) -> int:
     """Map each granted one of `count` map `ops` at its host_addr; returns how many failed.
 
@@ -57,7 +58,7 @@ def map_granted(fd: int, ops: np.ndarray, count: int) -> int:
     return failed
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def unmap_slots(ops: np.ndarray, count: int) -> int:
     """Empty the slots of `count` unmap `ops`; returns how many failed.
 

@@ -21,7 +21,6 @@ The tree and the cap are Linux's blkback (0a8704a51f, 2012).
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from backend.red_black import (
     BLACK,
@@ -36,6 +35,7 @@ from backend.red_black import (
     replace,
     smallest,
 )
+from common.compiled import kernel
 
 PG_FULL: Final = -1
 PG_DUPLICATE: Final = -2
@@ -93,7 +93,7 @@ def new_tree(cap: int) -> tuple[np.ndarray, np.ndarray]:
 # --- looking up -------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def find(tree: np.ndarray, nodes: np.ndarray, gref: int) -> int:
     """The node of `gref`, or NIL (-1)."""
     node = int(tree[0]["root"])
@@ -105,7 +105,7 @@ def find(tree: np.ndarray, nodes: np.ndarray, gref: int) -> int:
     return node
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def depth_of(tree: np.ndarray, nodes: np.ndarray, gref: int) -> int:
     """How many nodes `find` looks at for `gref`, whether or not it is there."""
     node = int(tree[0]["root"])
@@ -119,7 +119,7 @@ def depth_of(tree: np.ndarray, nodes: np.ndarray, gref: int) -> int:
     return depth
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def get(tree: np.ndarray, nodes: np.ndarray, gref: int) -> int:
     """The node of `gref`, now marked in flight; NIL (-1) if absent, PG_BUSY if already so."""
     node = find(tree, nodes, gref)
@@ -132,7 +132,7 @@ def get(tree: np.ndarray, nodes: np.ndarray, gref: int) -> int:
     return node
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def put(tree: np.ndarray, nodes: np.ndarray, node: int) -> None:
     """Clear the mark that `get` set."""
     assert 0 <= node < len(nodes), "no such node"
@@ -141,14 +141,14 @@ def put(tree: np.ndarray, nodes: np.ndarray, node: int) -> None:
     tree[0]["in_flight"] -= 1
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def first(tree: np.ndarray, nodes: np.ndarray) -> int:
     """The node of the smallest gref, or NIL (-1) in an empty tree."""
     root = int(tree[0]["root"])
     return smallest(nodes, root) if root != NIL else root
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def next_node(nodes: np.ndarray, node: int) -> int:
     """The node of the next larger gref, or NIL (-1) after the last."""
     below = node
@@ -164,7 +164,7 @@ def next_node(nodes: np.ndarray, node: int) -> int:
 # --- putting in -------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def insert(tree: np.ndarray, nodes: np.ndarray, gref: int, host_addr: int, handle: int) -> int:
     """Keep the mapping of `gref` (u32); its node, or PG_FULL, or PG_DUPLICATE: nothing changed."""
     assert 0 <= gref <= GREF_MAX, "a gref is a u32"
@@ -192,7 +192,7 @@ def insert(tree: np.ndarray, nodes: np.ndarray, gref: int, host_addr: int, handl
 # --- taking out -------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def erase(tree: np.ndarray, nodes: np.ndarray, node: int) -> None:
     """Take `node` out and free it; no other node moves. It must not be in flight."""
     assert 0 <= node < len(nodes), "no such node"

@@ -17,7 +17,6 @@ Rules
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from backend.blkback import BROKEN_RING, FAILED, KEPT, MISSING, ONCE, Blkback
 from backend.persistent_grants import erase, first, get, insert, put
@@ -48,6 +47,7 @@ from common.blkif import (
     operation_of,
     put_response,
 )
+from common.compiled import kernel
 from common.copying import copy_bytes, copy_page
 from common.ring import REQ, RING_BROKEN, RSP
 from common.u32 import u32_add
@@ -55,13 +55,13 @@ from common.u32 import u32_add
 ACCESSED_WORDS: Final = 4  # 256 CPUs a maptrack handle
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def requests_waiting(dev: Blkback) -> int:
     """Requests to take, or RING_BROKEN if the frontend claims more than the ring holds."""
     return ring.unconsumed(dev.words, dev.half, REQ, np.int64(dev.half[0].nr_ents))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def gather(dev: Blkback) -> int:
     """CONSUME: take up to `gather_max` requests, check them, look their grefs up.
 
@@ -86,7 +86,7 @@ def gather(dev: Blkback) -> int:
     return taken
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _parse(dev: Blkback, index: int) -> None:
     """Fill request `index` and its segments from the copy; `status` says whether it is sound."""
     word = dev.copy[0]
@@ -110,7 +110,7 @@ def _parse(dev: Blkback, index: int) -> None:
     dev.counters[0].segments += np.uint64(nr_segments)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _verdict(dev: Blkback) -> int:
     """The status that the copied request deserves before anything of it is tried."""
     operation = operation_of(dev.copy[0])
@@ -135,7 +135,7 @@ def _verdict(dev: Blkback) -> int:
     return BLKIF_RSP_OKAY
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _find_pages(dev: Blkback, index: int) -> None:
     """Look each gref of a request up in the tree; what is not there becomes a map op."""
     back = dev.back[0]
@@ -163,7 +163,7 @@ def _find_pages(dev: Blkback, index: int) -> None:
         back.map_ops += np.uint32(1)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def finish_map(dev: Blkback) -> None:
     """SUBMIT: after the map hypercall: keep what may be kept, fail what was refused."""
     back = dev.back[0]
@@ -200,7 +200,7 @@ def finish_map(dev: Blkback) -> None:
     back.map_ops = np.uint32(0)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def execute(dev: Blkback) -> None:
     """Copy between the mapped pages and the store's memory, for each sound request."""
     back = dev.back[0]
@@ -221,21 +221,21 @@ def execute(dev: Blkback) -> None:
             store += nr_bytes
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def page_address(dev: Blkback, index: int, at: int) -> np.int64:
     """Where the first byte of a mapped segment is reached."""
     segment = dev.segments[index, at]
     return np.int64(dev.page_table[segment.slot]) + np.int64(segment.first_sect) * SECTOR_SIZE
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def touch(dev: Blkback, handle: int) -> None:
     """Mark a mapping as accessed by this worker's CPU, as a page-table walk would."""
     cpu = np.int64(dev.back[0].cpu)
     dev.accessed[handle * ACCESSED_WORDS + (cpu >> 6)] |= np.uint64(1) << np.uint64(cpu & 63)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _copy(dest: int, source: int, nr_bytes: int) -> None:
     if nr_bytes == XEN_PAGE_SIZE:
         copy_page(dest, source)
@@ -243,7 +243,7 @@ def _copy(dest: int, source: int, nr_bytes: int) -> None:
         copy_bytes(dest, source, nr_bytes)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def release(dev: Blkback) -> np.int64:
     """The pages are no longer needed: clear in-flight marks, list what is to be unmapped.
 
@@ -263,7 +263,7 @@ def release(dev: Blkback) -> np.int64:
     return np.int64(back.unmap_ops)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _list_unmap(dev: Blkback, slot: int, handle: int) -> None:
     back = dev.back[0]
     op = dev.unmap_ops[back.unmap_ops]
@@ -273,7 +273,7 @@ def _list_unmap(dev: Blkback, slot: int, handle: int) -> None:
     back.unmap_ops += np.uint32(1)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def finish_unmap(dev: Blkback) -> bool:
     """After the unmap hypercall: the slots are free again. False if one was refused: our bug."""
     back = dev.back[0]
@@ -286,13 +286,13 @@ def finish_unmap(dev: Blkback) -> bool:
     return sound
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _free_slot(dev: Blkback, slot: int) -> None:
     dev.slots[dev.back[0].free_slots] = np.uint32(slot)
     dev.back[0].free_slots += np.uint32(1)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def respond(dev: Blkback) -> None:
     """Write the responses of all gathered requests, in the order they came, not yet published."""
     for index in range(dev.back[0].gathered):
@@ -305,7 +305,7 @@ def respond(dev: Blkback) -> None:
     dev.back[0].gathered = np.uint32(0)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def push(dev: Blkback) -> bool:
     """PUBLISH and CHECK_NOTIFY: True if the frontend must be notified (and is so counted)."""
     ring.publish(dev.words, dev.half, RSP)
@@ -315,13 +315,13 @@ def push(dev: Blkback) -> bool:
     return False
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def rearm(dev: Blkback) -> None:
     """REARM: ask to be notified of the next request; look again before sleeping."""
     ring.rearm(dev.words, dev.half, REQ)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def release_kept(dev: Blkback) -> int:
     """Disconnect: take up to 11 mappings out of the tree; returns how many `unmap_ops` to make.
 

@@ -14,7 +14,8 @@ and `parent` (i32, an index or NIL) and `color`.
 from typing import Final
 
 import numpy as np
-from numba import njit
+
+from common.compiled import kernel
 
 NIL: Final = -1
 
@@ -25,25 +26,25 @@ LEFT: Final = 0
 RIGHT: Final = 1
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def child(nodes: np.ndarray, node: int, side: int) -> int:
     """The node below `node` on a side, or NIL."""
     return int(nodes[node]["left"] if side == LEFT else nodes[node]["right"])
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def is_red(nodes: np.ndarray, node: int) -> bool:
     """NIL counts as black."""
     return node != NIL and nodes[node]["color"] == RED
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def side_of(nodes: np.ndarray, parent: int, node: int) -> int:
     """The side of `parent` that `node` hangs on."""
     return LEFT if nodes[parent]["left"] == node else RIGHT
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def link(tree: np.ndarray, nodes: np.ndarray, parent: int, side: int, node: int) -> None:
     """Hang `node` (or NIL) on a side of `parent`; a `parent` of NIL makes it the root."""
     if parent == NIL:
@@ -56,7 +57,7 @@ def link(tree: np.ndarray, nodes: np.ndarray, parent: int, side: int, node: int)
         nodes[node]["parent"] = parent
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def replace(tree: np.ndarray, nodes: np.ndarray, old: int, new: int) -> None:
     """Put `new` (or NIL) where `old` hangs; `old` keeps its own links."""
     parent = int(nodes[old]["parent"])
@@ -64,7 +65,7 @@ def replace(tree: np.ndarray, nodes: np.ndarray, old: int, new: int) -> None:
     link(tree, nodes, parent, side, new)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def rotate(tree: np.ndarray, nodes: np.ndarray, node: int, side: int) -> None:
     """Turn `node` down to `side`; its child on the other side comes up in its place."""
     riser = child(nodes, node, 1 - side)
@@ -73,7 +74,7 @@ def rotate(tree: np.ndarray, nodes: np.ndarray, node: int, side: int) -> None:
     link(tree, nodes, riser, side, node)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def smallest(nodes: np.ndarray, top: int) -> int:
     """The first node, in order, of the subtree under `top` (not NIL)."""
     node = top
@@ -82,7 +83,7 @@ def smallest(nodes: np.ndarray, top: int) -> int:
     return node
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def fix_red(tree: np.ndarray, nodes: np.ndarray, fresh: int) -> None:
     """Restore the colours above a `fresh` red node."""
     node = fresh
@@ -104,7 +105,7 @@ def fix_red(tree: np.ndarray, nodes: np.ndarray, fresh: int) -> None:
     nodes[tree[0]["root"]]["color"] = BLACK
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def fix_black(tree: np.ndarray, nodes: np.ndarray, lacking: int, place: int) -> None:
     """Restore the black heights: the subtree `lacking` (or NIL) under `place` is one short."""
     node, parent = lacking, place

@@ -40,6 +40,9 @@ class RamStore:
             raise ValueError(f"nr_sectors: {nr_sectors} is not at least 1")
         self.nr_sectors = nr_sectors
         self._map = mmap.mmap(-1, nr_sectors * SECTOR_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            # Random blocks of a large disk miss the TLB each time; 2-MiB pages miss it less.
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         self.memory: np.ndarray | None = np.frombuffer(self._map, np.uint8)
 
     def read(self, offset: int, into: np.ndarray) -> None:

@@ -8,11 +8,11 @@ none but SLICE.
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from backend import phases
 from backend.blkback import Blkback
 from common.atomics import load_acquire
+from common.compiled import kernel
 from common.event_channel import set_pending
 from common.ring import REQ, RING_BROKEN
 from common.spinning import spin_until_changed, spins
@@ -35,7 +35,7 @@ UNMAPPED: Final = 3
 CURSOR: Final = np.dtype([("step", "<u4")])
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def work(
     dev: Blkback,
     cursor: np.ndarray,
@@ -82,7 +82,7 @@ def work(
     return SLICE
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _take_requests(dev: Blkback, spin: np.ndarray) -> int:
     """Gather; who never spins asks for the next notification before it answers, as Linux does.
 
@@ -94,7 +94,7 @@ def _take_requests(dev: Blkback, spin: np.ndarray) -> int:
     return taken
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _idle(dev: Blkback, spin: np.ndarray, runnable: np.ndarray) -> bool:
     """The ring is empty: True once it no longer is, False if it is time to sleep (armed)."""
     seen = load_acquire(dev.words, REQ)

@@ -18,9 +18,11 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from common.compiled import kernel
 
 WORD_BITS = (16, 32, 64)
 
@@ -144,49 +146,49 @@ def _pause(typing: Any) -> Any:
     return types.void(), codegen
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def load_acquire(array: np.ndarray, index: int) -> int:
     """`array[index]`, before everything that follows it (`smp_load_acquire`)."""
     return _load(array, index)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def store_release(array: np.ndarray, index: int, value: int) -> None:
     """`array[index] = value`, after everything that precedes it (`smp_store_release`)."""
     _store(array, index, value)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def cmpxchg(array: np.ndarray, index: int, expected: int, value: int) -> int:
     """Put `value` where `expected` was; returns what was there, `expected` if it took."""
     return _cmpxchg(array, index, expected, value)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def fetch_add(array: np.ndarray, index: int, value: int) -> int:
     """Add `value`, wrapping; returns what was there before."""
     return _fetch_add(array, index, value)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def fetch_or(array: np.ndarray, index: int, value: int) -> int:
     """Set the bits of `value`; returns what was there before (`test_and_set`)."""
     return _fetch_or(array, index, value)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def fetch_and(array: np.ndarray, index: int, value: int) -> int:
     """Keep only the bits of `value`; returns what was there before (`test_and_clear`)."""
     return _fetch_and(array, index, value)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def fence() -> None:
     """A full barrier: nothing, not even a store then a load, passes it (`mb()`)."""
     _fence()
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def pause() -> None:
     """Tell the CPU that this is a spin loop (`cpu_relax`)."""
     _pause()

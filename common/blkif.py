@@ -9,9 +9,9 @@ may repeat (XSA-155), and everything after that reads the copy.
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from common.atomics import load_acquire
+from common.compiled import kernel
 from common.ring import SLOT_QWORDS
 
 # Words of a read/write request: op, nr_segments, handle | id | sector_number | segments.
@@ -20,7 +20,7 @@ SECTOR: Final = 2
 SEGMENTS: Final = 3
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def put_request(
     qwords: np.ndarray,
     at: int,
@@ -36,7 +36,7 @@ def put_request(
     qwords[at + SECTOR] = np.uint64(sector)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def put_segment(
     qwords: np.ndarray, at: int, index: int, gref: int, first_sect: int, last_sect: int
 ) -> None:
@@ -46,52 +46,52 @@ def put_segment(
     )
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def copy_request(qwords: np.ndarray, at: int, copy: np.ndarray) -> None:
     """Copy a slot into `copy` (u64, shape (14,)), each word once."""
     for word in range(SLOT_QWORDS):
         copy[word] = load_acquire(qwords, at + word)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def put_response(qwords: np.ndarray, at: int, id_: int, operation: int, status: int) -> None:
     """Write a response over its slot: 16 bytes, the padding always zero (XSA-216)."""
     qwords[at] = np.uint64(id_)
     qwords[at + 1] = np.uint64(operation | ((status & 0xFFFF) << 16))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def operation_of(word: int) -> np.int64:
     """`operation` in a request's first word or a response's second."""
     return np.int64(word) & 0xFF
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def nr_segments_of(word: int) -> np.int64:
     """`nr_segments` in a request's first word."""
     return (np.int64(word) >> 8) & 0xFF
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def status_of(word: int) -> np.int64:
     """`status` in a response's second word, sign-extended."""
     status = (np.int64(word) >> 16) & 0xFFFF
     return status - 0x10000 if status & 0x8000 else status
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def gref_of(word: int) -> np.int64:
     """`gref` of a segment's word."""
     return np.int64(word) & 0xFFFFFFFF
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def first_sect_of(word: int) -> np.int64:
     """`first_sect` of a segment's word."""
     return (np.int64(word) >> 32) & 0xFF
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def last_sect_of(word: int) -> np.int64:
     """`last_sect` of a segment's word."""
     return (np.int64(word) >> 40) & 0xFF

@@ -8,14 +8,16 @@ import time
 from typing import Final
 
 import numpy as np
-from numba import njit, types
+from numba import types
+
+from common.compiled import kernel
 
 _clock_gettime = types.ExternalFunction("clock_gettime", types.intc(types.intc, types.uintp))
 
 CLOCK_MONOTONIC: Final = int(time.CLOCK_MONOTONIC)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def monotonic_ns(timespec: np.ndarray) -> int:
     """CLOCK_MONOTONIC in nanoseconds; `timespec` is scratch, i64, shape (2,)."""
     _clock_gettime(np.int32(CLOCK_MONOTONIC), timespec.ctypes.data)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from common.compiled import kernel
 
 
 @intrinsic
@@ -26,13 +28,13 @@ def _memcpy(typing: Any, dest: Any, source: Any, size: Any) -> Any:
     return types.void(types.uint64, types.uint64, types.uint64), codegen
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def copy_bytes(dest: int, source: int, size: int) -> None:
     """Copy `size` bytes from address `source` to address `dest`; they must not overlap."""
     _memcpy(np.uint64(dest), np.uint64(source), np.uint64(size))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def copy_page(dest: int, source: int) -> None:
     """Copy one 4-KiB page: a constant size lets LLVM choose the moves."""
     _memcpy(np.uint64(dest), np.uint64(source), np.uint64(4096))

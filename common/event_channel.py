@@ -16,17 +16,17 @@ from typing import Final
 
 import numpy as np
 import zmq
-from numba import njit
 
 from common.abi import SHARED_INFO
 from common.atomics import fetch_and, fetch_or, load_acquire
+from common.compiled import kernel
 
 WAKE: Final = b"\1"
 WAKES_QUEUED_MAX: Final = 16
 MESSAGE_MAX: Final = 256
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def set_pending(pending: np.ndarray, mask: np.ndarray, port: int) -> bool:
     """Mark `port` pending at the far end; True if it must be woken."""
     word, bit = port >> 6, np.uint64(1) << np.uint64(port & 63)
@@ -35,14 +35,14 @@ def set_pending(pending: np.ndarray, mask: np.ndarray, port: int) -> bool:
     return (load_acquire(mask, word) & bit) == 0
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def clear_pending(pending: np.ndarray, port: int) -> bool:
     """Take `port`'s event; True if there was one."""
     word, bit = port >> 6, np.uint64(1) << np.uint64(port & 63)
     return (fetch_and(pending, word, ~bit) & bit) != 0
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def clear_mask(mask: np.ndarray, port: int) -> None:
     """Let `port` wake its waiter."""
     fetch_and(mask, port >> 6, ~(np.uint64(1) << np.uint64(port & 63)))

@@ -9,8 +9,10 @@ from typing import Any, Final
 import numpy as np
 from hdrh.histogram import HdrHistogram
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from common.compiled import kernel
 
 SUB_BUCKET_BITS: Final = 6
 SUB_BUCKETS: Final = 1 << SUB_BUCKET_BITS
@@ -26,7 +28,7 @@ def _leading_zeros(typing: Any, value: Any) -> Any:
     return types.uint64(types.uint64), codegen
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def bucket_of(nanoseconds: int) -> np.int64:
     """The bucket of a latency; what is out of range goes to the first or the last one."""
     value = np.int64(min(max(nanoseconds, 0), VALUE_MAX))

@@ -18,10 +18,10 @@ other way round: `own` and `peer` name the two producers by their word.
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from common.abi import BLKIF_REQUEST, SRING_HEADER_SIZE
 from common.atomics import fence, load_acquire, store_release
+from common.compiled import kernel
 from common.u32 import u32_add, u32_sub
 
 # Word offsets in blkif_sring; each producer's event word follows it.
@@ -62,7 +62,7 @@ def attach_half(words: np.ndarray, nr_ents: int, own: int) -> np.ndarray:
     return new_half(nr_ents, int(load_acquire(words, own)))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def shared_ring_init(words: np.ndarray, start: int) -> None:
     """SHARED_RING_INIT: producers at `start` (0 in life), events one ahead, the rest zero."""
     words[:] = 0
@@ -72,21 +72,21 @@ def shared_ring_init(words: np.ndarray, start: int) -> None:
     store_release(words, RSP + EVENT, u32_add(start, 1))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def slot(half: np.ndarray, index: int) -> np.int64:
     """Where the slot of a free-running `index` starts in `qwords` (RING_GET_REQUEST)."""
     masked = np.int64(index) & (np.int64(half[0].nr_ents) - 1)
     return HEADER_QWORDS + masked * SLOT_QWORDS
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def free_requests(half: np.ndarray) -> np.int64:
     """Slots the front may still fill (RING_FREE_REQUESTS)."""
     used = u32_sub(half[0].prod_pvt, half[0].cons)
     return np.int64(half[0].nr_ents) - np.int64(used)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def unconsumed(words: np.ndarray, half: np.ndarray, peer: int, limit: int) -> np.int64:
     """CONSUME: entries the peer has published and we have not taken, or RING_BROKEN.
 
@@ -99,14 +99,14 @@ def unconsumed(words: np.ndarray, half: np.ndarray, peer: int, limit: int) -> np
     return ahead
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def publish(words: np.ndarray, half: np.ndarray, own: int) -> None:
     """PUBLISH: let the peer see everything produced so far (RING_PUSH_*)."""
     half[0].published = half[0].prod_pvt
     store_release(words, own, half[0].prod_pvt)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def check_notify(words: np.ndarray, half: np.ndarray, own: int) -> bool:
     """CHECK_NOTIFY: did what was published pass the event the peer armed?
 
@@ -121,7 +121,7 @@ def check_notify(words: np.ndarray, half: np.ndarray, own: int) -> bool:
     return u32_sub(new, event) < u32_sub(new, old)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def rearm(words: np.ndarray, half: np.ndarray, peer: int) -> None:
     """REARM: ask for a notification at the next entry (RING_FINAL_CHECK_FOR_*).
 

@@ -10,14 +10,22 @@ import os
 from typing import Final
 
 import numpy as np
-from numba import njit
+from numba import types
 
 from common.atomics import fetch_add, load_acquire, pause
+from common.compiled import kernel
 
 TRIES_MIN: Final = 2_000
 TRIES_MAX: Final = 400_000
 
-SPIN: Final = np.dtype([("tries", "<u4"), ("tries_max", "<u4"), ("nr_cpus", "<u4")])
+YIELDS_MIN: Final = 4
+YIELDS_MAX: Final = 256
+
+SPIN: Final = np.dtype(
+    [("tries", "<u4"), ("tries_max", "<u4"), ("yields", "<u4"), ("nr_cpus", "<u4")]
+)
+
+_sched_yield = types.ExternalFunction("sched_yield", types.intc())
 
 # The machine-wide word that every process may change.
 SCHED: Final = np.dtype([("runnable", "<u4")])
@@ -26,19 +34,19 @@ SCHED: Final = np.dtype([("runnable", "<u4")])
 def new_spin(adaptive: bool) -> np.ndarray:
     """One waiter's SPIN; with `adaptive` false it never spins, as Linux's block drivers do not."""
     spin = np.zeros(1, SPIN)
-    spin["tries"] = TRIES_MIN * 8
+    spin["tries"], spin["yields"] = TRIES_MIN * 8, YIELDS_MAX
     spin["tries_max"] = TRIES_MAX if adaptive else 0
     spin["nr_cpus"] = len(os.sched_getaffinity(0))
     return spin
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def spins(spin: np.ndarray) -> bool:
     """Does this waiter ever spin?"""
     return spin[0].tries_max != 0
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def spin_until_changed(
     words: np.ndarray, index: int, seen: int, spin: np.ndarray, runnable: np.ndarray
 ) -> bool:
@@ -53,9 +61,25 @@ def spin_until_changed(
             spin[0].tries = np.uint32(min(np.int64(spin[0].tries) * 2, np.int64(spin[0].tries_max)))
             return True
         if tried & 63 == 0 and load_acquire(runnable, 0) > spin[0].nr_cpus:
-            return False
+            return _yield_until_changed(words, index, seen, spin)
         pause()
     spin[0].tries = np.uint32(max(np.int64(spin[0].tries) // 2, np.int64(TRIES_MIN)))
+    return False
+
+
+@kernel
+def _yield_until_changed(words: np.ndarray, index: int, seen: int, spin: np.ndarray) -> bool:
+    """The same with more threads than CPUs: let the others run between looks.
+
+    A turn of the run queue costs a context switch or two a thread; to sleep and be woken costs ten
+    times that, and the peer's send besides.
+    """
+    for _ in range(spin[0].yields):
+        _sched_yield()
+        if load_acquire(words, index) != seen:
+            spin[0].yields = np.uint32(min(np.int64(spin[0].yields) * 2, np.int64(YIELDS_MAX)))
+            return True
+    spin[0].yields = np.uint32(max(np.int64(spin[0].yields) // 2, np.int64(YIELDS_MIN)))
     return False
 
 

@@ -5,18 +5,19 @@ never wrap, and a ring compared in either is wrong after 2^32 entries. Works com
 """
 
 import numpy as np
-from numba import njit
+
+from common.compiled import kernel
 
 U32_MASK = 0xFFFFFFFF
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def u32_add(a: int, b: int) -> np.uint32:
     """`a + b` modulo 2^32."""
     return np.uint32((np.int64(a) + np.int64(b)) & U32_MASK)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def u32_sub(a: int, b: int) -> np.uint32:
     """`a - b` modulo 2^32: how far `b` is behind `a` on a free-running index."""
     return np.uint32((np.int64(a) - np.int64(b)) & U32_MASK)

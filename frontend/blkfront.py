@@ -19,7 +19,6 @@ Source: Xen's `io/blkif.h`; behaviour after Linux's blkfront (2012 and 6.1, see 
 from typing import Final, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from common import ring
 from common.abi import (
@@ -34,6 +33,7 @@ from common.abi import (
 )
 from common.atomics import load_acquire
 from common.blkif import operation_of, put_request, put_segment, status_of
+from common.compiled import kernel
 from common.copying import copy_bytes, copy_page
 from common.counters import FRONTEND_COUNTERS
 from common.ring import REQ, RSP
@@ -166,7 +166,7 @@ def new_blkfront(
     )
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def enqueue(dev: Blkfront, io: int) -> None:
     """Queue I/O `io` (its operation, sector, nr_sectors and frame are set)."""
     front = dev.front[0]
@@ -178,7 +178,7 @@ def enqueue(dev: Blkfront, io: int) -> None:
     front.queued += np.uint32(1)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def submit(dev: Blkfront) -> int:
     """SUBMIT: turn the first queued I/O into as many requests as there is room for.
 
@@ -199,7 +199,7 @@ def submit(dev: Blkfront) -> int:
     return written
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _submit_one(dev: Blkfront, io: int) -> bool:
     """Write the next request of `io`; False, with nothing taken, if there is no room."""
     front = dev.front[0]
@@ -251,7 +251,7 @@ def _submit_one(dev: Blkfront, io: int) -> bool:
     return True
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _bounce_page(dev: Blkfront, ident: int, index: int, operation: int) -> None:
     """Give a segment a pool page, granted if it is not, holding the data if it is a write."""
     front = dev.front[0]
@@ -268,7 +268,7 @@ def _bounce_page(dev: Blkfront, ident: int, index: int, operation: int) -> None:
         _copy_sectors(dev, np.int64(entry.frame), np.int64(segment.frame), segment.nr_sectors)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _copy_sectors(dev: Blkfront, to_frame: int, from_frame: int, nr_sectors: int) -> None:
     """Copy the first `nr_sectors` of one guest frame to another: the price of persistence."""
     ram = np.int64(dev.front[0].ram)
@@ -280,7 +280,7 @@ def _copy_sectors(dev: Blkfront, to_frame: int, from_frame: int, nr_sectors: int
     dev.counters[0].bytes_copied_by_guest += np.uint64(nr_sectors) * np.uint64(SECTOR_SIZE)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def push(dev: Blkfront) -> bool:
     """PUBLISH and CHECK_NOTIFY: True if the backend must be notified (and is so counted)."""
     ring.publish(dev.words, dev.half, REQ)
@@ -290,19 +290,19 @@ def push(dev: Blkfront) -> bool:
     return False
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def responses_waiting(dev: Blkfront) -> int:
     """Responses to take, or RING_BROKEN: no more can have come than requests are out."""
     return ring.unconsumed(dev.words, dev.half, RSP, np.int64(dev.front[0].outstanding))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def rearm(dev: Blkfront) -> None:
     """REARM: ask to be notified of the next response; look again before sleeping."""
     ring.rearm(dev.words, dev.half, RSP)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def consume(dev: Blkfront) -> int:
     """CONSUME: take every response there is; returns how many, or RING_BROKEN.
 
@@ -331,7 +331,7 @@ def consume(dev: Blkfront) -> int:
     return waiting
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _complete(dev: Blkfront, ident: int, status: int) -> None:
     """One request is answered: copy out, give its pages or grants back, maybe finish its I/O."""
     front = dev.front[0]
@@ -362,7 +362,7 @@ def _complete(dev: Blkfront, ident: int, status: int) -> None:
     front.outstanding -= np.uint32(1)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _release_page(dev: Blkfront, page: int) -> None:
     """Back to the pool: to the head with its grant, or to the tail without."""
     if dev.front[0].grant_mode == PERSISTENT:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from common.abi import (
     BLKIF_MAX_SECTORS_PER_REQUEST,
@@ -21,6 +20,7 @@ from common.abi import (
     SECTOR_SIZE,
     XEN_PAGE_SIZE,
 )
+from common.compiled import kernel
 from frontend import blkfront
 from frontend.blkfront import Blkfront
 from frontend.driver import Driver
@@ -29,7 +29,7 @@ from frontend.effects import finish_queued
 PIECE_BYTES: Final = BLKIF_MAX_SECTORS_PER_REQUEST * SECTOR_SIZE  # a large transfer's I/Os
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _enqueue_first(dev: Blkfront, count: int) -> None:
     for io in range(count):
         blkfront.enqueue(dev, io)

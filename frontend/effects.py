@@ -7,9 +7,9 @@ the backend has answered.
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from common.atomics import load_acquire
+from common.compiled import kernel
 from common.event_channel import set_pending
 from common.ring import RING_BROKEN, RSP
 from common.spinning import spin_until_changed, spins
@@ -23,7 +23,7 @@ BROKEN: Final = 3  # the backend broke the protocol: front.broken says how
 DONE: Final = 4  # everything asked for is finished
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def take_responses(dev: Blkfront, spin: np.ndarray) -> int:
     """Take what has come (`blkfront.consume`); who never spins asks for the next notification now.
 
@@ -36,7 +36,7 @@ def take_responses(dev: Blkfront, spin: np.ndarray) -> int:
     return taken
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def submit_queued(dev: Blkfront, far_pending: np.ndarray, far_mask: np.ndarray, port: int) -> int:
     """Put queued I/Os on the ring while there is room, each published as it is written.
 
@@ -50,7 +50,7 @@ def submit_queued(dev: Blkfront, far_pending: np.ndarray, far_mask: np.ndarray, 
     return SLICE
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def idle(dev: Blkfront, spin: np.ndarray, runnable: np.ndarray) -> int:
     """No response is there: SLICE once one is, WAIT if it is time to sleep (armed)."""
     seen = load_acquire(dev.words, RSP)
@@ -62,7 +62,7 @@ def idle(dev: Blkfront, spin: np.ndarray, runnable: np.ndarray) -> int:
     return SLICE if blkfront.responses_waiting(dev) != 0 else WAIT
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def finish_queued(
     dev: Blkfront,
     far_pending: np.ndarray,

@@ -11,7 +11,6 @@ An entry is two u32 words: flags | domid << 16, and frame.
 from typing import Final, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from common.abi import (
     GNTTAB_NR_RESERVED_ENTRIES,
@@ -22,6 +21,7 @@ from common.abi import (
     GTF_WRITING,
 )
 from common.atomics import cmpxchg, load_acquire, store_release
+from common.compiled import kernel
 
 NO_GREF: Final = 0  # reserved, so never given out
 END_ACCESS_TRIES: Final = 5  # only the hypervisor can race us, and only to set or clear two bits
@@ -48,7 +48,7 @@ def new_grants(frames: np.ndarray) -> Grants:
     return Grants(frames.view(np.uint32), links, head)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def grant_access(grants: Grants, domid: int, frame: int, readonly: bool) -> np.int64:
     """Let `domid` map `frame`; returns the gref, or NO_GREF if the table is full."""
     gref = np.int64(grants.list[0].head)
@@ -62,7 +62,7 @@ def grant_access(grants: Grants, domid: int, frame: int, readonly: bool) -> np.i
     return gref
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def end_access(grants: Grants, gref: int) -> bool:
     """Take the grant back and free the gref; False, and nothing changed, while it is mapped."""
     for _ in range(END_ACCESS_TRIES):

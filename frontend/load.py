@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from common.abi import BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_RSP_OKAY, SECTOR_SIZE, XEN_PAGE_SIZE
 from common.clock import monotonic_ns
+from common.compiled import kernel
 from common.histogram import bucket_of
 from common.ring import RING_BROKEN
 from frontend import blkfront
@@ -107,7 +107,7 @@ def new_load(
     )
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def run(
     dev: Blkfront,
     job: Load,
@@ -137,13 +137,13 @@ def run(
     return SLICE
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _over(job: Load, now_ns: int) -> bool:
     load = job.load[0]
     return load.ios_left == 0 or load.stop != 0 or np.uint64(now_ns) >= load.deadline_ns
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _random(job: Load) -> np.uint64:
     """The next of a xorshift64* sequence."""
     x = job.load[0].random
@@ -154,7 +154,7 @@ def _random(job: Load) -> np.uint64:
     return x * np.uint64(0x2545F4914F6CDD1D)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _choose_block(job: Load) -> np.int64:
     """A block no I/O in flight touches, or -1 if none was found."""
     load = job.load[0]
@@ -169,7 +169,7 @@ def _choose_block(job: Load) -> np.int64:
     return np.int64(-1)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _start(dev: Blkfront, job: Load, now_ns: int) -> bool:
     """Queue one more I/O; False if the depth is reached or the load is over."""
     load = job.load[0]
@@ -202,14 +202,14 @@ def _start(dev: Blkfront, job: Load, now_ns: int) -> bool:
     return True
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _forget(job: Load, sector: int, nr_sectors: int) -> None:
     """Nobody knows what these sectors hold now: not checked until they are written again."""
     for at in range(np.int64(sector), np.int64(sector) + np.int64(nr_sectors)):
         job.versions[at] = np.uint32(UNKNOWN)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _finish(dev: Blkfront, job: Load, now_ns: int) -> None:
     """Check, count and free every I/O that is done."""
     front = dev.front[0]

@@ -8,7 +8,8 @@ the head, one whose grant has ended to the tail (Linux's `blkif_completion`).
 from typing import Final, NamedTuple
 
 import numpy as np
-from numba import njit
+
+from common.compiled import kernel
 
 NO_PAGE: Final = -1
 
@@ -34,7 +35,7 @@ def new_pool(first_frame: int, nr_pages: int) -> PagePool:
     return PagePool(pages, order)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def take_page(pool: PagePool) -> np.int64:
     """The page at the head, or NO_PAGE."""
     page = np.int64(pool.list[0].head)
@@ -47,7 +48,7 @@ def take_page(pool: PagePool) -> np.int64:
     return page
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def ungranted_ahead(pool: PagePool, count: int) -> np.int64:
     """How many of the next `count` pages to be taken are not granted; all of them must be free."""
     ungranted = np.int64(0)
@@ -58,7 +59,7 @@ def ungranted_ahead(pool: PagePool, count: int) -> np.int64:
     return ungranted
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def return_to_head(pool: PagePool, page: int) -> None:
     """Give a page back that the backend still has mapped: it is taken next."""
     pool.pages[page].next = pool.list[0].head
@@ -68,7 +69,7 @@ def return_to_head(pool: PagePool, page: int) -> None:
     pool.list[0].free += np.uint32(1)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def return_to_tail(pool: PagePool, page: int) -> None:
     """Give a page back that nobody has mapped: it is taken last."""
     pool.pages[page].next = np.int32(NO_PAGE)

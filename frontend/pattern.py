@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from common.abi import SECTOR_SIZE
+from common.compiled import kernel
 
 UNKNOWN: Final = 0xFFFFFFFF
 WORDS: Final = SECTOR_SIZE // 8
@@ -21,16 +22,27 @@ STEP: Final = 0x9E3779B97F4A7C15
 
 
 @intrinsic
-def _as_words(typing: Any, address: Any) -> Any:
-    """An address as a pointer to u64, for `carray`."""
+def _read(typing: Any, address: Any) -> Any:
+    """The u64 at an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
 
-    return types.CPointer(types.uint64)(types.uint64), codegen
+    return types.uint64(types.uint64), codegen
 
 
-@njit(nogil=True, cache=True)
+@intrinsic
+def _write(typing: Any, address: Any, value: Any) -> Any:
+    """Put a u64 at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), codegen
+
+
+@kernel
 def sector_seed(disk: int, sector: int, version: int) -> np.uint64:
     """A well-mixed word for one version of one sector of one disk (splitmix64's finaliser)."""
     mixed = (np.uint64(disk) << np.uint64(56)) ^ (np.uint64(version) << np.uint64(28))
@@ -40,10 +52,10 @@ def sector_seed(disk: int, sector: int, version: int) -> np.uint64:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def fill(address: int, disk: int, sector: int, nr_sectors: int, versions: np.ndarray) -> None:
     """Write the next version of `nr_sectors` sectors to `address` and remember it."""
-    words = _carray(np.uint64(address), nr_sectors * WORDS)
+    word = np.uint64(address)
     for at in range(nr_sectors):
         version = (np.int64(versions[sector + at]) + 1) & UNKNOWN
         if version in (0, UNKNOWN):
@@ -51,16 +63,18 @@ def fill(address: int, disk: int, sector: int, nr_sectors: int, versions: np.nda
         versions[sector + at] = np.uint32(version)
         seed = sector_seed(disk, sector + at, version)
         for k in range(WORDS):
-            words[at * WORDS + k] = seed + np.uint64(k) * np.uint64(STEP)
+            _write(word + np.uint64(k * 8), seed + np.uint64(k) * np.uint64(STEP))
+        word += np.uint64(SECTOR_SIZE)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def mismatches(address: int, disk: int, sector: int, nr_sectors: int, versions: np.ndarray) -> int:
     """How many of `nr_sectors` sectors at `address` are not what was last written there."""
-    words = _carray(np.uint64(address), nr_sectors * WORDS)
+    word = np.uint64(address)
     wrong = 0
     for at in range(nr_sectors):
         version = versions[sector + at]
+        here, word = word, word + np.uint64(SECTOR_SIZE)
         if version == UNKNOWN:
             continue
         seed, step = np.uint64(0), np.uint64(0)
@@ -68,11 +82,6 @@ def mismatches(address: int, disk: int, sector: int, nr_sectors: int, versions: 
             seed, step = sector_seed(disk, sector + at, np.int64(version)), np.uint64(STEP)
         difference = np.uint64(0)
         for k in range(WORDS):
-            difference |= words[at * WORDS + k] ^ (seed + np.uint64(k) * step)
+            difference |= _read(here + np.uint64(k * 8)) ^ (seed + np.uint64(k) * step)
         wrong += difference != 0
     return wrong
-
-
-@njit(nogil=True, cache=True)
-def _carray(address: int, length: int) -> np.ndarray:
-    return carray(_as_words(address), length)

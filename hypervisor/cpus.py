@@ -19,9 +19,9 @@ Source: Xen's `arch/x86/smp.c` (flush_area_mask, one global flush_lock) and `com
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from common.atomics import fence, load_acquire, store_release
+from common.compiled import kernel
 
 FLUSH_ENTRIES_MAX: Final = 32  # GNTTAB_UNMAP_BATCH_SIZE
 
@@ -59,6 +59,7 @@ class Cpus:
         self._policy = POLICIES[policy]
         self._dirty, self._running = dirty, running
         self._counters, self._accessed = counters, accessed
+        self._holders = np.zeros(ACCESSED_WORDS, np.uint64)
 
     def flush(self, caller: int, unmapped: np.ndarray, waited: bool) -> int:
         """The flush after `unmapped` (UNMAPPED, at most 32): IPIs sent, or NO_FLUSH if none is due.
@@ -76,11 +77,12 @@ class Cpus:
                 self._running,
                 self._counters,
                 self._accessed,
+                self._holders,
             )
         )
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def flush(
     policy: int,
     caller: int,
@@ -90,9 +92,13 @@ def flush(
     running: np.ndarray,
     counters: np.ndarray,
     accessed: np.ndarray,
+    holders: np.ndarray,
 ) -> int:
-    """See `Cpus.flush`. Clears the accessed words of what was unmapped, flush or no flush."""
-    holders = np.zeros(ACCESSED_WORDS, np.uint64)
+    """See `Cpus.flush`; `holders` is scratch, u64 (ACCESSED_WORDS,).
+
+    Clears the accessed words of what was unmapped, flush or no flush.
+    """
+    holders[:] = 0
     entries = 0
     for index in range(len(unmapped)):
         if unmapped[index].done:
@@ -121,7 +127,7 @@ def flush(
     return ipis
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _leave_if_idle(dirty: np.ndarray, running: np.ndarray, cpu: int) -> None:
     """The deferred switch of an idle CPU: out of the mask, unless its vCPU has come back.
 

@@ -18,7 +18,6 @@ The pin is four 8-bit counters, as Xen's: device read, device write, host read, 
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from common.abi import (
     GNTMAP_DEVICE_MAP,
@@ -38,6 +37,7 @@ from common.abi import (
     XEN_PAGE_SIZE,
 )
 from common.atomics import cmpxchg, fetch_and, load_acquire
+from common.compiled import kernel
 from hypervisor.maptrack import NO_HANDLE, Maptrack, free_handle, take_handle
 
 STATUS_TRIES: Final = 5
@@ -72,7 +72,7 @@ def new_grant_table(domid: int, frames: np.ndarray, nr_ram_frames: int) -> Grant
     return GrantTable(entries, np.zeros(len(entries) // 2, ACTIVE), table)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def map_grants(table: GrantTable, track: Maptrack, mapper: int, ops: np.ndarray) -> np.int64:
     """Map each of `ops` (GNTTAB_MAP_GRANT_REF, all of this table's domain) for domain `mapper`.
 
@@ -86,7 +86,7 @@ def map_grants(table: GrantTable, track: Maptrack, mapper: int, ops: np.ndarray)
     return mapped
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _map_one(table: GrantTable, track: Maptrack, mapper: int, op: Any) -> int:
     flags = np.int64(op.flags)
     if not flags & (GNTMAP_HOST_MAP | GNTMAP_DEVICE_MAP):
@@ -114,7 +114,7 @@ def _map_one(table: GrantTable, track: Maptrack, mapper: int, op: Any) -> int:
     return GNTST_OKAY
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def pin(table: GrantTable, mapper: int, gref: int, flags: int) -> int:
     """Pin `gref` for the mappings in `flags` (GNTMAP_*), taking the entry; returns a GNTST."""
     if gref >= len(table.active):
@@ -138,7 +138,7 @@ def pin(table: GrantTable, mapper: int, gref: int, flags: int) -> int:
     return GNTST_OKAY
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def unpin(table: GrantTable, gref: int, flags: int) -> None:
     """Drop the pins of the mappings in `flags`, and the status bits nobody needs any more."""
     active = table.active[gref]
@@ -154,7 +154,7 @@ def unpin(table: GrantTable, gref: int, flags: int) -> None:
         _clear_status(table, gref, clear)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def end_unmap(table: GrantTable, unmapped: np.ndarray) -> np.int64:
     """Second half of an unmap: drop the pins of those of `unmapped` that are this domain's."""
     ended = np.int64(0)
@@ -165,7 +165,7 @@ def end_unmap(table: GrantTable, unmapped: np.ndarray) -> np.int64:
     return ended
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _pins(flags: int) -> np.int64:
     readonly = flags & GNTMAP_READONLY
     pins = np.int64(0)
@@ -176,13 +176,13 @@ def _pins(flags: int) -> np.int64:
     return pins
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _mappings(flags: int) -> np.int64:
     host, device = (flags & GNTMAP_HOST_MAP) != 0, (flags & GNTMAP_DEVICE_MAP) != 0
     return np.int64(host) + np.int64(device)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _set_status(table: GrantTable, gref: int, mapper: int, readonly: bool) -> int:
     """Take the shared entry for `mapper`, or say what is wrong with it."""
     for _ in range(STATUS_TRIES):
@@ -199,6 +199,6 @@ def _set_status(table: GrantTable, gref: int, mapper: int, readonly: bool) -> in
     return GNTST_GENERAL_ERROR
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _clear_status(table: GrantTable, gref: int, bits: int) -> None:
     fetch_and(table.entries, 2 * gref, np.uint32(0xFFFFFFFF & ~bits))

@@ -13,7 +13,6 @@ address and the frame.
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from common.abi import (
     GNTMAP_DEVICE_MAP,
@@ -25,6 +24,7 @@ from common.abi import (
     GNTST_OKAY,
     XEN_PAGE_SIZE,
 )
+from common.compiled import kernel
 
 NO_HANDLE: Final = 0xFFFFFFFF
 MAPPED: Final = GNTMAP_HOST_MAP | GNTMAP_DEVICE_MAP
@@ -67,7 +67,7 @@ def new_maptrack(nr_handles: int) -> Maptrack:
     return Maptrack(entries, head)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def take_handle(track: Maptrack) -> np.int64:
     """A free handle, its entry still to be filled, or NO_HANDLE."""
     handle = np.int64(track.list[0].free)
@@ -77,7 +77,7 @@ def take_handle(track: Maptrack) -> np.int64:
     return handle
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def free_handle(track: Maptrack, handle: int) -> None:
     """The last mapping of `handle` is gone."""
     track.entries[handle].flags = np.uint32(0)
@@ -86,7 +86,7 @@ def free_handle(track: Maptrack, handle: int) -> None:
     track.list[0].used -= np.uint32(1)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def begin_unmap(track: Maptrack, ops: np.ndarray, unmapped: np.ndarray) -> np.int64:
     """First half of unmapping `ops` (GNTTAB_UNMAP_GRANT_REF, at most one flush's worth).
 
@@ -101,7 +101,7 @@ def begin_unmap(track: Maptrack, ops: np.ndarray, unmapped: np.ndarray) -> np.in
     return count
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _begin_one(track: Maptrack, op: Any, unmapped: Any) -> int:
     handle = np.int64(op.handle)
     if handle >= len(track.entries) or track.entries[handle].flags == 0:

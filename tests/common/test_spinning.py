@@ -11,6 +11,7 @@ from common.spinning import (
     SPIN,
     TRIES_MAX,
     TRIES_MIN,
+    YIELDS_MAX,
     new_spin,
     spin_until_changed,
     starts_to_run,
@@ -37,7 +38,7 @@ def spinner(tries: int, nr_cpus: int = 2) -> np.ndarray:
 def test_a_new_waiter_knows_its_cpus_and_stays_within_the_bounds() -> None:
     spin = new_spin(adaptive=True)
     assert (spin.dtype, spin.shape) == (SPIN, (1,))
-    assert spin[0].item() == (16_000, 400_000, len(os.sched_getaffinity(0)))
+    assert spin[0].item() == (16_000, 400_000, YIELDS_MAX, len(os.sched_getaffinity(0)))
     assert TRIES_MIN <= spin["tries"][0] <= TRIES_MAX
 
 
@@ -67,10 +68,31 @@ def test_a_spin_that_does_not_halves_it_down_to_the_smallest() -> None:
 
 
 @pytest.mark.parametrize("runnable", [3, 4, 2**32 - 1])
-def test_nobody_spins_while_more_want_to_run_than_there_are_cpus(runnable: int) -> None:
-    spin = spinner(FOREVER)
-    assert not spin_until_changed(words_of(5), 1, 5, spin, running(runnable))
+def test_with_more_threads_than_cpus_a_waiter_yields_instead_and_not_for_long(
+    runnable: int,
+) -> None:
+    spin, limits = spinner(FOREVER), []
+    for _ in range(8):
+        assert not spin_until_changed(words_of(5), 1, 5, spin, running(runnable))
+        limits.append(int(spin["yields"][0]))
+    assert limits == [128, 64, 32, 16, 8, 4, 4, 4]
     assert spin["tries"][0] == FOREVER
+
+
+def test_yields_that_pay_are_allowed_to_be_more() -> None:
+    spin, words, found = spinner(FOREVER), words_of(5), []
+    spin["yields"] = FOREVER
+
+    def look() -> None:
+        found.append(spin_until_changed(words, 1, 5, spin, running(3)))
+
+    waiter = threading.Thread(target=look, daemon=True)
+    waiter.start()
+    while not found:
+        words[1] += 1  # whichever side sees it first: the waiter ends
+        waiter.join(0.01)
+    assert found == [True]
+    assert spin["yields"][0] in (YIELDS_MAX, FOREVER)  # FOREVER: it never came to a yield
 
 
 @pytest.mark.parametrize("runnable", [0, 1, 2])
@@ -91,7 +113,7 @@ def test_a_spin_ends_when_one_more_wants_to_run() -> None:
     starts_to_run(runnable)
     waiter.join(60)
     assert found == [False]
-    assert spin["tries"][0] == FOREVER
+    assert (spin["tries"][0], spin["yields"][0]) == (FOREVER, YIELDS_MAX // 2)
 
 
 def test_a_spin_ends_when_another_thread_changes_the_word() -> None:

@@ -1,0 +1,16 @@
+"""How everything that runs per request is compiled: one decorator for all of it.
+
+Owns: the flags, and why.
+- `nogil`: dom0's threads run at the same time.
+- `cache`: only the very first start compiles (`run.sh` keys the cache by all sources).
+- `_nrt=False`: no reference counts. Numba would count each array of a `Blkfront` up and down, with
+  a locked instruction, at nearly every line: two thirds of a request's time. So a kernel cannot
+  allocate, and returns numbers only; its arrays are its caller's, who holds them.
+- `forceinline`: a `Blkfront` is passed as a hundred words, and is not passed at all when inlined.
+
+Rule: a kernel's callees are kernels. `.py_func` is the plain function.
+"""
+
+from numba import njit
+
+kernel = njit(nogil=True, cache=True, forceinline=True, _nrt=False)
