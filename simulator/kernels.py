@@ -8,7 +8,6 @@ thread knows what to pay. What a step publishes was paid for before it.
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from backend import phases
 from backend.blkback import Blkback
@@ -23,6 +22,7 @@ from common.abi import (
     XEN_PAGE_SIZE,
 )
 from common.atomics import load_acquire
+from common.compiled import kernel
 from common.event_channel import clear_pending, set_pending
 from common.ring import RING_BROKEN
 from frontend import blkfront
@@ -43,7 +43,7 @@ SEGMENTS: Final = 8
 REPORT_WORDS: Final = 9
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def guest_turn(
     dev: Blkfront,
     job: Load,
@@ -75,7 +75,7 @@ def guest_turn(
     report[OVER] = idle and _over(job, now_ns)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def back_take(dev: Blkback, pending: np.ndarray, port: int, report: np.ndarray) -> None:
     """Take requests, look their pages up; ask for the next notification, as Linux does."""
     report[:] = 0
@@ -92,7 +92,7 @@ def back_take(dev: Blkback, pending: np.ndarray, port: int, report: np.ndarray) 
             report[COPIED] += np.int64(dev.segments[index, at].nr_sectors) * SECTOR_SIZE
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def back_execute(
     dev: Blkback,
     ram: int,
@@ -118,7 +118,7 @@ def back_execute(
         _answer(dev, far_pending, far_mask, port, report)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def back_answer(
     dev: Blkback,
     hole: int,
@@ -136,7 +136,7 @@ def back_answer(
     _answer(dev, far_pending, far_mask, port, report)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _answer(
     dev: Blkback, far_pending: np.ndarray, far_mask: np.ndarray, port: int, report: np.ndarray
 ) -> None:
@@ -144,7 +144,7 @@ def _answer(
     report[WAKE] = phases.push(dev) and set_pending(far_pending, far_mask, port)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def interrupts_others(
     policy: int, caller: int, dev: Blkback, dirty: np.ndarray, accessed: np.ndarray
 ) -> bool:
@@ -164,7 +164,7 @@ def interrupts_others(
     return False
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def copy_ops(dev: Blkback, bounce: int, ops: np.ndarray, to_guest: bool) -> int:
     """The GNTTABOP_copy operations of what was gathered, one a segment; returns how many.
 
@@ -189,7 +189,7 @@ def copy_ops(dev: Blkback, bounce: int, ops: np.ndarray, to_guest: bool) -> int:
     return count
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def settle_copies(dev: Blkback, dom0_ram: int, bounce: int, handle: int) -> None:
     """The gathered pages are dom0's own: no map, so what was asked for is granted as it stands."""
     for done in range(dev.back[0].map_ops):

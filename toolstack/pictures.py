@@ -127,6 +127,6 @@ def contours(panels: Mapping[str, pd.DataFrame], title: str) -> Figure:
         axis.minorticks_off()
     axes[0].set_ylabel("dom0's vCPUs")
     bar = picture.colorbar(shades, ax=list(axes), label="persistent / non-persistent IOPS")
-    bar.set_ticks(levels, labels=[f"{gain:g}" for gain in GAINS])
+    bar.set_ticks(levels.tolist(), labels=[f"{gain:g}" for gain in GAINS])
     picture.suptitle(title)
     return picture
