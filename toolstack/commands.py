@@ -32,6 +32,15 @@ WORKERS = click.option(
 )
 
 
+def _directory(out: str) -> Path:
+    """Where to write, made now: not when everything has been computed. Raises ConfigError."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: '{out}' cannot be written: {error.strerror}") from None
+    return Path(out)
+
+
 @click.command(short_help="Draw 2012's experiment: 15 guests, five ways, then and today.")
 @OUT
 @SCHEDULER
@@ -49,7 +58,7 @@ def figure(out: str, scheduler: str | None, workers: int | None, runtime: float)
     sweep that was stopped goes on where it was."""
     from toolstack.figure import make_figure  # noqa: PLC0415
 
-    make_figure(Path(out), scheduler, workers, runtime)
+    make_figure(_directory(out), scheduler, workers, runtime)
 
 
 @click.command(short_help="The same load really and simulated: every count must agree.")
@@ -85,7 +94,7 @@ def whatif(out: str, scheduler: str | None, workers: int | None) -> None:
     flushes, and draw where they pay. A sweep that was stopped goes on where it was."""
     from toolstack.whatif import make_whatif  # noqa: PLC0415
 
-    make_whatif(Path(out), scheduler, workers)
+    make_whatif(_directory(out), scheduler, workers)
 
 
 for command in (simulate, figure, compare, whatif):

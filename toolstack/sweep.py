@@ -20,10 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from simulator import experiment
 from simulator.config import Config
+from toolstack.loadspec import ConfigError
 
 ROOT: Final = Path(__file__).parents[1]
 MODEL: Final = ("common", "hypervisor", "frontend", "backend", "simulator")
 SAVE_EVERY_S: Final = 2.0
+CONNECT_TIMEOUT_S: Final = 10
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _compute(points: list[Point], scheduler: str | None, workers: int | None) ->
     if not points:
         return
     if scheduler is not None:
-        with Client(scheduler) as client:
+        with _client(scheduler) as client:
             yield from _results(client, points)
         return
     run_point(points[-1])  # so that what is compiled is compiled once, and found by the workers
@@ -123,6 +125,14 @@ def _compute(points: list[Point], scheduler: str | None, workers: int | None) ->
         Client(cluster) as client,
     ):
         yield from _results(client, points)
+
+
+def _client(scheduler: str) -> Client:
+    try:
+        return Client(scheduler, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, TimeoutError, ValueError) as error:
+        reason = str(error).split(":", maxsplit=1)[0]
+        raise ConfigError(f"scheduler: '{scheduler}' cannot be reached: {reason}") from None
 
 
 def _results(client: Client, points: list[Point]) -> Any:

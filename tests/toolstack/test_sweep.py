@@ -5,11 +5,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from distributed import LocalCluster
 from rich.console import Console
 
 from toolstack import sweep as module
+from toolstack.commands import cli
 from toolstack.figure import GUESTS, LINES, figure_points
+from toolstack.loadspec import ConfigError
 from toolstack.sweep import KEY, Point, sweep
 
 QUIET = Console(quiet=True)
@@ -81,6 +84,24 @@ def test_an_existing_cluster_is_used(tmp_path: Path) -> None:
         frame = sweep(POINTS, tmp_path / "sweep.parquet", cluster.scheduler_address, None, QUIET)
     assert list(frame["mode"]) == [point.mode for point in POINTS]
     assert (frame.iops > 0).all()
+
+
+def test_a_cluster_that_is_not_there_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.2)
+    for address in ("tcp://127.0.0.1:1", "nonsense://x"):
+        with pytest.raises(ConfigError, match=f"scheduler: '{address}' cannot be reached"):
+            sweep(POINTS, tmp_path / "sweep.parquet", address, None, QUIET)
+
+
+@pytest.mark.parametrize("command", ["figure", "whatif"])
+def test_a_directory_that_cannot_be_is_one_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(cli, [command, "--out", str(tmp_path / "file" / "x")])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("grantlab: error: out: ")
 
 
 def test_the_figure_is_fifteen_guests_five_ways_then_and_now() -> None:
