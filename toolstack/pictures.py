@@ -109,18 +109,23 @@ def heat_map(details: Sequence[Any]) -> Figure:
     return picture
 
 
-def contours(panels: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """Gain of persistent grants: a panel each, vCPUs (rows) against guests (columns)."""
+def contours(panels: Mapping[str, pd.DataFrame], title: str, tie: float) -> Figure:
+    """Gain of persistent grants: a panel each, vCPUs (rows) against guests (columns).
+
+    tie: what is above it and below 1 counts as 1.
+    """
     picture = Figure(figsize=(4.3 * len(panels), 5))
     axes = np.atleast_1d(picture.subplots(1, len(panels), sharey=True))
-    levels = np.log2(GAINS)  # in colour as in size: twice and half are as far from 1
+    levels = np.log2(
+        [tie if gain == 1 else gain for gain in GAINS]
+    )  # in colour as in size: twice and half are as far from 1
     norm = mpl.colors.TwoSlopeNorm(0, np.log2(0.7), np.log2(64))
     for axis, (name, gain) in zip(axes, panels.items(), strict=True):
         x, y, z = gain.columns.to_numpy(), gain.index.to_numpy(), np.log2(gain.to_numpy())
         shades = axis.contourf(x, y, z, levels, cmap="RdBu", norm=norm, extend="both")
         drawn = axis.contour(x, y, z, np.log2(LABELLED), colors="black", linewidths=0.6)
         axis.clabel(drawn, fmt=lambda value: f"{2**value:.3g}x", fontsize=8)
-        axis.contour(x, y, z, [0], colors="black", linewidths=2.5)
+        axis.contour(x, y, z, [np.log2(tie)], colors="black", linewidths=2.5, linestyles="-")
         axis.set(title=name, xlabel="guests", xscale="log", yscale="log")
         axis.set_xticks(x, [str(at) for at in x])
         axis.set_yticks(y, [str(at) for at in y])
