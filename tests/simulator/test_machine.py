@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common import ring
+from simulator import backend_thread
 from simulator.config import MODES, Config
 from simulator.machine import Machine
 from tests.simulator.points import plan, run, total
@@ -168,3 +170,13 @@ def test_a_peer_that_does_not_answer_is_a_lost_wakeup() -> None:
         disk.guest.peer = disk.guest  # wakes itself, and nobody serves
     with pytest.raises(AssertionError, match="a wake-up was lost"):
         machine.run()
+
+
+def test_a_worker_that_does_not_look_again_before_it_sleeps_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A moment passes between REARM and RECHECK, so that the peer can run in it."""
+    monkeypatch.setattr(ring, "unconsumed", lambda *_: 0)
+    monkeypatch.setattr(backend_thread, "clear_pending", lambda *_: False)
+    with pytest.raises(AssertionError, match="a wake-up was lost"):
+        run("persistent", plan(ios=2000))
