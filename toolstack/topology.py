@@ -41,8 +41,8 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 class RunningMachine(Protocol):
     """What `Topology.start` returns, as far as a run of a load needs it.
 
-    booted, connected, closed: taken when every domain is built and before any disk's end runs, when
-    every disk is Connected, and when every disk is closed; None before.
+    booted, connected, closed: taken when the processes are up, when every disk is Connected, and
+    when every disk is closed; None before.
     """
 
     booted: Snapshot | None
