@@ -39,7 +39,7 @@ TABLE: Final = (
     Parameter("grant_op_ns", 150, "ns an operation", "published",
         "the same 0.49 us, less the call and the copy of a packet"),
     Parameter("local_flush_ns", 100, "ns a page", "published",
-        "Linux a5102476a24b: some 100 ns to flush one page locally"),
+        "the Linux patches of 2014 behind tlb_single_page_flush_ceiling: some 100 ns"),
     Parameter("table_lock_ns", 100, "ns an operation", "measured",
         "a grant-table or maptrack lock held: two transfers of a cache line"),
     Parameter("lock_handover_ns", 50, "ns a waiter", "measured",
