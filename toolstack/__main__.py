@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, NoReturn
 
-from toolstack.cli import RunEnded, cli
+from toolstack.commands import RunEnded, cli
 
 SIGNALS: Final = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 

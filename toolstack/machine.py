@@ -74,7 +74,6 @@ class Machine:
         """Bring every process up and every disk to Connected. Raises MachineError, all cleaned."""
         try:
             self._boot()
-            self.booted = self.snapshot()
             for name in self._names:
                 self._supervisor.send(name, "connect")
             for domid, name in zip(self._domids, self._names, strict=True):
@@ -111,6 +110,9 @@ class Machine:
         for domid in self._domids:
             self._create_domain(domid)
             create_vbd(self._store, domid, topology.disk_mib)
+        # Before there is any end of a disk: a guest that sees its backend announced connects at
+        # once, and what that costs is set-up.
+        self.booted = self.snapshot()
         supervisor.start(
             "dom0",
             dom0.main,

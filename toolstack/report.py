@@ -240,7 +240,8 @@ def reading(runs: Sequence[Run]) -> str:
 
 def caveat(runs: Sequence[Run]) -> str:
     """What must be said beside wall-clock figures of modes that map for every request."""
-    modes = [_mode(run) for run in runs if _mode(run) != "persistent"]
+    real = [run for run in runs if run["config"]["runtime"] == "real"]
+    modes = [_mode(run) for run in real if _mode(run) != "persistent"]
     if not modes:
         return ""
     return (

@@ -1,0 +1,101 @@
+"""Every command behind `./run.sh`, put together: `run`, and those that belong to the simulator.
+
+A command's file takes what it needs from `toolstack/cli.py`, which therefore cannot name them. What
+brings Numba or matplotlib is imported when a command runs, so that `--help` answers at once.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+
+from toolstack.cli import RunEnded, cli
+from toolstack.simulate import simulate
+from toolstack.topology import ConfigError
+
+__all__ = ["RunEnded", "cli"]
+
+FIGURE: Final = "results/figure"
+WHATIF: Final = "results/whatif"
+
+OUT = click.option("--out", default=FIGURE, metavar="DIR", help=f"Where to write ({FIGURE}).")
+SCHEDULER = click.option(
+    "--scheduler", metavar="ADDRESS", help="An existing Dask cluster (default: this machine)."
+)
+
+WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Processes on this machine (default: one to each CPU).",
+)
+
+
+def _directory(out: str) -> Path:
+    """Where to write, made now: not when everything has been computed. Raises ConfigError."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: '{out}' cannot be written: {error.strerror}") from None
+    return Path(out)
+
+
+@click.command(short_help="Draw 2012's experiment: 15 guests, five ways, then and today.")
+@OUT
+@SCHEDULER
+@WORKERS
+@click.option(
+    "--runtime",
+    default=0.01,
+    metavar="SECONDS",
+    type=click.FloatRange(0, 10, min_open=True),
+    help="Virtual time of each point (default: 0.01).",
+)
+def figure(out: str, scheduler: str | None, workers: int | None, runtime: float) -> None:
+    """Simulate guests 1..15 x {persistent, non-persistent, backend without the feature, grant copy,
+    precise flush} as in 2012 and as today, and draw it: PNG, SVG, traces and one HTML report. A
+    sweep that was stopped goes on where it was."""
+    from toolstack.figure import make_figure  # noqa: PLC0415
+
+    make_figure(_directory(out), scheduler, workers, runtime)
+
+
+@click.command(short_help="The same load really and simulated: every count must agree.")
+@click.option("--guests", default=3, metavar="N", help="Guests (default: 3).")
+@click.option("--dom0-vcpus", default=24, metavar="N", help="dom0's vCPUs (default: 24).")
+@click.option("--flush-policy", default="mask", metavar="NAME", help="mask, accessed, precise.")
+@click.option("--bs", default="44k", metavar="SIZE", help="Block size (default: 44k).")
+@click.option("--ios", default=500, metavar="N", help="I/Os of each guest (default: 500).")
+@click.option("--seed", default=1, metavar="N", help="Fixes every choice of the load.")
+def compare(guests: int, dom0_vcpus: int, flush_policy: str, bs: str, ios: int, seed: int) -> None:
+    """Run one seeded load on real processes and in the simulator, in a shape in which timing cannot
+    matter (one I/O in flight, no CPU leaves the mask), and compare grants, maps, unmaps, flushes,
+    IPIs, notifications and bytes one by one."""
+    from toolstack.compare import TIMELESS_POLICIES, load, topologies  # noqa: PLC0415
+    from toolstack.compare import compare as run_both  # noqa: PLC0415
+
+    if flush_policy not in TIMELESS_POLICIES:
+        raise ConfigError(
+            f"flush-policy: {flush_policy!r} is not one of {', '.join(TIMELESS_POLICIES)}, under"
+            " which no count depends on time"
+        )
+    machines = topologies(guests=guests, dom0_vcpus=dom0_vcpus, flush_policy=flush_policy)
+    run_both(machines, load(bs=bs, ios=ios, seed=seed), Console(highlight=False))
+
+
+@click.command(short_help="Where persistent grants begin to pay: 1..256 vCPUs, 1..64 guests.")
+@click.option("--out", default=WHATIF, metavar="DIR", help=f"Where to write ({WHATIF}).")
+@SCHEDULER
+@WORKERS
+def whatif(out: str, scheduler: str | None, workers: int | None) -> None:
+    """Simulate dom0 with 1..256 vCPUs under 1..64 guests with requests of 4..44 KiB, with and
+    without persistent grants, under the hypervisors of 2012, of today, and one with precise
+    flushes, and draw where they pay. A sweep that was stopped goes on where it was."""
+    from toolstack.whatif import make_whatif  # noqa: PLC0415
+
+    make_whatif(_directory(out), scheduler, workers)
+
+
+for command in (simulate, figure, compare, whatif):
+    cli.add_command(command)

@@ -1,0 +1,156 @@
+"""`./run.sh simulate`: one configuration in virtual time, with the real launch's flags and results.
+
+Owns: how settings become a simulated machine and its counts a RUN of the result format. The same
+seed gives the same file to the byte: nothing in it comes from a clock.
+"""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from common.abi import BLKIF_RING_SIZE
+from toolstack.cli import FLAGS, LOAD, MACHINE, Flag, RunEnded, settings
+from toolstack.loadspec import LoadSpec
+from toolstack.report import print_report
+from toolstack.results import Run, build_run, check_writable, faults, grants_left, write_json
+from toolstack.snapshot import Snapshot
+from toolstack.topology import ConfigError, Topology
+
+if TYPE_CHECKING:
+    from simulator.config import Config
+    from simulator.machine import Counts, Machine
+
+RUNTIME_S: Final = 0.05  # of virtual time: every figure has settled long before
+
+
+def simulate_run(
+    topology: Topology, spec: LoadSpec, physical_cpus: int = 0
+) -> "tuple[Run, Machine]":
+    """Run `spec` on a simulated `topology`: the RUN, and the machine as it has ended."""
+    # Brings Numba, which takes a while.
+    from simulator.machine import Machine  # noqa: PLC0415
+
+    machine = Machine(config_of(topology, spec, physical_cpus)).run()
+    run = build_run(
+        topology,
+        spec,
+        booted=_snapshot(machine.booted),
+        started=_snapshot(machine.started),
+        finished=_snapshot(machine.finished),
+        closed=_snapshot(machine.closed),
+    )
+    run["config"].update(
+        runtime="simulated",
+        physical_cpus=machine.config.nr_cpus,
+        costs=asdict(machine.costs),
+    )
+    return run, machine
+
+
+def config_of(topology: Topology, spec: LoadSpec, physical_cpus: int = 0) -> "Config":
+    """The simulated machine that is `topology` under `spec`. Raises ConfigError."""
+    from frontend.load import LoadPlan  # noqa: PLC0415
+    from simulator.config import Config  # noqa: PLC0415
+
+    plan = LoadPlan(
+        spec.rw,
+        spec.bs,
+        spec.iodepth,
+        spec.rwmixread,
+        spec.ios,
+        spec.runtime_s,
+        spec.seed,
+        spec.verify,
+    )
+    try:
+        return Config(
+            plan,
+            topology.mode,
+            topology.guests,
+            topology.dom0_vcpus,
+            physical_cpus,
+            topology.flush_policy,
+            topology.preset,
+            BLKIF_RING_SIZE if topology.batching == "drain" else 1,
+            topology.max_persistent_grants,
+            topology.disk_mib << 11,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def simulated(topology: Topology, spec: LoadSpec) -> tuple[Topology, LoadSpec]:
+    """The same settings with the simulator's own defaults. Raises ConfigError."""
+    if topology.given().get("spin") == "adaptive":
+        raise ConfigError("spin: 'adaptive' is the real runtime's; the simulator knows only off")
+    topology = Topology(**{**topology.given(), "spin": "off"})
+    if spec.ios is None and "runtime_s" not in spec.given():
+        spec = LoadSpec(**{**spec.given(), "runtime_s": RUNTIME_S})
+    return topology, spec
+
+
+def _snapshot(counts: "Counts") -> Snapshot:
+    return Snapshot(
+        at_s=counts.now_ns / 1e9,
+        frontend=counts.frontend,
+        backend=counts.backend,
+        hypervisor=counts.hypervisor,
+        latency=counts.latency,
+        cpus=counts.cpus,
+        host_tlb_shootdowns=None,
+        cpu_seconds=counts.busy_ns / 1e9,
+    )
+
+
+def _flags() -> list[click.Parameter]:
+    """The real launch's, and what only a model has."""
+    flags: list[click.Parameter] = []
+    for flag in FLAGS:
+        if isinstance(flag, Flag) and flag.name == "dom0_vcpus":
+            names = (*flag.opts, "--vcpus", "dom0_vcpus")
+            flag = Flag(MACHINE, *names, metavar=flag.metavar, help=flag.help)  # noqa: PLW2901
+        elif isinstance(flag, Flag) and flag.name == "runtime_s":
+            text = f"Stop after so much virtual time (default: {RUNTIME_S}, or none with --ios)."
+            flag = Flag(LOAD, *flag.opts, "runtime_s", metavar=flag.metavar, help=text)  # noqa: PLW2901
+        flags.append(flag)
+    text = "The machine's own CPUs: dom0's vCPUs or more (default: one to each vCPU)."
+    flags.append(
+        Flag(
+            MACHINE, "--physical-cpus", "physical_cpus", type=int, default=0, metavar="N", help=text
+        )
+    )
+    return flags
+
+
+def _simulate(**flags: Any) -> None:
+    physical_cpus = flags.pop("physical_cpus")
+    topologies, spec = settings(flags)
+    pairs = [simulated(topology, spec) for topology in topologies]
+    if flags["json"] is not None:
+        check_writable(flags["json"])
+    console, runs, left, busy = Console(highlight=False), [], [], []
+    for topology, its_spec in pairs:
+        run, machine = simulate_run(topology, its_spec, physical_cpus)
+        runs.append(run)
+        left.append(grants_left(_snapshot(machine.closed)))
+        shares = ", ".join(f"{what} {share:.0%}" for what, share in machine.utilisation().items())
+        busy.append(f"{topology.mode}: busy {shares}")
+    print_report(console, runs, left)
+    console.print(Text(f"In virtual time, by the model of docs/simulator.md. {'; '.join(busy)}."))
+    if flags["json"] is not None:
+        write_json(flags["json"], runs)
+    if found := faults(runs, left):
+        raise RunEnded(found)
+
+
+simulate = click.Command(
+    "simulate",
+    callback=_simulate,
+    params=_flags(),
+    help="Run one configuration in virtual time, deterministic to the byte: the real launch's flags"
+    " and result format, on as many CPUs as you name.",
+    short_help="The same in virtual time, on as many CPUs as you name.",
+)
