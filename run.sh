@@ -2,6 +2,7 @@
 # grantlab's one door: sets itself up on first use, then
 #   ./run.sh [flags]       launch the machine, run the main job, print the table
 #   ./run.sh test [args]   ruff, mypy and every test (args go to pytest)
+#   ./run.sh bench [flags] how fast it is, against the memory's limit and against fio + nbdkit
 #   ./run.sh python ...    the environment's Python, with grantlab importable
 set -euo pipefail
 
@@ -60,6 +61,10 @@ test)
     "$env/bin/ruff" format --check .
     "$env/bin/mypy"
     exec "$env/bin/pytest" -n "$(nproc)" "$@"
+    ;;
+bench)
+    shift
+    exec "$env/bin/python" -m bench "$@"
     ;;
 python)
     shift

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from backend.blkback import BROKEN_REASONS, Blkback
+from backend.grant_copy import finish_copies, list_copies
 from common import abi, ring
 from common.copying import address_of
 from common.event_channel import clear_pending
@@ -33,7 +34,6 @@ from simulator.kernels import (
     back_answer,
     back_execute,
     back_take,
-    copy_ops,
     interrupts_others,
     settle_copies,
 )
@@ -93,7 +93,7 @@ class BackendThread(Thread):
         self._report = np.zeros(REPORT_WORDS, np.int64)
         self._gather_max = self._room = int(dev.back["gather_max"][0])
         self._nr_ents = len(dev.requests)
-        self._copies = np.zeros(len(dev.map_ops), abi.GNTTAB_COPY)
+        dev.back["bounce_frame"] = bounce or 0
         self._woke = False
 
     def run(self) -> Steps:
@@ -144,7 +144,7 @@ class BackendThread(Thread):
         copying = self._grant_ns(segments) + dom0.memory.hot_ns(int(report[COPIED]))
         yield from self._pay(taken, [("grant copy", copying)])
         self._copy(False)
-        settle_copies(dev, self._dom0_address, self._bounce, len(dom0.accessed) // 4 - 1)
+        settle_copies(dev, self._dom0_address)
         far = (channel.far_pending, channel.far_mask, channel.port)
         back_execute(dev, self._ram_address, *far, report)
         if report[UNMAPS]:
@@ -152,12 +152,11 @@ class BackendThread(Thread):
             back_answer(dev, self._hole, *far, report)
 
     def _copy(self, to_guest: bool) -> None:
-        assert self._bounce is not None
-        count = int(copy_ops(self.dev, self._bounce, self._copies, to_guest))
+        count = int(list_copies(self.dev, to_guest))
         if count:
-            ops = self._copies[:count]
+            ops = self.dev.copy_ops[:count]
             self._dom0.hypercall(self.cpu.number, abi.GNTTABOP_COPY, ops, False)
-            assert (ops["status"] == abi.GNTST_OKAY).all()
+            finish_copies(self.dev)
 
     def _unmap(self, unmaps: int) -> Steps:
         """One unmap hypercall; under the flush lock if its flush goes to another CPU."""

@@ -11,12 +11,8 @@ import numpy as np
 
 from backend import phases
 from backend.blkback import Blkback
+from backend.grant_copy import settle
 from common.abi import (
-    BLKIF_OP_READ,
-    BLKIF_RSP_OKAY,
-    DOMID_SELF,
-    GNTCOPY_DEST_GREF,
-    GNTCOPY_SOURCE_GREF,
     GNTST_OKAY,
     SECTOR_SIZE,
     XEN_PAGE_SIZE,
@@ -165,36 +161,10 @@ def interrupts_others(
 
 
 @kernel
-def copy_ops(dev: Blkback, bounce: int, ops: np.ndarray, to_guest: bool) -> int:
-    """The GNTTABOP_copy operations of what was gathered, one a segment; returns how many.
-
-    Instead of mapping, each segment's slot `s` is dom0's own frame `bounce + s`: filled from the
-    guest before a write to the disk, copied to it after a read.
-    """
-    count = 0
-    flags = GNTCOPY_DEST_GREF if to_guest else GNTCOPY_SOURCE_GREF
-    for index in range(dev.back[0].gathered):
-        request = dev.requests[index]
-        if (request.operation == BLKIF_OP_READ) != to_guest or request.status != BLKIF_RSP_OKAY:
-            continue
-        for at in range(request.nr_segments):
-            segment, op = dev.segments[index, at], ops[count]
-            offset = np.uint16(segment.first_sect * SECTOR_SIZE)
-            granted, own = (op.dest, op.source) if to_guest else (op.source, op.dest)
-            own.gmfn, own.domid = np.uint64(bounce + segment.slot), np.uint16(DOMID_SELF)
-            granted.ref, granted.domid = segment.gref, np.uint16(dev.back[0].remote_domid)
-            granted.offset = own.offset = offset
-            op.len, op.flags = np.uint16(segment.nr_sectors * SECTOR_SIZE), np.uint16(flags)
-            count += 1
-    return count
-
-
-@kernel
-def settle_copies(dev: Blkback, dom0_ram: int, bounce: int, handle: int) -> None:
-    """The gathered pages are dom0's own: no map, so what was asked for is granted as it stands."""
+def settle_copies(dev: Blkback, dom0_ram: int) -> None:
+    """`backend/grant_copy.py`'s `settle`, with the slots led to dom0's frames first."""
     for done in range(dev.back[0].map_ops):
-        op = dev.map_ops[done]
-        slot = np.int64((op.host_addr - dev.back[0].balloon) >> np.uint64(12))
-        dev.page_table[slot] = np.uint64(dom0_ram + (bounce + slot) * XEN_PAGE_SIZE)
-        op.handle, op.status = np.uint32(handle), np.int16(GNTST_OKAY)
-    phases.finish_map(dev)
+        slot = np.int64((dev.map_ops[done].host_addr - dev.back[0].balloon) >> np.uint64(12))
+        frame = np.int64(dev.back[0].bounce_frame) + slot
+        dev.page_table[slot] = np.uint64(dom0_ram + frame * XEN_PAGE_SIZE)
+    settle(dev)
