@@ -6,7 +6,7 @@ zombie domain).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -31,6 +31,13 @@ class Domain:
     channels: EventChannels
     counters: np.ndarray
     dying: bool = False
+    # The same words, to be added to several times a hypercall: numpy's scalars are slow.
+    counter_words: memoryview = field(init=False, repr=False)
+    _mapped: memoryview = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.counter_words = self.counters.view(np.uint64).data
+        self._mapped = self.grants.table["mapped"].data
 
     @property
     def nr_ram_frames(self) -> int:
@@ -40,7 +47,7 @@ class Domain:
     @property
     def mapped(self) -> int:
         """Mappings of its pages that stand now."""
-        return int(self.grants.table["mapped"][0])
+        return self._mapped[0]
 
 
 class Domains:

@@ -6,7 +6,7 @@ before a byte moves, so the frame that was checked is the frame that is copied (
 are released after. Nothing is flushed: nothing was mapped.
 """
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -23,72 +23,81 @@ from common.abi import (
     GNTST_PERMISSION_DENIED,
     XEN_PAGE_SIZE,
 )
-from common.copying import address_of, copy_bytes
-from hypervisor.domains import Domain, Domains
-from hypervisor.grant_table import pin, unpin
+from common.compiled import kernel
+from common.copying import copy_bytes
+from hypervisor.grant_table import GrantTable, pin, unpin
 
-NO_GREF: Final = -1
-
-
-class _Page(NamedTuple):
-    """One end of a copy: the frame's bytes, and the pin to release (NO_GREF: none)."""
-
-    owner: Domain
-    frame: int
-    gref: int
-    flags: int
-
-    def address(self) -> int:
-        return address_of(self.owner.ram) + self.frame * XEN_PAGE_SIZE
-
-    def release(self) -> None:
-        if self.gref != NO_GREF:
-            unpin(self.owner.grants, self.gref, self.flags)
+READ: Final = GNTMAP_HOST_MAP | GNTMAP_READONLY
+WRITE: Final = GNTMAP_HOST_MAP
 
 
-def copy_one(domains: Domains, caller: Domain, op: np.void) -> int:
-    """Do one copy `op` (GNTTAB_COPY) for `caller`; returns its GNTST status."""
-    length = int(op["len"])
-    for end in ("source", "dest"):
-        if int(op[end]["offset"]) + length > XEN_PAGE_SIZE:
-            return GNTST_BAD_COPY_ARG
-    flags = int(op["flags"])
-    source = _acquire(domains, caller, op["source"], bool(flags & GNTCOPY_SOURCE_GREF), True)
-    if isinstance(source, int):
-        return source
-    dest = _acquire(domains, caller, op["dest"], bool(flags & GNTCOPY_DEST_GREF), False)
-    if isinstance(dest, int):
-        source.release()
-        return dest
-    source_at = source.address() + int(op["source"]["offset"])
-    dest_at = dest.address() + int(op["dest"]["offset"])
-    if abs(source_at - dest_at) >= length:
-        copy_bytes(dest_at, source_at, length)
-        status = GNTST_OKAY
-    else:
-        status = GNTST_BAD_COPY_ARG  # one page onto itself: memcpy's undefined case
-    dest.release()
-    source.release()
+class End(NamedTuple):
+    """The domain that one end's domid names: its grant table, its RAM (u8).
+
+    found: there is such a domain; if not, the other two are anybody's and are not looked at.
+    """
+
+    grants: GrantTable
+    ram: np.ndarray
+    found: bool
+
+
+@kernel
+def copy_run(caller: int, source: End, dest: End, ops: np.ndarray) -> np.int64:
+    """Do the copies `ops` (GNTTAB_COPY, all between these two domains) for domain `caller`.
+
+    Sets each status. Returns how many were done.
+    """
+    copied = np.int64(0)
+    for index in range(len(ops)):
+        status = _copy_one(caller, source, dest, ops[index])
+        ops[index].status = np.int16(status)
+        copied += status == GNTST_OKAY
+    return copied
+
+
+@kernel
+def _copy_one(caller: int, source: End, dest: End, op: Any) -> np.int64:
+    length, flags = np.int64(op.len), np.int64(op.flags)
+    source_offset, dest_offset = np.int64(op.source.offset), np.int64(op.dest.offset)
+    if max(source_offset, dest_offset) + length > XEN_PAGE_SIZE:
+        return np.int64(GNTST_BAD_COPY_ARG)
+    source_frame = _acquire(caller, source, op.source, flags & GNTCOPY_SOURCE_GREF, READ)
+    if source_frame < 0:
+        return source_frame
+    status = _acquire(caller, dest, op.dest, flags & GNTCOPY_DEST_GREF, WRITE)
+    if status >= 0:
+        source_at = _address(source, source_frame) + source_offset
+        dest_at = _address(dest, status) + dest_offset
+        status = np.int64(GNTST_OKAY)
+        if abs(source_at - dest_at) >= length:
+            copy_bytes(dest_at, source_at, length)
+        else:
+            status = np.int64(GNTST_BAD_COPY_ARG)  # onto itself: memcpy's undefined case
+        if flags & GNTCOPY_DEST_GREF:
+            unpin(dest.grants, np.int64(op.dest.ref), WRITE)
+    if flags & GNTCOPY_SOURCE_GREF:
+        unpin(source.grants, np.int64(op.source.ref), READ)
     return status
 
 
-def _acquire(
-    domains: Domains, caller: Domain, end: np.void, by_gref: bool, readonly: bool
-) -> _Page | int:
-    """One end, pinned if it is granted; or the GNTST error."""
-    domid = int(end["domid"])
-    if not by_gref:
-        if domid != DOMID_SELF:
-            return GNTST_PERMISSION_DENIED
-        frame = int(end["gmfn"])
-        if frame >= caller.nr_ram_frames:
-            return GNTST_BAD_PAGE
-        return _Page(caller, frame, NO_GREF, 0)
-    owner = domains.find(caller.domid if domid == DOMID_SELF else domid)
-    if owner is None:
-        return GNTST_BAD_DOMAIN
-    gref, flags = int(end["ref"]), GNTMAP_HOST_MAP | (GNTMAP_READONLY if readonly else 0)
-    status = int(pin(owner.grants, caller.domid, gref, flags))
-    if status != GNTST_OKAY:
-        return status
-    return _Page(owner, int(owner.grants.active["frame"][gref]), gref, flags)
+@kernel
+def _acquire(caller: int, end: End, named: Any, by_gref: int, access: int) -> np.int64:
+    """The frame that `named` (GNTTAB_COPY_PTR) is, pinned if it is granted; or a GNTST error."""
+    if by_gref:
+        if not end.found:
+            return np.int64(GNTST_BAD_DOMAIN)
+        status = pin(end.grants, caller, np.int64(named.ref), access)
+        if status != GNTST_OKAY:
+            return np.int64(status)
+        return np.int64(end.grants.active[np.int64(named.ref)].frame)
+    if named.domid != DOMID_SELF:
+        return np.int64(GNTST_PERMISSION_DENIED)
+    if named.gmfn >= np.uint64(end.grants.table[0].nr_ram_frames):
+        return np.int64(GNTST_BAD_PAGE)
+    return np.int64(named.gmfn)
+
+
+@kernel
+def _address(end: End, frame: int) -> np.int64:
+    return np.int64(end.ram.ctypes.data) + frame * XEN_PAGE_SIZE

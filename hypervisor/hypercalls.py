@@ -9,9 +9,9 @@ fail and nothing else. Each entry of a grant-table call has its own status; the 
 """
 
 import errno
-from collections.abc import Callable
-from itertools import pairwise
-from typing import Final, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import compress, groupby
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,11 +21,14 @@ from common.machine_memory import MAPTRACK_HANDLES_MAX
 from hypervisor.cpus import FLUSH_ENTRIES_MAX, NO_CPU, NO_FLUSH, Cpus
 from hypervisor.domains import GUEST_HANDLES_MAX, Domain, Domains
 from hypervisor.event_channels import EventChannels
-from hypervisor.grant_copy import copy_one
+from hypervisor.grant_copy import End, copy_run
 from hypervisor.grant_table import end_unmap, map_grants, new_grant_table
 from hypervisor.maptrack import UNMAPPED, begin_unmap, new_maptrack
 
 COUNTER: Final = {name: at for at, name in enumerate(HYPERVISOR_COUNTERS.names or ())}
+GRANTS_MAPPED: Final = COUNTER["grants_mapped"]
+
+_Value = TypeVar("_Value", bound=Hashable)
 
 
 class Caller(NamedTuple):
@@ -115,9 +118,9 @@ class Hypervisor:
 
     def _map(self, caller: Caller, ops: np.ndarray) -> int:
         hypercall = True  # counted for the first domain there is
-        for start, end in _runs(ops["dom"]):
+        for domid, start, end in _runs(ops["dom"].tolist()):
             run = ops[start:end]
-            owner = self.domains.find(int(run["dom"][0]))
+            owner = self.domains.find(domid)
             if owner is None:
                 run["status"] = abi.GNTST_BAD_DOMAIN
                 continue
@@ -131,10 +134,11 @@ class Hypervisor:
         for start in range(0, len(ops), FLUSH_ENTRIES_MAX):
             batch = ops[start : start + FLUSH_ENTRIES_MAX]
             unmapped = self._unmapped[: len(batch)]
-            if begin_unmap(caller.domain.maptrack, batch, unmapped):
-                self._flush_and_end(caller, unmapped, hypercall)
+            took = int(begin_unmap(caller.domain.maptrack, batch, unmapped))
+            if took:
+                self._flush_and_end(caller, unmapped, took, hypercall)
                 hypercall = False
-            if batch["status"].any():
+            if took < len(batch):
                 self._count_failed_unmaps(caller.domain, batch[batch["status"] != abi.GNTST_OKAY])
         return 0
 
@@ -147,10 +151,13 @@ class Hypervisor:
                 assert owner is not None
                 self._count(owner, failed_ops=1)
 
-    def _flush_and_end(self, caller: Caller, unmapped: np.ndarray, hypercall: bool) -> None:
-        took = unmapped["done"] != 0
+    def _flush_and_end(
+        self, caller: Caller, unmapped: np.ndarray, took: int, hypercall: bool
+    ) -> None:
+        """Flush, and drop the pins of the `took` entries of `unmapped` that were done."""
         ipis = self._flush(caller, unmapped)
-        for place, domid in enumerate(dict.fromkeys(unmapped["domid"][took].tolist())):
+        domids = compress(unmapped["domid"].tolist(), unmapped["done"].tolist())
+        for place, domid in enumerate(dict.fromkeys(domids)):
             owner = self.domains.find_dying(domid)
             assert owner is not None, "a domain was buried while its pages were mapped"
             ended = int(end_unmap(owner.grants, unmapped))
@@ -159,7 +166,7 @@ class Hypervisor:
                 self._count(
                     owner,
                     flushes=1,
-                    flush_entries=int(took.sum()),
+                    flush_entries=took,
                     ipis=ipis,
                     flush_lock_waits=caller.waited,
                 )
@@ -172,18 +179,27 @@ class Hypervisor:
         return ipis
 
     def _copy(self, caller: Caller, ops: np.ndarray) -> int:
-        for index, op in enumerate(ops):
-            status = copy_one(self.domains, caller.domain, op)
-            ops[index]["status"] = status
-            sound = status == abi.GNTST_OKAY
-            owner = self._owner_of_copy(caller.domain, op)
-            self._count(owner, copy_ops=sound, failed_ops=not sound, hypercalls=index == 0)
+        hypercall = True
+        ends = zip(ops["source"]["domid"].tolist(), ops["dest"]["domid"].tolist(), strict=True)
+        for (source, dest), start, end in _runs(ends):
+            run = ops[start:end]
+            ours = caller.domain
+            copied = int(copy_run(ours.domid, self._end(ours, source), self._end(ours, dest), run))
+            owner = self._owner_of_copy(ours, source, dest)
+            self._count(owner, copy_ops=copied, failed_ops=len(run) - copied, hypercalls=hypercall)
+            hypercall = False
         return 0
 
-    def _owner_of_copy(self, caller: Domain, op: np.void) -> Domain:
+    def _end(self, caller: Domain, domid: int) -> End:
+        """Whom one end of a copy names."""
+        owner = caller if domid == abi.DOMID_SELF else self.domains.find(domid)
+        named = owner or caller
+        return End(named.grants, named.ram, owner is not None)
+
+    def _owner_of_copy(self, caller: Domain, *ends: int) -> Domain:
         """Whose grant a copy was about: the first end that is not the caller's own."""
-        for end in ("source", "dest"):
-            owner = self.domains.find(int(op[end]["domid"]))
+        for domid in ends:
+            owner = self.domains.find(domid)
             if owner is not None and owner is not caller:
                 return owner
         return caller
@@ -214,10 +230,10 @@ class Hypervisor:
         return abi.GNTST_OKAY, owner
 
     def _count(self, owner: Domain, **amounts: int) -> None:
-        words = owner.counters.view(np.uint64)
+        words = owner.counter_words
         for name, amount in amounts.items():
             words[COUNTER[name]] += amount
-        words[COUNTER["grants_mapped"]] = owner.grants.table["mapped"][0]
+        words[GRANTS_MAPPED] = owner.mapped
 
     # --- event_channel.h --------------------------------------------------------------------
 
@@ -287,12 +303,13 @@ def _nr_grant_frames(domain: Domain) -> int:
     return len(domain.grants.active) // abi.GRANT_ENTRIES_PER_FRAME
 
 
-def _runs(values: np.ndarray) -> list[tuple[int, int]]:
-    """The stretches of equal values: (start, end) of each."""
-    if len(values) == 1:
-        return [(0, 1)]
-    edges = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
-    return list(pairwise(edges))
+def _runs(values: Iterable[_Value]) -> Iterator[tuple[_Value, int, int]]:
+    """The stretches of equal values: the value, start and end of each."""
+    start = 0
+    for value, run in groupby(values):
+        end = start + sum(1 for _ in run)
+        yield value, start, end
+        start = end
 
 
 _Method = Callable[[Hypervisor, Caller, np.ndarray], int]

@@ -13,8 +13,10 @@ from common.abi import (
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
     DOMID_0,
+    GNTTAB_COPY,
     GNTTAB_MAP_GRANT_REF,
     GNTTAB_UNMAP_GRANT_REF,
+    GNTTABOP_COPY,
     GNTTABOP_MAP_GRANT_REF,
     GNTTABOP_UNMAP_GRANT_REF,
     HYPERVISOR_GRANT_TABLE_OP,
@@ -186,6 +188,7 @@ def warm() -> None:
     end_access(front.grants, grant_access(front.grants, 0, 0, False))
     map_granted(-1, np.zeros(0, GNTTAB_MAP_GRANT_REF), 0)
     unmap_slots(np.zeros(0, GNTTAB_UNMAP_GRANT_REF), 0)
+    machine._hypercall(GNTTABOP_COPY, np.zeros(1, GNTTAB_COPY))
     _warm_gate(machine)
     set_pending(machine.pending, machine.mask, 1)
     clear_pending(machine.pending, 1)

@@ -37,11 +37,12 @@ from common.machine_memory import (
 )
 from common.xenstore import XenStoreClient, XenStoreError
 from frontend.grants import end_access, grant_access, new_grants
-from hypervisor.broker import DOM0_RAM_FRAMES, BrokerConfig, main
+from hypervisor.broker import BrokerConfig, main
 
 pytestmark = pytest.mark.system
 
 NR_CPUS = 3
+DOM0_RAM_FRAMES = 16
 ANSWER_MS = 60_000  # a limit for what answers at once
 SILENCE_MS = 3_000  # given up after this, where no answer is a known bug
 GRANT_TABLE, EVENT_CHANNEL = abi.HYPERVISOR_GRANT_TABLE_OP, abi.HYPERVISOR_EVENT_CHANNEL_OP
@@ -55,7 +56,9 @@ class Machine:
         self.run_dir = run_dir
         self.topology_id = secrets.token_hex(4)
         self.store_path = f"{run_dir}/xenstored"
-        config = BrokerConfig(run_dir, self.topology_id, self.store_path, NR_CPUS, "mask", 16)
+        config = BrokerConfig(
+            run_dir, self.topology_id, self.store_path, NR_CPUS, "mask", DOM0_RAM_FRAMES
+        )
         context = multiprocessing.get_context("spawn")
         self.control, theirs = context.Pipe()
         self.process = context.Process(target=main, args=(config, theirs), daemon=True)

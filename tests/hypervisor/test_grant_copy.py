@@ -233,3 +233,20 @@ def test_copies_are_counted_for_the_granting_domain_and_flush_nothing(world: Wor
 def test_a_copy_within_the_callers_own_memory_is_counted_for_the_caller(world: World) -> None:
     assert world.copy(by=2, source_gmfn=1, dest_gmfn=0, len=8) == OKAY
     assert world.counted(2) == {"hypercalls": 1, "copy_ops": 1}
+
+
+def test_copies_between_many_domains_in_one_call_are_each_their_own(world: World) -> None:
+    one, two = world[1].grant(frame=3), world[2].grant(frame=4)
+    ops = np.zeros(6, abi.GNTTAB_COPY)
+    ends = [(1, one), (1, one), (9, one), (2, two), (1, two + 1), (1, one)]
+    for at, (domid, gref) in enumerate(ends):
+        fill_copy(ops[at], source_ref=gref, source_domid=domid, dest_gmfn=at, len=8)
+    world.grant_table_op(abi.GNTTABOP_COPY, ops)
+    refused = abi.GNTST_GENERAL_ERROR
+    assert list(ops["status"]) == [OKAY, OKAY, abi.GNTST_BAD_DOMAIN, OKAY, refused, OKAY]
+    firsts = [int(world[0].ram[at * PAGE]) for at in range(6)]
+    assert firsts == [16 + 3, 16 + 3, 2, 32 + 4, 4, 16 + 3]
+    assert world.counted(1) == {"hypercalls": 1, "copy_ops": 3, "failed_ops": 1}
+    assert world.counted(2) == {"copy_ops": 1}
+    assert world.counted(0) == {"failed_ops": 1}
+    assert world.pins(1) == world.pins(2) == 0
