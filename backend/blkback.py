@@ -139,6 +139,7 @@ def new_blkback(
     `page_table` (u64) has one entry for each host-address slot, `slots_needed` of them. With a
     `bounce_frame` requests are served by grant copy, and the slots are dom0's frames from there on.
     """
+    assert bounce_frame is None or not persistent, "what is copied cannot be kept mapped"
     nr_ents = 1 << (((len(ring_page) - ring.HEADER_QWORDS * 8) // 112).bit_length() - 1)
     words = ring_page.view(np.uint32)
     nr_segments = nr_ents * BLKIF_MAX_SEGMENTS_PER_REQUEST

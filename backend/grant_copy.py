@@ -66,7 +66,10 @@ def finish_copies(dev: Blkback) -> None:
 
 @kernel
 def settle(dev: Blkback) -> None:
-    """The gathered pages are dom0's own: what `gather` asked to have mapped is there as it is."""
+    """The gathered pages are dom0's own: what `gather` asked to have mapped is there as it is.
+
+    Before any copy is listed: `op_segments` are those of the map operations until then.
+    """
     nobodys_handle = len(dev.accessed) // ACCESSED_WORDS - 1  # whose accessed bits nothing reads
     for done in range(dev.back[0].map_ops):
         dev.map_ops[done].handle = np.uint32(nobodys_handle)

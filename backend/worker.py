@@ -85,6 +85,7 @@ def work(
                     continue
                 return WAIT
             if dev.back[0].copies:
+                settle(dev)
                 cursor[0].step = np.uint32(COPIED_IN)
                 if list_copies(dev, False) > 0 and not _copy(dev, cursor, gate, spin, runnable):
                     return COPY
@@ -96,7 +97,6 @@ def work(
                 step = np.uint32(MAPPED)
         if step == COPIED_IN:
             finish_copies(dev)
-            settle(dev)
         elif step == MAPPED:
             phases.finish_map(dev)
         if step in (GATHER, COPIED_IN, MAPPED):

@@ -143,8 +143,8 @@ class BackendThread(Thread):
         segments = int(report[SEGMENTS])
         copying = self._grant_ns(segments) + dom0.memory.hot_ns(int(report[COPIED]))
         yield from self._pay(taken, [("grant copy", copying)])
-        self._copy(False)
         settle_copies(dev, self._dom0_address)
+        self._copy(False)
         far = (channel.far_pending, channel.far_mask, channel.port)
         back_execute(dev, self._ram_address, *far, report)
         if report[UNMAPS]:

@@ -2,7 +2,8 @@
 
 `run` drives the guest's compiled loop; when the guest sleeps, the backend serves until it sleeps
 too. Each sleeps only until its own event, so that a lost wake-up is an assertion here. A page is
-mapped by arithmetic, and an empty slot leads to `hole`. `push_raw` and `answer_raw` are the liars'
+mapped by arithmetic, and an empty slot leads to `hole`; if the backend copies, the slots are
+dom0's own frames from BOUNCE_FRAME on. `push_raw` and `answer_raw` are the liars'
 way onto the ring, past blkfront or blkback.
 """
 
@@ -45,11 +46,15 @@ from hypervisor.hypercalls import Hypervisor
 GUEST: Final = 1
 PORT: Final = 2
 POOL_FRAME: Final = 1  # frame 0 is the ring
-MODES: Final = {  # how the frontend uses grants, whether the backend keeps pages mapped
+BOUNCE_FRAME: Final = 1
+GRANT_COPY: Final = "grant-copy"
+# How the frontend uses grants, whether the backend keeps pages mapped.
+MAPPING_MODES: Final = {
     "persistent": (PERSISTENT, True),
     "non-persistent": (PER_REQUEST, False),
     "backend-without-persistent": (REUSE, False),
 }
+MODES: Final = {**MAPPING_MODES, GRANT_COPY: (PER_REQUEST, False)}
 READ, WRITE = abi.BLKIF_OP_READ, abi.BLKIF_OP_WRITE
 OKAY, ERROR, EOPNOTSUPP = abi.BLKIF_RSP_OKAY, abi.BLKIF_RSP_ERROR, abi.BLKIF_RSP_EOPNOTSUPP
 
@@ -133,8 +138,15 @@ class Pair:
         self.hole = np.full(abi.XEN_PAGE_SIZE, 0xA5, np.uint8)
         self.host, stats = np.zeros(1, HOST), np.zeros(1, STATS)
         self.latency = stats["latency"][0]
-        self._boot(dom0_cpus, flush_policy)
         grant_mode, keeps = MODES[mode]
+        self.copies, cap = mode == GRANT_COPY, cap if keeps else 0
+        nr_slots = slots_needed(abi.BLKIF_RING_SIZE, cap)
+        self.dom0_ram = pages(BOUNCE_FRAME + nr_slots * self.copies)
+        self._boot(dom0_cpus, flush_policy)
+        self._empty = np.full(nr_slots, address_of(self.hole), np.uint64)
+        if self.copies:
+            frames = BOUNCE_FRAME + np.arange(nr_slots)
+            self._empty[:] = address_of(self.dom0_ram) + frames * abi.XEN_PAGE_SIZE
         self.front = new_blkfront(
             self.ring_page,
             address_of(self.ram),
@@ -146,10 +158,10 @@ class Pair:
         )
         self.front.front["grant_mode"] = grant_mode
         self.front.ios["frame"] = self.buffer_frame + np.arange(nr_ios) * frames_per_io
-        memory, cap = self.store.memory, cap if keeps else 0
+        memory = self.store.memory
         self.back = new_blkback(
             self.ring_page,
-            np.full(slots_needed(abi.BLKIF_RING_SIZE, cap), address_of(self.hole), np.uint64),
+            self._empty.copy(),
             self.accessed,
             self.host["backend"][0, GUEST : GUEST + 1],
             remote_domid=GUEST,
@@ -159,6 +171,7 @@ class Pair:
             max_persistent_grants=cap,
             gather_max=gather_max,
             read_only=read_only,
+            bounce_frame=BOUNCE_FRAME if self.copies else None,
         )
         none = cast(Any, None)
         self._hands = RingThread(
@@ -167,7 +180,7 @@ class Pair:
         self.cursor, self.runnable = np.zeros(1, worker.CURSOR), np.zeros(1, np.uint32)
         self.spin = new_spin(adaptive=False)
         self.driver = Driver(self.front, cast(Any, _Channel(self)), self.spin, self.runnable)
-        self.hypercalls: list[tuple[str, int]] = []  # "map" or "unmap", how many operations
+        self.hypercalls: list[tuple[str, int]] = []  # "map", "unmap" or "copy", how many operations
         self.breaks = 0  # times the backend said BROKEN
 
     def _boot(self, dom0_cpus: int, flush_policy: str) -> None:
@@ -185,7 +198,7 @@ class Pair:
         )
         self.hypervisor = Hypervisor(cpus)
         for domid, ram, grants in (
-            (abi.DOMID_0, pages(1), pages(1)),
+            (abi.DOMID_0, self.dom0_ram, pages(1)),
             (GUEST, self.ram, self.grant_frames),
         ):
             self.hypervisor.create_domain(
@@ -287,12 +300,15 @@ class Pair:
                 self.map_pages()
             elif effect == worker.UNMAP:
                 self.unmap_pages()
+            elif effect == worker.COPY:
+                self.copy_pages()
             elif effect == worker.IO:
                 self._hands._store_io()
 
     def batch(self) -> Iterator[str]:
         """One batch of the backend, phase by phase: the name of each once it is done."""
         back = self.back
+        assert not self.copies
         phases.gather(back)
         yield "gather"
         if back.back["map_ops"][0]:
@@ -323,8 +339,14 @@ class Pair:
     def unmap_pages(self) -> None:
         """Empty the slots of the backend's unmap operations, then make the hypercall."""
         ops = self.back.unmap_ops[: int(self.back.back["unmap_ops"][0])]
-        self.back.page_table[self._slots_of(ops)] = address_of(self.hole)
+        slots = self._slots_of(ops)
+        self.back.page_table[slots] = self._empty[slots]
         self._hypercall("unmap", abi.GNTTABOP_UNMAP_GRANT_REF, ops)
+
+    def copy_pages(self) -> None:
+        """The copy hypercall that the backend asks for."""
+        ops = self.back.copy_ops[: int(self.back.back["copy_ops"][0])]
+        self._hypercall("copy", abi.GNTTABOP_COPY, ops)
 
     def disconnect(self) -> int:
         """Unmap all that is kept, and end the pool's grants; how many could not be ended."""
@@ -356,7 +378,7 @@ class Pair:
         ):
             for name in block.dtype.names or ():
                 counts[f"{prefix}{name}"] = int(block[name][0])
-        for kind in ("map", "unmap"):
+        for kind in ("map", "unmap", "copy"):
             counts[f"{kind}_hypercalls"] = sum(done == kind for done, _ in self.hypercalls)
         return counts
 
@@ -381,8 +403,7 @@ class Pair:
         free = int(back.back["free_slots"][0])
         assert free + self.kept == len(back.page_table)
         assert len(set(back.slots[:free].tolist())) == free
-        mapped = back.page_table != np.uint64(address_of(self.hole))
-        assert np.count_nonzero(mapped) == self.kept
+        assert np.count_nonzero(back.page_table != self._empty) == self.kept
         assert dom0 is not None and dom0.maptrack.list["used"][0] == self.kept
         assert self.counts()["grants_mapped"] == self.kept
         assert (self.hole == 0xA5).all(), "an empty slot was written to"

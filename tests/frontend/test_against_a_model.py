@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend.stores import RamStore
-from tests.pair import MODES, OKAY, READ, WRITE, CallbackStore, Pair
+from tests.pair import GRANT_COPY, MODES, OKAY, READ, WRITE, CallbackStore, Pair
 
 NR_SECTORS = 64
 SECTORS_MAX = 200  # three requests
@@ -91,8 +91,7 @@ def costs_are_exact(pair: Pair, world: World) -> None:
     assert counts["requests"] == counts["back_requests"]
     assert counts["segments"] == counts["back_segments"]
     assert counts["bad_requests"] == counts["back_io_errors"] == counts["failed_ops"] == 0
-    hypercalls = counts["map_hypercalls"] + counts["unmap_hypercalls"]
-    assert counts["hypercalls"] == hypercalls
+    assert counts["hypercalls"] == len(pair.hypercalls)
     assert counts["flush_entries"] == counts["unmap_ops"]
     unmaps = [count for kind, count in pair.hypercalls if kind == "unmap"]
     assert counts["flushes"] == sum(-(-count // 32) for count in unmaps)
@@ -123,6 +122,16 @@ def without_persistent(counts: Counter[str], world: World, pair: Pair) -> None:
     maps_each_segment(counts, world)
 
 
+def grant_copy(counts: Counter[str], world: World, pair: Pair) -> None:
+    assert counts["grants_issued"] == counts["grants_ended"] == counts["segments"]
+    assert counts["copy_ops"] == counts["segments"]
+    assert counts["map_ops"] == counts["flushes"] == counts["bytes_copied_by_guest"] == 0
+    if world.gather_max == 1:
+        assert counts["hypercalls"] == counts["requests"]
+    else:
+        assert counts["hypercalls"] <= counts["requests"]
+
+
 def maps_each_segment(counts: Counter[str], world: World) -> None:
     assert counts["map_ops"] == counts["unmap_ops"] == counts["segments"]
     if world.gather_max == 1:
@@ -136,6 +145,7 @@ CHECKS = {
     "persistent": persistent,
     "non-persistent": non_persistent,
     "backend-without-persistent": without_persistent,
+    GRANT_COPY: grant_copy,
 }
 
 
@@ -160,15 +170,19 @@ def test_the_disk_is_a_bytearray_and_the_costs_are_exact(
 @settings(max_examples=30, deadline=None, database=None)
 @given(batches)
 def test_every_way_leaves_the_same_disk_and_maps_the_same(batches: list[list[Io]]) -> None:
-    """Batching changes hypercalls and flushes, never maps, unmaps or data."""
+    """Batching changes hypercalls and flushes, never maps, unmaps, copies or data."""
     images, maps = set(), set()
     for gather_max in (1, 32):
-        for mode in ("non-persistent", "backend-without-persistent"):
+        for mode in ("non-persistent", "backend-without-persistent", GRANT_COPY):
             pair = World(mode, 0, gather_max, 0, RamStore, 352).pair()
             for batch in batches:
                 run_together(pair, batch, bytearray(bytes_of(pair)))
             images.add(bytes_of(pair))
-            maps.add((pair.counts()["map_ops"], pair.counts()["unmap_ops"]))
+            counts = pair.counts()
+            if mode == GRANT_COPY:
+                maps.add((counts["copy_ops"], counts["copy_ops"]))
+            else:
+                maps.add((counts["map_ops"], counts["unmap_ops"]))
     assert len(images) == len(maps) == 1
 
 
