@@ -224,7 +224,7 @@ def settings(flags: dict[str, Any]) -> tuple[list[Topology], LoadSpec]:
     if flags["config"] is not None:
         topology, spec = Topology.from_toml(flags["config"])
         machine, load = topology.given(), spec.given()
-        if not modes and {"persistent", "backend_persistent"} & set(machine):
+        if not modes and {"persistent", "backend_persistent", "grant_copy"} & set(machine):
             modes = [topology.mode]
     for model, given in ((Topology, machine), (LoadSpec, load)):
         given.update({k: v for k, v in flags.items() if k in model.model_fields and v is not None})

@@ -153,15 +153,19 @@ PHASE_ROWS: Final = (("maps", "map_ops"), ("unmaps", "unmap_ops"), ("flushes", "
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
 
 
 def _side_by_side(title: str, runs: Sequence[Run]) -> Table:
     table = _table(title)
     table.add_column("", no_wrap=True)
     for run in runs:
-        table.add_column(_mode(run).replace("backend-without-", "backend-\nwithout-\n"))
-        table.columns[-1].justify = "right"
+        heading = _mode(run).replace("backend-without-", "backend-\nwithout-\n")
+        if len(runs) > 2:  # on 80 columns
+            heading = heading.replace("non-", "non-\n").replace("grant-", "grant-\n")
+        table.add_column(heading, justify="right")
     return table
 
 
@@ -171,7 +175,8 @@ def _main_table(runs: Sequence[Run]) -> Table:
         table.add_row(Text(title, style="bold"))
         for name, value in rows:
             table.add_row(f"  {name}", *(number(value(run)) for run in runs))
-    table.caption, table.caption_justify = HOST_NOTE, "left"
+    if any(run["counters"]["host_tlb_shootdowns"] is not None for run in runs):
+        table.caption, table.caption_justify = HOST_NOTE, "left"
     return table
 
 

@@ -105,7 +105,7 @@ class StandIn:
 
     def snapshot(self) -> Snapshot:
         requests = 1000 * self._steps
-        maps = 0 if self.topology.mode == "persistent" else requests
+        maps = 0 if self.topology.mode in ("persistent", "grant-copy") else requests
         targets = self.topology.dom0_vcpus - 1
         cpus = np.zeros(self.topology.dom0_vcpus, CPU_COUNTERS)
         cpus["ipis_received"][1:] = maps * self.topology.guests

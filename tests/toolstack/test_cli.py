@@ -105,7 +105,7 @@ def test_every_flag_reaches_its_setting() -> None:
     assert machine.topology.given() == {
         "preset": "2012", "guests": 3, "dom0_vcpus": 5, "flush_policy": "precise",
         "batching": "drain", "max_persistent_grants": 9, "spin": "off", "disk_mib": 16, "seed": 6,
-        "persistent": True, "backend_persistent": True, "buffer_mib": 8,
+        "persistent": True, "backend_persistent": True, "grant_copy": False, "buffer_mib": 8,
     }  # fmt: skip
     assert machine.specs[0].model_dump() == {
         "rw": "write", "rwmixread": 1, "bs": 8192, "iodepth": 2, "runtime_s": 1.5, "ios": 77,

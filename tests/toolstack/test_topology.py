@@ -128,12 +128,12 @@ def test_with_mode_changes_the_mode_and_nothing_else(mode: Mode) -> None:
     before = Topology(guests=7, persistent=False, backend_persistent=False, preset="2012")
     after = before.with_mode(mode)
     assert after.mode == mode
-    announced = {"persistent", "backend_persistent"}
+    announced = {"persistent", "backend_persistent", "grant_copy"}
     assert after.model_dump(exclude=announced) == before.model_dump(exclude=announced)
 
 
 def test_with_mode_names_the_modes_there_are() -> None:
-    with pytest.raises(ConfigError, match="mode: 'x' is not one of non-persistent, backend"):
+    with pytest.raises(ConfigError, match="mode: 'x' is not one of non-persistent, grant-copy, "):
         Topology().with_mode("x")  # type: ignore[arg-type]
 
 
