@@ -46,7 +46,13 @@ def plan(quick: bool, seconds: float) -> Plan:
 
 def _load(rw: str, bs: str, iodepth: int, seconds: float) -> LoadSpec:
     """fio does not check what it reads, so neither do these."""
-    settings: dict[str, Any] = {"rw": rw, "bs": bs, "iodepth": iodepth, "runtime_s": seconds, "verify": False}
+    settings: dict[str, Any] = {
+        "rw": rw,
+        "bs": bs,
+        "iodepth": iodepth,
+        "runtime_s": seconds,
+        "verify": False,
+    }
     return LoadSpec(**settings)
 
 
