@@ -171,6 +171,15 @@ class Topology(Config):
         return machine
 
     @model_validator(mode="after")
+    def _is_one_of_the_modes(self) -> Self:
+        if self.grant_copy and (self.persistent or self.backend_persistent):
+            raise ValueError(
+                "grant-copy: true needs persistent and backend-persistent to be false:"
+                " who maps nothing keeps nothing mapped"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_in_the_host(self) -> Self:
         """Every granted page that dom0 maps is a mapping of its own to the host's kernel."""
         kept = self.max_persistent_grants if self.mode == "persistent" else 0

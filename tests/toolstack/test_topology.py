@@ -132,6 +132,11 @@ def test_with_mode_changes_the_mode_and_nothing_else(mode: Mode) -> None:
     assert after.model_dump(exclude=announced) == before.model_dump(exclude=announced)
 
 
+def test_a_backend_that_maps_nothing_can_keep_nothing() -> None:
+    with pytest.raises(ConfigError, match="grant-copy: true needs persistent"):
+        Topology(grant_copy=True)
+
+
 def test_with_mode_names_the_modes_there_are() -> None:
     with pytest.raises(ConfigError, match="mode: 'x' is not one of non-persistent, grant-copy, "):
         Topology().with_mode("x")  # type: ignore[arg-type]
