@@ -96,6 +96,16 @@ def test_grant_copy_maps_nothing_and_flushes_nothing() -> None:
         assert total(machine, "hypervisor", name) == 0
 
 
+def test_grant_copy_of_drained_batches_copies_each_segment_once_and_keeps_its_slots() -> None:
+    machine = run("grant-copy", plan(bs=8192, iodepth=32), gather_max=32)
+    assert total(machine, "hypervisor", "copy_ops") == 400
+    assert total(machine, "hypervisor", "hypercalls") < 200
+    for disk in machine._disks.values():
+        back = disk.thread.dev
+        assert sorted(back.slots.tolist()) == list(range(len(back.page_table)))
+        assert back.back["free_slots"][0] == len(back.page_table)
+
+
 def test_precise_flushes_interrupt_nobody() -> None:
     machine = run(flush_policy="precise")
     assert total(machine, "hypervisor", "flushes") == 200

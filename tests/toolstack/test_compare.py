@@ -11,7 +11,7 @@ from toolstack.cli import RunEnded
 from toolstack.loadspec import LoadSpec
 from toolstack.results import Run
 from toolstack.simulate import simulate_run
-from toolstack.topology import Topology
+from toolstack.topology import MODES, Topology
 
 MACHINES = compare.topologies(guests=2, dom0_vcpus=3)
 SPEC = compare.load(bs=8192, ios=20, seed=3)
@@ -33,6 +33,7 @@ def test_the_shape_is_one_in_which_time_does_not_matter() -> None:
     assert SPEC.iodepth == 1 and SPEC.runtime_s is None
     assert {machine.flush_policy for machine in MACHINES} <= set(compare.TIMELESS_POLICIES)
     assert {machine.spin for machine in MACHINES} == {"off"}
+    assert [machine.mode for machine in MACHINES] == list(MODES)
 
 
 def test_counts_that_agree_are_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +49,6 @@ def test_one_count_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
     against_itself(monkeypatch, change)
     console = Console(record=True, width=120)
-    with pytest.raises(RunEnded, match=r"3 of \d+ counts differ"):
+    with pytest.raises(RunEnded, match=rf"{len(MODES)} of \d+ counts differ"):
         compare.compare(MACHINES, SPEC, console)
     assert "non-persistent, guest 2, teardown flushes: 2 1" in console.export_text()
