@@ -77,7 +77,10 @@ def _samples(contest: Plan) -> Iterator[Sample]:
     for guests in contest.guests:
         for mode in MODES:
             yield from _one_machine(mode, guests, contest.loads)
-    yield from _one_machine("persistent", GUESTS_PERSISTENT_ONLY, contest.loads[:1])
+    usual = tuple(
+        load for load in contest.loads if load == _load("randrw", "4k", 32, contest.seconds)
+    )
+    yield from _one_machine("persistent", GUESTS_PERSISTENT_ONLY, usual)
 
 
 def _depth_one_blocking(seconds: float) -> Iterator[Sample]:
