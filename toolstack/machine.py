@@ -125,7 +125,7 @@ class Machine:
 
     def _backend_options(self) -> BackendOptions:
         return BackendOptions(
-            persistent=self.topology.backend_persistent and not self.topology.grant_copy,
+            persistent=self.topology.backend_persistent,
             max_persistent_grants=self.topology.max_persistent_grants,
             gather_max=BLKIF_RING_SIZE if self.topology.batching == "drain" else 1,
             grant_copy=self.topology.grant_copy,
