@@ -33,14 +33,17 @@ class Store(Protocol):
 
 
 class RamStore:
-    """A ramdisk: dom0's own memory, zeroed, taken from the host page by page as it is used."""
+    """A ramdisk: dom0's own memory, zeroed, taken from the host page by page as it is used.
 
-    def __init__(self, nr_sectors: int) -> None:
+    huge_pages: pages of 2 MiB, where there are some; for a disk that is used all over, and soon.
+    """
+
+    def __init__(self, nr_sectors: int, huge_pages: bool = True) -> None:
         if nr_sectors < 1:
             raise ValueError(f"nr_sectors: {nr_sectors} is not at least 1")
         self.nr_sectors = nr_sectors
         self._map = mmap.mmap(-1, nr_sectors * SECTOR_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
             # Random blocks of a large disk miss the TLB each time; 2-MiB pages miss it less.
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self.memory: np.ndarray | None = np.frombuffer(self._map, np.uint8)

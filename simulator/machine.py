@@ -210,7 +210,8 @@ class Machine:
         for words in (own, far):
             clear_mask(words[1], PORT)
         ring_ref = int(grant_access(grants, abi.DOMID_0, RING_FRAME, False))
-        store = RamStore(config.disk_sectors)
+        # A short run touches few blocks of each disk, and once.
+        store = RamStore(config.disk_sectors, huge_pages=False)
         thread = self._new_thread(domid, ram, store, Channel(far[0], own[0], own[1], PORT))
         own_plan = plan.__class__(**{**plan.__dict__, "seed": plan.seed + domid})
         versions = np.zeros(config.disk_sectors, np.uint32)
