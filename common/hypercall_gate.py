@@ -84,10 +84,14 @@ def header_of(slot: int) -> np.int64:
 
 
 @kernel
-def payload_of(gate: Gate) -> np.int64:
-    """The address of our slot's payload."""
-    at = 2 * XEN_PAGE_SIZE + np.int64(gate.place[0].slot) * SLOT_BYTES
-    return np.int64(gate.place[0].address) + at
+def payload_of(slot: int) -> np.int64:
+    """Where the payload of `slot` begins, in bytes."""
+    return np.int64(2 * XEN_PAGE_SIZE) + np.int64(slot) * SLOT_BYTES
+
+
+@kernel
+def _payload_address(gate: Gate) -> np.int64:
+    return np.int64(gate.place[0].address) + payload_of(gate.place[0].slot)
 
 
 @kernel
@@ -110,7 +114,7 @@ def call(
     header = header_of(slot)
     if cmpxchg(gate.words, header + TAKEN, 0, 1) != 0:
         return REFUSED
-    copy_bytes(payload_of(gate), args, nbytes)
+    copy_bytes(_payload_address(gate), args, nbytes)
     store_release(gate.words, header + NUMBER, number)
     store_release(gate.words, header + CMD, cmd)
     store_release(gate.words, header + NBYTES, nbytes)
@@ -130,7 +134,7 @@ def collect(gate: Gate, args: int, nbytes: int) -> np.int64:
     """Take the answer of a call that is done: fills the structs at `args`; returns its rc."""
     header = header_of(gate.place[0].slot)
     rc = np.int64(np.int32(load_acquire(gate.words, header + RC)))
-    copy_bytes(args, payload_of(gate), nbytes)
+    copy_bytes(args, _payload_address(gate), nbytes)
     store_release(gate.words, header + STATE, IDLE)
     store_release(gate.words, header + TAKEN, 0)
     return rc

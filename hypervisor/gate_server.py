@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from common.abi import DOMID_0, XEN_PAGE_SIZE
+from common.abi import DOMID_0
 from common.atomics import fence, load_acquire, store_release
 from common.compiled import kernel
 from common.hypercall_gate import (
@@ -25,9 +25,9 @@ from common.hypercall_gate import (
     PAYLOAD_MAX,
     POSTED,
     RC,
-    SLOT_BYTES,
     STATE,
     header_of,
+    payload_of,
 )
 from common.spinning import (
     new_spin,
@@ -103,7 +103,7 @@ class GateServer:
         )
         rc = -errno.EINVAL
         if nbytes <= PAYLOAD_MAX:
-            start = 2 * XEN_PAGE_SIZE + slot * SLOT_BYTES
+            start = int(payload_of(slot))
             posted = self._bytes[start : start + nbytes]
             payload = bytearray(posted)
             rc = self._hypervisor.hypercall(DOMID_0, slot, number, cmd, payload, waited)
