@@ -1,7 +1,7 @@
 """xenstore's wire protocol: message types, the header, the limits, and a parser for either end.
 
 Owns: how a message looks. What it means is the business of `common/xenstore.py` (who asks) and of
-`hypervisor/xenstore` (who answers).
+`xenstored` (who answers).
 Rules: sans-I/O. A stream that cannot be followed any more is `broken` for good; the owner closes
 it. What was complete before the break is still delivered, however the bytes were cut into chunks.
 

@@ -43,7 +43,7 @@ from hypervisor.cpus import Cpus
 from hypervisor.gate_server import GateServer
 from hypervisor.hypercalls import Hypervisor
 from hypervisor.memory_service import MemoryService
-from hypervisor.xenstore.server import XenStoreServer
+from xenstored.server import XenStoreServer
 
 # What a domain may be built with; 64 grant frames are Xen's default limit.
 VCPUS_MAX: Final = 256

@@ -11,7 +11,7 @@ import pytest
 
 from common.xenstore import Transaction, XenStoreClient, XenStoreError
 from common.xenstore_wire import HEADER, MessageType, Packet, pack
-from hypervisor.xenstore.server import XenStoreServer
+from xenstored.server import XenStoreServer
 
 HOME = "/local/domain/1"
 TIMEOUT_S = 60.0

@@ -6,17 +6,17 @@ Rules: an operation that is refused has changed nothing. Whoever may not look at
 surroundings does not learn from the error whether it exists: ENOENT becomes EACCES.
 """
 
-from hypervisor.xenstore.paths import ROOT, ancestors, names, parent
-from hypervisor.xenstore.permissions import (
+from xenstored.paths import ROOT, ancestors, names, parent
+from xenstored.permissions import (
     Permissions,
     Right,
     inherited,
     privileged,
     rights_of,
 )
-from hypervisor.xenstore.quotas import Quotas, check_node, name_bytes
-from hypervisor.xenstore.refusal import Refusal
-from hypervisor.xenstore.tree import Node, Tree, subtree
+from xenstored.quotas import Quotas, check_node, name_bytes
+from xenstored.refusal import Refusal
+from xenstored.tree import Node, Tree, subtree
 
 
 class Access:

@@ -10,9 +10,9 @@ successors); connections and bytes of output are ours, since a guest talks over 
 from dataclasses import dataclass
 from typing import Final
 
-from hypervisor.xenstore.permissions import Permissions
-from hypervisor.xenstore.refusal import Refusal
-from hypervisor.xenstore.tree import Node
+from xenstored.permissions import Permissions
+from xenstored.refusal import Refusal
+from xenstored.tree import Node
 
 BYTES_PER_PERMISSION: Final = 8  # struct xs_permissions: domid and rights, 32 bits each
 

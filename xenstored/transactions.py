@@ -7,11 +7,11 @@ is then carried over to the store meets no surprise there. Nobody sees anything 
 Source: Xen's `docs/misc/xenstore.txt`; the unit of conflict is a node, as since Xen 4.9.
 """
 
-from hypervisor.xenstore.access import Access
-from hypervisor.xenstore.permissions import privileged
-from hypervisor.xenstore.quotas import Quotas
-from hypervisor.xenstore.refusal import Refusal
-from hypervisor.xenstore.tree import Node, Tree
+from xenstored.access import Access
+from xenstored.permissions import privileged
+from xenstored.quotas import Quotas
+from xenstored.refusal import Refusal
+from xenstored.tree import Node, Tree
 
 
 class Transaction(Access):

@@ -7,12 +7,12 @@ told is cut off; domain 0 is not, see `store.py`. `closed` says why, and no more
 from typing import Final
 
 from common.xenstore_wire import MessageType, Packet, pack, pack_strings
-from hypervisor.xenstore.outbox import Outbox
-from hypervisor.xenstore.permissions import privileged
-from hypervisor.xenstore.quotas import Quotas, Usage
-from hypervisor.xenstore.refusal import Refusal
-from hypervisor.xenstore.transactions import Transaction
-from hypervisor.xenstore.tree import Tree
+from xenstored.outbox import Outbox
+from xenstored.permissions import privileged
+from xenstored.quotas import Quotas, Usage
+from xenstored.refusal import Refusal
+from xenstored.transactions import Transaction
+from xenstored.tree import Tree
 
 TX_ID_MAX: Final = 0xFFFFFFFF
 DOMAIN_RELEASED: Final = "its domain is released"

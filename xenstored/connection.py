@@ -10,10 +10,10 @@ from collections import deque
 from typing import Final
 
 from common.xenstore_wire import MessageType, Packet, Parser, pack, pack_strings
-from hypervisor.xenstore.refusal import Refusal
-from hypervisor.xenstore.requests import answer, first_event
-from hypervisor.xenstore.session import Session
-from hypervisor.xenstore.store import Store
+from xenstored.refusal import Refusal
+from xenstored.requests import answer, first_event
+from xenstored.session import Session
+from xenstored.store import Store
 
 OUTPUT_PAUSE: Final = 16 * 1024  # bytes not read yet, above which nothing more is served
 SEND_BYTES: Final = 64 * 1024

@@ -3,7 +3,7 @@
 import pytest
 
 from common.xenstore_wire import MessageType
-from tests.hypervisor.xenstore.world import OK, World
+from tests.xenstored.world import OK, World
 
 
 def test_a_guest_owns_as_many_nodes_as_the_quota_says_and_removing_gives_room():

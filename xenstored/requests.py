@@ -23,13 +23,13 @@ from common.xenstore_wire import (
     pack_strings,
     unpack_strings,
 )
-from hypervisor.xenstore.access import Access
-from hypervisor.xenstore.paths import ROOT, SPECIAL, home, parse_domid, resolve
-from hypervisor.xenstore.permissions import format_permissions, parse_permissions
-from hypervisor.xenstore.refusal import Refusal
-from hypervisor.xenstore.session import Session
-from hypervisor.xenstore.store import Store
-from hypervisor.xenstore.watches import Watch
+from xenstored.access import Access
+from xenstored.paths import ROOT, SPECIAL, home, parse_domid, resolve
+from xenstored.permissions import format_permissions, parse_permissions
+from xenstored.refusal import Refusal
+from xenstored.session import Session
+from xenstored.store import Store
+from xenstored.watches import Watch
 
 OK: Final = pack_strings(b"OK")
 

@@ -3,8 +3,8 @@
 import pytest
 
 from common.xenstore_wire import MessageType, unpack_strings
-from hypervisor.xenstore.requests import REQUESTS, TOKEN_MAX
-from tests.hypervisor.xenstore.world import OK, VERBS, World, path
+from tests.xenstored.world import OK, VERBS, World, path
+from xenstored.requests import REQUESTS, TOKEN_MAX
 
 
 @pytest.fixture

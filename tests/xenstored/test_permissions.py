@@ -1,6 +1,6 @@
 import pytest
 
-from hypervisor.xenstore.permissions import (
+from xenstored.permissions import (
     Right,
     format_permissions,
     inherited,
@@ -8,7 +8,7 @@ from hypervisor.xenstore.permissions import (
     rights_of,
     without,
 )
-from hypervisor.xenstore.refusal import Refusal
+from xenstored.refusal import Refusal
 
 ALL = Right.READ | Right.WRITE | Right.OWNER
 

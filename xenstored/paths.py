@@ -10,7 +10,7 @@ from typing import Final
 
 from common.abi import DOMID_FIRST_RESERVED
 from common.xenstore_wire import XENSTORE_ABS_PATH_MAX, XENSTORE_REL_PATH_MAX
-from hypervisor.xenstore.refusal import Refusal
+from xenstored.refusal import Refusal
 
 ROOT: Final = "/"
 SPECIAL: Final = "@"  # begins the name of an event that is no node's

@@ -10,14 +10,14 @@ watch, no transaction, no node it owned, no permission that names it (XSA-322, X
 from collections.abc import Iterable
 from typing import Final
 
-from hypervisor.xenstore.access import Access
-from hypervisor.xenstore.permissions import DOM0_ONLY, Permissions, privileged, without
-from hypervisor.xenstore.quotas import Quotas, Usage
-from hypervisor.xenstore.refusal import Refusal
-from hypervisor.xenstore.session import DOMAIN_RELEASED, Session
-from hypervisor.xenstore.transactions import Transaction
-from hypervisor.xenstore.tree import Node, Tree, subtree
-from hypervisor.xenstore.watches import Event, Watch, Watches, events
+from xenstored.access import Access
+from xenstored.permissions import DOM0_ONLY, Permissions, privileged, without
+from xenstored.quotas import Quotas, Usage
+from xenstored.refusal import Refusal
+from xenstored.session import DOMAIN_RELEASED, Session
+from xenstored.transactions import Transaction
+from xenstored.tree import Node, Tree, subtree
+from xenstored.watches import Event, Watch, Watches, events
 
 INTRODUCE_DOMAIN: Final = "@introduceDomain"
 RELEASE_DOMAIN: Final = "@releaseDomain"

@@ -10,8 +10,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from hypervisor.xenstore.paths import ROOT, child, names
-from hypervisor.xenstore.permissions import DOM0_ONLY, Permissions
+from xenstored.paths import ROOT, child, names
+from xenstored.permissions import DOM0_ONLY, Permissions
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from hypervisor.xenstore.paths import SPECIAL, ancestors, parent
-from hypervisor.xenstore.permissions import Permissions, Right, rights_of
-from hypervisor.xenstore.refusal import Refusal
-from hypervisor.xenstore.tree import Node, find
+from xenstored.paths import SPECIAL, ancestors, parent
+from xenstored.permissions import Permissions, Right, rights_of
+from xenstored.refusal import Refusal
+from xenstored.tree import Node, find
 
 Owner = TypeVar("Owner")
 

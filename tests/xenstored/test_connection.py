@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.xenstore_wire import HEADER, MessageType, Packet, pack
-from hypervisor.xenstore.connection import OUTPUT_PAUSE
-from tests.hypervisor.xenstore.world import World, path
+from tests.xenstored.world import World, path
+from xenstored.connection import OUTPUT_PAUSE
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """A xenstored without sockets: clients by name, each asking and reading its own bytes."""
 
 from common.xenstore_wire import MessageType, Packet, Parser, pack, pack_strings, unpack_strings
-from hypervisor.xenstore.connection import Connection
-from hypervisor.xenstore.quotas import Quotas
-from hypervisor.xenstore.store import Store
+from xenstored.connection import Connection
+from xenstored.quotas import Quotas
+from xenstored.store import Store
 
 Reply = bytes | str  # a payload, or the name of an error
 

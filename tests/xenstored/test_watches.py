@@ -3,7 +3,7 @@
 import pytest
 
 from common.xenstore_wire import MessageType
-from tests.hypervisor.xenstore.world import OK, World, path
+from tests.xenstored.world import OK, World, path
 
 
 @pytest.fixture

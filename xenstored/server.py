@@ -16,10 +16,10 @@ from contextlib import suppress
 from typing import Final
 
 from common.abi import DOMID_0
-from hypervisor.xenstore.connection import Connection
-from hypervisor.xenstore.quotas import Quotas
-from hypervisor.xenstore.session import DOMAIN_RELEASED, Session
-from hypervisor.xenstore.store import Store
+from xenstored.connection import Connection
+from xenstored.quotas import Quotas
+from xenstored.session import DOMAIN_RELEASED, Session
+from xenstored.store import Store
 
 BACKLOG: Final = 64
 REQUESTS_A_TURN: Final = 16

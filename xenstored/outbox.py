@@ -9,7 +9,7 @@ Source: XSA-326 (a guest that never reads, or makes others' queues grow, must no
 from collections import deque
 from dataclasses import dataclass
 
-from hypervisor.xenstore.quotas import Usage
+from xenstored.quotas import Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 import pytest
 
-from hypervisor.xenstore.paths import ancestors, child, names, parent, parse_domid, resolve
-from hypervisor.xenstore.refusal import Refusal
+from xenstored.paths import ancestors, child, names, parent, parse_domid, resolve
+from xenstored.refusal import Refusal
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 
-from hypervisor.xenstore.permissions import DOM0_ONLY, parse_permissions
-from hypervisor.xenstore.tree import Tree, subtree
+from xenstored.permissions import DOM0_ONLY, parse_permissions
+from xenstored.tree import Tree, subtree
 
 GUEST = parse_permissions([b"n1"])
 

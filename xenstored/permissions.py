@@ -11,8 +11,8 @@ from enum import IntFlag
 from typing import Final, NamedTuple
 
 from common.abi import DOMID_0
-from hypervisor.xenstore.paths import parse_domid
-from hypervisor.xenstore.refusal import Refusal
+from xenstored.paths import parse_domid
+from xenstored.refusal import Refusal
 
 
 class Right(IntFlag):

@@ -1,5 +1,5 @@
-from hypervisor.xenstore.outbox import Outbox
-from hypervisor.xenstore.quotas import Usage
+from xenstored.outbox import Outbox
+from xenstored.quotas import Usage
 
 
 def test_messages_leave_in_order_in_whatever_pieces_the_socket_takes():
