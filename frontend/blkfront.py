@@ -87,6 +87,7 @@ SHADOW: Final = np.dtype(
     align=True,
 )
 
+# What has been given back is no longer named: NO_GREF, NO_PAGE.
 SHADOW_SEGMENT: Final = np.dtype(
     [("gref", "<u4"), ("page", "<i4"), ("frame", "<u4"), ("nr_sectors", "<u4")]
 )
@@ -345,11 +346,13 @@ def _complete(dev: Blkfront, ident: int, status: int) -> None:
                 front.broken = np.uint32(BROKEN_STILL_MAPPED)
                 return
             dev.counters[0].grants_ended += np.uint64(1)
+            segment.gref = np.uint32(NO_GREF)
         else:
             if read:
                 bounced = np.int64(dev.pool.pages[segment.page].frame)
                 _copy_sectors(dev, np.int64(segment.frame), bounced, segment.nr_sectors)
             _release_page(dev, np.int64(segment.page))
+            segment.page = np.int32(NO_PAGE)
     io = dev.ios[shadow.io]
     if status != BLKIF_RSP_OKAY:
         io.status = np.int16(BLKIF_RSP_ERROR if status > 0 else status)
@@ -379,14 +382,17 @@ def end_every_access(dev: Blkfront) -> int:
     """After the backend has disconnected: end access to the pool's pages, and to those of requests
     that were never answered.
 
-    Returns how many grants could not be ended because the backend still has them mapped.
+    Returns how many grants could not be ended because the backend still has them mapped; those are
+    tried again if it is called again.
     """
-    granted = [page for page in dev.pool.pages if page["gref"] != NO_GREF]
+    holders = list(dev.pool.pages)
     if dev.front["grant_mode"][0] == PER_REQUEST:
         for ident in np.flatnonzero(dev.shadow["used"]):
-            granted += list(dev.segments[ident, : dev.shadow["nr_segments"][ident]])
+            holders += list(dev.segments[ident, : dev.shadow["nr_segments"][ident]])
     stuck = 0
-    for holder in granted:
+    for holder in holders:
+        if holder["gref"] == NO_GREF:
+            continue
         dev.counters["grant_end_attempts"] += np.uint64(1)
         if end_access(dev.grants, int(holder["gref"])):
             dev.counters["grants_ended"] += np.uint64(1)
