@@ -1,7 +1,6 @@
 """blkfront's core: I/Os in, requests on the ring, responses back, I/Os done. Sans-I/O.
 
-Owns: the shadow of every request in flight, and which page and grant each of its segments uses.
-Rules
+Owns: what is done with a Blkfront (`frontend/blkfront_info.py`), phase by phase. Rules
 1. What the backend writes is checked against the shadow before it is believed: an id nobody asked
    for, another operation, more responses than requests: the device is broken, once, for good.
 2. A page is zero or the guest's own data before the backend can see it.
@@ -15,8 +14,6 @@ Never knows: time, processes, sockets.
 
 Source: Xen's `io/blkif.h`; behaviour after Linux's blkfront (2012 and 6.1, see docs/design.md).
 """
-
-from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -35,136 +32,26 @@ from common.atomics import load_acquire
 from common.blkif import operation_of, put_request, put_segment, status_of
 from common.compiled import kernel
 from common.copying import copy_bytes, copy_page
-from common.counters import FRONTEND_COUNTERS
+from common.not_done import NOT_DONE
 from common.ring import REQ, RSP
 from common.u32 import u32_add
-from frontend.grants import NO_GREF, Grants, end_access, grant_access
+from frontend.blkfront_info import (
+    BROKEN_ID,
+    BROKEN_OPERATION,
+    BROKEN_RING,
+    BROKEN_STILL_MAPPED,
+    PER_REQUEST,
+    PERSISTENT,
+    Blkfront,
+)
+from frontend.grants import NO_GREF, end_access, grant_access
 from frontend.page_pool import (
     NO_PAGE,
-    PagePool,
     return_to_head,
     return_to_tail,
     take_page,
     ungranted_ahead,
 )
-
-PER_REQUEST: Final = 0
-PERSISTENT: Final = 1
-REUSE: Final = 2
-
-# Why a device is broken (FRONT.broken); the texts go into the log and xenstore's error node.
-BROKEN_RING: Final = 1
-BROKEN_ID: Final = 2
-BROKEN_OPERATION: Final = 3
-BROKEN_STILL_MAPPED: Final = 4
-BROKEN_REASONS: Final = {
-    BROKEN_RING: "the backend produced more responses than there were requests",
-    BROKEN_ID: "the backend answered a request that was not asked",
-    BROKEN_OPERATION: "the backend answered a request with another operation",
-    BROKEN_STILL_MAPPED: "the backend answered a request but kept its page mapped",
-}
-
-NONE: Final = -1
-
-FRONT: Final = np.dtype(
-    [
-        ("ram", "<u8"),  # address of guest frame 0
-        ("backend_domid", "<u4"),
-        ("handle", "<u4"),  # virtual device number
-        ("grant_mode", "<u4"),  # PER_REQUEST, PERSISTENT or REUSE
-        ("broken", "<u4"),
-        ("free_id", "<i4"),  # head of the shadow's free list
-        ("outstanding", "<u4"),  # requests on the ring
-        ("queue_first", "<u4"),
-        ("queued", "<u4"),
-        ("done", "<u4"),
-    ],
-    align=True,
-)
-
-SHADOW: Final = np.dtype(
-    [("next", "<i4"), ("io", "<i4"), ("operation", "u1"), ("nr_segments", "u1"), ("used", "u1")],
-    align=True,
-)
-
-# What has been given back is no longer named: NO_GREF, NO_PAGE.
-SHADOW_SEGMENT: Final = np.dtype(
-    [("gref", "<u4"), ("page", "<i4"), ("frame", "<u4"), ("nr_sectors", "<u4")]
-)
-
-# One I/O of the caller: `frame` is the first of the consecutive guest frames of its buffer.
-IO: Final = np.dtype(
-    [
-        ("sector", "<u8"),
-        ("started_ns", "<u8"),  # the caller's
-        ("nr_sectors", "<u4"),
-        ("issued_sectors", "<u4"),
-        ("frame", "<u4"),
-        ("outstanding", "<u4"),
-        ("operation", "<u2"),
-        ("status", "<i2"),
-        ("pad", "<u4"),
-    ]
-)
-
-
-class Blkfront(NamedTuple):
-    """All of one device's state, as arrays that compiled phases take.
-
-    words, qwords: the ring's page as u32 and u64; half: RING_HALF; front: FRONT; shadow: SHADOW
-    (nr_ents); segments: SHADOW_SEGMENT (nr_ents, 11); ios: IO (n); queue, done: i32 (n), indices
-    of I/Os waiting for the ring and of I/Os finished; counters: FRONTEND_COUNTERS.
-    """
-
-    words: np.ndarray
-    qwords: np.ndarray
-    half: np.ndarray
-    front: np.ndarray
-    shadow: np.ndarray
-    segments: np.ndarray
-    ios: np.ndarray
-    queue: np.ndarray
-    done: np.ndarray
-    grants: Grants
-    pool: PagePool
-    counters: np.ndarray
-
-
-def new_blkfront(
-    ring_page: np.ndarray,
-    ram_address: int,
-    grants: Grants,
-    pool: PagePool,
-    counters: np.ndarray | None = None,
-    *,
-    nr_ios: int,
-    backend_domid: int = 0,
-    handle: int = 0,
-    start: int = 0,
-) -> Blkfront:
-    """A device on a fresh ring; `ring_page` (u8, whole pages) is initialised here, at `start`."""
-    nr_ents = 1 << (((len(ring_page) - ring.HEADER_QWORDS * 8) // 112).bit_length() - 1)
-    words = ring_page.view(np.uint32)
-    ring.shared_ring_init(words, start)
-    front = np.zeros(1, FRONT)
-    front["ram"], front["backend_domid"], front["handle"] = ram_address, backend_domid, handle
-    shadow = np.zeros(nr_ents, SHADOW)
-    shadow["next"] = np.arange(1, nr_ents + 1)
-    shadow["next"][-1] = NONE
-    return Blkfront(
-        words,
-        ring_page.view(np.uint64),
-        ring.new_half(nr_ents, start),
-        front,
-        shadow,
-        np.zeros((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SHADOW_SEGMENT),
-        np.zeros(nr_ios, IO),
-        np.zeros(nr_ios, np.int32),
-        np.zeros(nr_ios, np.int32),
-        grants,
-        pool,
-        np.zeros(1, FRONTEND_COUNTERS) if counters is None else counters,
-    )
 
 
 @kernel
@@ -173,7 +60,7 @@ def enqueue(dev: Blkfront, io: int) -> None:
     front = dev.front[0]
     dev.ios[io].issued_sectors = np.uint32(0)
     dev.ios[io].outstanding = np.uint32(0)
-    dev.ios[io].status = np.int16(BLKIF_RSP_OKAY)
+    dev.ios[io].status = np.int16(NOT_DONE)
     last = (np.int64(front.queue_first) + np.int64(front.queued)) % len(dev.queue)
     dev.queue[last] = np.int32(io)
     front.queued += np.uint32(1)
@@ -358,6 +245,8 @@ def _complete(dev: Blkfront, ident: int, status: int) -> None:
         io.status = np.int16(BLKIF_RSP_ERROR if status > 0 else status)
     io.outstanding -= np.uint32(1)
     if io.outstanding == 0 and io.issued_sectors == io.nr_sectors:
+        if io.status == NOT_DONE:  # and no request of it has failed
+            io.status = np.int16(BLKIF_RSP_OKAY)
         dev.done[front.done] = shadow.io
         front.done += np.uint32(1)
     shadow.used, shadow.next = np.uint8(0), front.free_id

@@ -22,7 +22,7 @@ from common.abi import (
 )
 from common.compiled import kernel
 from frontend import blkfront
-from frontend.blkfront import Blkfront
+from frontend.blkfront_info import Blkfront
 from frontend.driver import Driver
 from frontend.effects import finish_queued
 

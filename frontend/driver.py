@@ -12,7 +12,7 @@ import numpy as np
 from common.event_channel import EventChannel
 from common.spinning import slept, starts_to_run, stops_running
 from frontend import effects
-from frontend.blkfront import BROKEN_REASONS, Blkfront
+from frontend.blkfront_info import BROKEN_REASONS, Blkfront
 
 SLEEP_MS: Final = 100  # then look at the outside world; an event ends the sleep at once
 

@@ -14,7 +14,7 @@ from common.event_channel import set_pending
 from common.ring import RING_BROKEN, RSP
 from common.spinning import spin_until_changed, spins
 from frontend import blkfront
-from frontend.blkfront import Blkfront
+from frontend.blkfront_info import Blkfront
 
 SLICE: Final = 0  # nothing: time to look at the outside world
 WAKE: Final = 1  # the backend's event has just become pending: wake it

@@ -18,7 +18,7 @@ from common.compiled import kernel
 from common.histogram import bucket_of
 from common.ring import RING_BROKEN
 from frontend import blkfront
-from frontend.blkfront import Blkfront
+from frontend.blkfront_info import Blkfront
 from frontend.effects import (
     BROKEN,
     DONE,

@@ -15,14 +15,8 @@ from common.event_channel import EventChannel, channel_address
 from common.hypercall import Hypercalls
 from common.machine_memory import MachineMemory, stats_of
 from common.xenstore import XenStoreClient, XenStoreError
-from frontend.blkfront import (
-    PER_REQUEST,
-    PERSISTENT,
-    REUSE,
-    Blkfront,
-    end_every_access,
-    new_blkfront,
-)
+from frontend.blkfront import end_every_access
+from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE, Blkfront, new_blkfront
 from frontend.grants import NO_GREF, Grants, end_access, grant_access, new_grants
 from frontend.page_pool import new_pool
 

@@ -22,7 +22,7 @@ from common.compiled import kernel
 from common.event_channel import clear_pending, set_pending
 from common.ring import RING_BROKEN
 from frontend import blkfront
-from frontend.blkfront import Blkfront
+from frontend.blkfront_info import Blkfront
 from frontend.load import Load, _finish, _over, _start
 from hypervisor.cpus import ACCESSED_WORDS, PRECISE
 

@@ -7,8 +7,9 @@ from common.abi import GRANT_ENTRY_V1, GTF_PERMIT_ACCESS, GTF_READONLY
 from common.atomics import load_acquire, store_release
 from common.event_channel import set_pending
 from common.ring import RING_BROKEN, RSP
-from frontend import blkfront
-from frontend.blkfront import BROKEN_REASONS, end_every_access
+from frontend import blkfront, blkfront_info
+from frontend.blkfront import end_every_access
+from frontend.blkfront_info import BROKEN_REASONS
 from frontend.driver import DeviceBroken
 from tests.pair import ERROR, MODES, OKAY, PORT, READ, WRITE, Pair
 
@@ -314,7 +315,7 @@ def test_an_answer_to_what_was_not_asked_breaks_the_device(mode: str, ident: int
     pair = Pair(mode)
     assert out(pair, 2) == [0, 1]
     pair.answer_raw((ident, READ, OKAY))
-    broken(pair, blkfront.BROKEN_ID)
+    broken(pair, blkfront_info.BROKEN_ID)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -322,7 +323,7 @@ def test_a_second_answer_breaks_the_device(mode: str) -> None:
     pair = Pair(mode)
     first, _second = out(pair, 2)
     pair.answer_raw((first, READ, OKAY), (first, READ, OKAY))
-    broken(pair, blkfront.BROKEN_ID)
+    broken(pair, blkfront_info.BROKEN_ID)
     assert pair.front.done[: pair.front.front["done"][0]].tolist() == [0]  # the honest one counted
 
 
@@ -332,7 +333,7 @@ def test_an_answer_with_another_operation_breaks_the_device(operation: int) -> N
     (ident,) = out(pair)
     pair.buffer(0)[:] = 0x5A
     pair.answer_raw((ident, operation, OKAY))
-    broken(pair, blkfront.BROKEN_OPERATION)
+    broken(pair, blkfront_info.BROKEN_OPERATION)
     assert (pair.buffer(0) == 0x5A).all()
 
 
@@ -342,14 +343,14 @@ def test_more_answers_than_requests_break_the_device(start: int, ahead: int) -> 
     pair = Pair(start=start)
     out(pair, 2)
     store_release(pair.front.words, RSP, np.uint32((start + ahead) & 0xFFFFFFFF))
-    broken(pair, blkfront.BROKEN_RING)
+    broken(pair, blkfront_info.BROKEN_RING)
     assert pair.front.front["done"][0] == 0
 
 
 def test_an_answer_to_nothing_breaks_the_device() -> None:
     pair = Pair()
     pair.answer_raw((0, READ, OKAY))
-    broken(pair, blkfront.BROKEN_RING)
+    broken(pair, blkfront_info.BROKEN_RING)
 
 
 def test_a_page_kept_mapped_breaks_a_device_that_was_promised_it_back() -> None:
@@ -357,7 +358,7 @@ def test_a_page_kept_mapped_breaks_a_device_that_was_promised_it_back() -> None:
     (ident,) = out(pair)
     entries(pair)["flags"][8] |= 8
     pair.answer_raw((ident, READ, OKAY))
-    broken(pair, blkfront.BROKEN_STILL_MAPPED)
+    broken(pair, blkfront_info.BROKEN_STILL_MAPPED)
     assert pair.front.front["done"][0] == 0
 
 
@@ -375,7 +376,7 @@ def test_a_broken_device_keeps_the_pages_a_backend_may_still_use() -> None:
     pair.read(0, 88)
     ids = out(pair, 1)
     pair.answer_raw((ids[0] + 1, READ, OKAY))
-    broken(pair, blkfront.BROKEN_ID)
+    broken(pair, blkfront_info.BROKEN_ID)
     assert end_every_access(pair.front) == pair.kept == 11
 
 

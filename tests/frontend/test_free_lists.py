@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.abi import GRANT_ENTRY_V1, GTF_READING
-from frontend import blkfront
+from frontend import blkfront, blkfront_info
 from frontend.blkfront import end_every_access
 from frontend.grants import end_access, grant_access, new_grants
 from frontend.page_pool import new_pool, return_to_head, return_to_tail, take_page
@@ -126,7 +126,7 @@ def test_a_backend_that_keeps_two_of_a_requests_pages_gets_each_gref_back_once()
     entries["flags"][[9, 14]] |= GTF_READING
     pair.answer_raw((0, READ, OKAY))
     blkfront.consume(pair.front)
-    assert pair.front.front["broken"][0] == blkfront.BROKEN_STILL_MAPPED
+    assert pair.front.front["broken"][0] == blkfront_info.BROKEN_STILL_MAPPED
     check_whole(pair.front)
     assert end_every_access(pair.front) == 2
     check_whole(pair.front)

@@ -26,7 +26,7 @@ from common.ring import REQ
 from common.spinning import new_spin
 from common.xenstore import XenStoreClient
 from common.xenstore_wire import MessageType
-from frontend.blkfront import PER_REQUEST, PERSISTENT, REUSE
+from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
 from frontend.vbd import BUFFER_FRAME, FrontendVbd

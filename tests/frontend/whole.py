@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from common.abi import GNTTAB_NR_RESERVED_ENTRIES
-from frontend.blkfront import NONE, PER_REQUEST, Blkfront
+from frontend.blkfront_info import NONE, PER_REQUEST, Blkfront
 from frontend.grants import NO_GREF, Grants
 from frontend.page_pool import NO_PAGE, PagePool
 
