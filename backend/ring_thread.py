@@ -171,9 +171,10 @@ class RingThread:
 
     def _unmap(self) -> None:
         ops = self._dev.unmap_ops[: int(self._dev.back["unmap_ops"][0])]
-        if not self._cursor["posted"]:
+        if not self._cursor["unmapped"]:
             failed = unmap_slots(ops, len(ops))
             assert failed == 0, f"{failed} pages could not be unmapped"
+        self._cursor["unmapped"] = 0
         self._hypercall(GNTTABOP_UNMAP_GRANT_REF, ops)
 
     def _hypercall(self, cmd: int, ops: np.ndarray) -> None:
