@@ -22,6 +22,7 @@ from common.abi import (
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
+    BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
     SECTOR_SIZE,
@@ -40,6 +41,7 @@ from frontend.blkfront_info import (
     BROKEN_OPERATION,
     BROKEN_RING,
     BROKEN_STILL_MAPPED,
+    NO_ROOM,
     PER_REQUEST,
     PERSISTENT,
     Blkfront,
@@ -70,21 +72,29 @@ def enqueue(dev: Blkfront, io: int) -> None:
 def submit(dev: Blkfront) -> int:
     """SUBMIT: turn the first queued I/O into as many requests as there is room for.
 
-    Returns how many requests were written to the ring, not yet published: 0 when nothing is queued
-    or slots, pages or grants have run out.
+    Returns how many requests were written, not yet published: 0 when nothing is queued or slots,
+    pages or grants have run out. What finds no room with nothing on the ring never will: NO_ROOM.
     """
     front = dev.front[0]
-    if front.queued == 0:
-        return 0
-    io = np.int64(dev.queue[front.queue_first])
     written = 0
-    while dev.ios[io].issued_sectors < dev.ios[io].nr_sectors:
-        if not _submit_one(dev, io):
-            return written
-        written += 1
-    front.queue_first = np.uint32((np.int64(front.queue_first) + 1) % len(dev.queue))
-    front.queued -= np.uint32(1)
+    while front.queued > 0 and written == 0:
+        io = np.int64(dev.queue[front.queue_first])
+        while dev.ios[io].issued_sectors < dev.ios[io].nr_sectors and _submit_one(dev, io):
+            written += 1
+        if dev.ios[io].issued_sectors < dev.ios[io].nr_sectors:
+            if front.outstanding > 0:
+                return written
+            dev.ios[io].status = np.int16(NO_ROOM)
+            _done(dev, io)
+        front.queue_first = np.uint32((np.int64(front.queue_first) + 1) % len(dev.queue))
+        front.queued -= np.uint32(1)
     return written
+
+
+@kernel
+def _done(dev: Blkfront, io: int) -> None:
+    dev.done[dev.front[0].done] = np.int32(io)
+    dev.front[0].done += np.uint32(1)
 
 
 @kernel
@@ -242,13 +252,12 @@ def _complete(dev: Blkfront, ident: int, status: int) -> None:
             segment.page = np.int32(NO_PAGE)
     io = dev.ios[shadow.io]
     if status != BLKIF_RSP_OKAY:
-        io.status = np.int16(BLKIF_RSP_ERROR if status > 0 else status)
+        io.status = np.int16(status if status == BLKIF_RSP_EOPNOTSUPP else BLKIF_RSP_ERROR)
     io.outstanding -= np.uint32(1)
     if io.outstanding == 0 and io.issued_sectors == io.nr_sectors:
         if io.status == NOT_DONE:  # and no request of it has failed
             io.status = np.int16(BLKIF_RSP_OKAY)
-        dev.done[front.done] = shadow.io
-        front.done += np.uint32(1)
+        _done(dev, np.int64(shadow.io))
     shadow.used, shadow.next = np.uint8(0), front.free_id
     front.free_id = np.int32(ident)
     front.outstanding -= np.uint32(1)
@@ -271,8 +280,7 @@ def end_every_access(dev: Blkfront) -> int:
     """After the backend has disconnected: end access to the pool's pages, and to those of requests
     that were never answered.
 
-    Returns how many grants could not be ended because the backend still has them mapped; those are
-    tried again if it is called again.
+    Returns how many grants could not be ended, still mapped: called again, it tries those again.
     """
     holders = list(dev.pool.pages)
     if dev.front["grant_mode"][0] == PER_REQUEST:

@@ -33,6 +33,10 @@ BROKEN_REASONS: Final = {
 
 NONE: Final = -1
 
+# The status of an I/O that the pool or the grant table cannot hold even when nothing else is in
+# flight; none of BLKIF_RSP_*, so no backend's to say.
+NO_ROOM: Final = -3
+
 FRONT: Final = np.dtype(
     [
         ("ram", "<u8"),  # address of guest frame 0

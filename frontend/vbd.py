@@ -4,6 +4,7 @@ Owns: the store keys the frontend writes, the ring's frame and its grant, the ev
 `common/xenbus.py` says when a step is due. Runs in the guest's main thread.
 """
 
+import errno
 import logging
 from dataclasses import dataclass
 from typing import Final
@@ -97,6 +98,8 @@ class FrontendVbd:
         backend_domid = int(self._store.read(f"{self.path}/backend-id"))
         grants = self._new_device(backend_domid)
         self._ring_ref = grant_access(grants, backend_domid, RING_FRAME, False)
+        if self._ring_ref == NO_GREF:
+            raise OSError(errno.ENOSPC, f"{self.path}: no grant entry is free for the ring")
         port = self._hypercalls.event_channel_op(
             "alloc_unbound",
             abi.EVTCHNOP_ALLOC_UNBOUND,

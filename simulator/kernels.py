@@ -66,6 +66,7 @@ def guest_turn(
         _start(dev, job, now_ns)
     if dev.front[0].queued > 0:
         report[WRITTEN] = blkfront.submit(dev)
+        report[TAKEN] += dev.front[0].done  # what has no room is over: the next turn finishes it
     report[COPIED] = np.int64(dev.counters[0].bytes_copied_by_guest - copied)
     idle = dev.front[0].outstanding == 0 and dev.front[0].queued == 0
     report[OVER] = idle and _over(job, now_ns)
