@@ -13,7 +13,7 @@ PACKAGES = (
 SIBLINGS = {"hypervisor", "xenstored", "frontend", "backend"}
 MAY_IMPORT = {
     "common": {"common"},
-    "hypervisor": {"common", "hypervisor", "xenstored"},  # until it is a process of its own
+    "hypervisor": {"common", "hypervisor"},
     "xenstored": {"common", "xenstored"},
     "frontend": {"common", "frontend"},
     "backend": {"common", "backend"},

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import click
 from rich.console import Console
@@ -21,6 +21,7 @@ from toolstack.loadspec import Config, LoadSpec, allowed
 from toolstack.progress import Progress
 from toolstack.report import print_report
 from toolstack.results import Run, build_run, check_writable, faults, grants_left, write_json
+from toolstack.supervisor import GuestFailed, MachineError
 from toolstack.topology import MODES, PRESETS, ConfigError, Mode, RunningMachine, Topology
 
 BAD_INPUT: Final = 2
@@ -101,6 +102,7 @@ FLAGS: Final[list[click.Parameter]] = [
     _setting(MACHINE, Topology, "batching", "NAME", "Hypercalls for each request, or each drain"),
     _setting(MACHINE, Topology, "max_persistent_grants", "N", "Pages a ring's backend keeps"),
     _setting(MACHINE, Topology, "spin", "NAME", "Spin a while before blocking, or never"),
+    _setting(MACHINE, Topology, "events", "NAME", "What carries a wake-up between processes"),
     _setting(MACHINE, Topology, "disk_mib", "MIB", "Each guest's disk"),
     _setting(LOAD, LoadSpec, "rw", "NAME", "Pattern"),
     _setting(LOAD, LoadSpec, "rwmixread", "PERCENT", "Reads among rw and randrw"),
@@ -233,10 +235,21 @@ def settings(flags: dict[str, Any]) -> tuple[list[Topology], LoadSpec]:
     return [Topology(**{**machine, **MODES[mode]}) for mode in modes or DEFAULT_MODES], spec
 
 
+class Measured(NamedTuple):
+    """One mode's run. grants_left: still mapped at the end; failures: of guests, for people;
+    ended: why it ended early, if it did."""
+
+    run: Run
+    grants_left: int
+    failures: list[str]
+    ended: RunEnded | None
+
+
 def run_mode(
     topology: Topology, spec: LoadSpec, start: Start, console: Console, quiet: bool
-) -> tuple[Run, int]:
-    """Run the load on one machine, start to close; the result, and the grants left mapped."""
+) -> Measured:
+    """Run the load on one machine, start to close. Ctrl-C ends the load, not the measuring."""
+    ended = None
     with start(topology) as machine:
         if not quiet:
             pids = ", ".join(f"{name} {pid}" for name, pid in machine.pids.items())
@@ -245,13 +258,20 @@ def run_mode(
         before = finished = machine.snapshot()
         shown = Console(quiet=True) if quiet else console
         progress = Progress(shown, topology.mode, spec, before)
-        # However this is left, the loads are stopped before the machine is closed.
-        with closing(machine.load(spec)) as load, progress:
-            for finished in load:
-                progress.update(finished)
+        try:
+            # However this is left, the loads are stopped before the machine is closed.
+            with closing(machine.load(spec)) as load, progress:
+                for finished in load:
+                    progress.update(finished)
+        except GuestFailed:
+            finished = machine.snapshot()  # the machine remembers who, and how
+        except RunEnded as signal:
+            ended, finished = signal, machine.snapshot()
     assert machine.booted is not None
     if machine.closed is None:
-        raise RunEnded(f"{topology.mode}: closing the machine failed: {machine.close_failure}")
+        raise ended or RunEnded(
+            f"{topology.mode}: closing the machine failed: {machine.close_failure}"
+        )
     run = build_run(
         topology,
         spec,
@@ -260,7 +280,7 @@ def run_mode(
         finished=finished,
         closed=machine.closed,
     )
-    return run, grants_left(machine.closed)
+    return Measured(run, grants_left(machine.closed), list(machine.failures.values()), ended)
 
 
 @click.pass_context
@@ -268,25 +288,25 @@ def _run(ctx: click.Context, /, **flags: Any) -> None:
     topologies, spec = settings(flags)
     if flags["json"] is not None:
         check_writable(flags["json"])
-    # Brings Numba, which takes a while: not before the settings are known to be good.
-    from toolstack.machine import MachineError  # noqa: PLC0415
-
     start: Start = ctx.obj or Topology.start
-    console, runs, left = Console(highlight=False), [], []
+    console, measured = Console(highlight=False), list[Measured]()
     for topology in topologies:
         try:
-            run, grants = run_mode(topology, spec, start, console, flags["quiet"])
+            measured.append(run_mode(topology, spec, start, console, flags["quiet"]))
         except MachineError as error:
             raise RunEnded(f"{topology.mode}: {error}") from None
-        runs.append(run)
-        left.append(grants)
+        if measured[-1].ended is not None:
+            break
+    runs, left = [each.run for each in measured], [each.grants_left for each in measured]
     print_report(console, runs, left)
     if flags["json"] is not None:
         try:
             write_json(flags["json"], runs)
         except ConfigError as error:  # it could be written before the run: no fault of the input
             raise RunEnded(str(error)) from None
-    if found := faults(runs, left):
+    if measured[-1].ended is not None:
+        raise measured[-1].ended
+    if found := faults(runs, left, [each.failures for each in measured]):
         raise RunEnded(found)
 
 

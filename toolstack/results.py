@@ -114,7 +114,10 @@ def build_run(
             **spec.model_dump(),
         },
         **_share(phases, None),
-        "guests": [{"domid": domid, **_share(phases, domid)} for domid in domids],
+        "guests": [
+            {"domid": domid, "suspect": domid in finished.suspects, **_share(phases, domid)}
+            for domid in domids
+        ],
     }
 
 
@@ -123,17 +126,23 @@ def grants_left(closed: Snapshot) -> int:
     return sum(int(block["grants_mapped"][0]) for block in closed.hypervisor.values())
 
 
-def faults(runs: Sequence[Run], left: Sequence[int]) -> str:
-    """What makes these runs unsound, for people; empty if nothing does. left: see grants_left."""
+def faults(runs: Sequence[Run], left: Sequence[int], failures: Sequence[Sequence[str]] = ()) -> str:
+    """What makes these runs unsound, for people; empty if nothing does.
+
+    left: see grants_left; failures: what became of guests, for each run.
+    """
     found = []
-    for run, grants in zip(runs, left, strict=True):
+    for run, grants, failed in zip(runs, left, failures or [()] * len(runs), strict=True):
         totals = run["totals"]
         counts = {
             "verify errors": totals["verify_errors"],
             "I/O errors": totals["io_errors"],
             "grants left mapped": grants,
         }
-        named = [f"{count} {name}" for name, count in counts.items() if count]
+        named = [*failed, *(f"{count} {name}" for name, count in counts.items() if count)]
+        suspects = [str(guest["domid"]) for guest in run["guests"] if guest["suspect"]]
+        if suspects:
+            named.append(f"the own figures of guest {', '.join(suspects)} cannot be true")
         if named:
             found.append(f"{run['config']['mode']}: {', '.join(named)}")
     return "; ".join(found)

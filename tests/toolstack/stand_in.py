@@ -89,6 +89,7 @@ class StandIn:
         self.connected: Snapshot | None = self.snapshot()
         self.closed: Snapshot | None = None
         self.close_failure = ""
+        self.failures: dict[str, str] = {}
 
     def _domids(self) -> range:
         return range(1, self.topology.guests + 1)
