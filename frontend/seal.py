@@ -26,7 +26,8 @@ COMPUTING: Final = (
     "futex", "get_robust_list", "getcpu", "getegid", "geteuid", "getgid", "getpid", "getppid",
     "getrandom", "getrusage", "gettid", "gettimeofday", "getuid", "madvise", "membarrier", "mmap",
     "mprotect", "mremap", "munmap", "nanosleep", "restart_syscall", "rseq", "rt_sigaction",
-    "rt_sigprocmask", "rt_sigreturn", "sched_getaffinity", "sched_yield", "set_robust_list",
+    "rt_sigprocmask", "rt_sigreturn", "sched_get_priority_max", "sched_get_priority_min",
+    "sched_getaffinity", "sched_getparam", "sched_getscheduler", "sched_yield", "set_robust_list",
     "set_tid_address", "sigaltstack", "sysinfo", "time", "times", "uname",
 )  # fmt: skip
 
@@ -86,6 +87,8 @@ def _load(seccomp: Any, events: Events) -> None:
     _allow(seccomp, rules, "clone", threads)
     _allow(seccomp, rules, "tgkill", seccomp.Arg(0, seccomp.EQ, os.getpid()))  # abort(3)
     if events == "zeromq":
+        # Its thread sets its own scheduling to what it is: done, as far as it is told.
+        rules.add_rule(seccomp.ERRNO(0), "sched_setscheduler")
         _allow(seccomp, rules, "socket", seccomp.Arg(0, seccomp.EQ, int(socket.AF_UNIX)))
     rules.load()
 
