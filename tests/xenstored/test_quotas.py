@@ -174,6 +174,27 @@ def test_a_transaction_cannot_hold_more_memory_than_is_left_nor_lose_count_when_
     assert world.guest.session.usage.nbytes == 0
 
 
+def test_what_another_quota_refuses_is_not_charged():
+    world = World(nodes=2)
+    tx = world.guest.begin()
+    world.guest.do("mkdir a", tx=tx)
+    charged = []
+    for _ in range(2):
+        assert world.guest.do("mkdir b", tx=tx) == "ENOSPC"
+        charged.append(used(world))
+    assert charged[0] == charged[1]
+
+
+def test_transactions_and_watches_leave_less_memory_for_nodes():
+    world = World()
+    tx = world.guest.begin()
+    world.guest.do("write a " + "x" * 2000, tx=tx)
+    world.store.quotas.__dict__["memory"] = used(world) + 1000
+    assert world.guest.do("write b " + "x" * 2000) == "ENOMEM"
+    assert world.guest.end(tx, "F") == OK
+    assert world.guest.do("write b " + "x" * 2000) == OK
+
+
 def test_what_a_guest_writes_into_anothers_node_is_charged_to_the_owner():
     world = World()
     world.guest.do("mkdir board")

@@ -4,6 +4,7 @@ import pytest
 
 from common.xenstore_wire import MessageType
 from tests.xenstored.world import OK, World, always, path
+from xenstored.connection import OUTPUT_PAUSE
 from xenstored.store import go_on
 
 
@@ -170,6 +171,20 @@ def test_a_client_that_never_reads_holds_a_limited_number_of_bytes_and_one_event
     assert watcher.events() == [("/local/domain/1/after", token) for token in "tuv"]
 
 
+def test_a_folded_watch_is_told_nothing_more_until_its_event_is_on_its_way():
+    world = World(output_bytes=1000)
+    watcher = world.client(0)
+    watcher.do("watch /local/domain/1 t")
+    flood(world.guest, 100)
+    queue = watcher.session.outbox
+    queue.sent(queue.size - 34)  # all but the folded one
+    world.guest.do("mkdir quiet")
+    assert queue.size == 34
+    queue.sent(1)
+    world.guest.do("mkdir told")
+    assert queue.pending(1000).endswith(b"/local/domain/1/told\0t\0")
+
+
 def test_a_guest_that_never_reads_its_events_is_not_cut_off_and_holds_nobody_up():
     world = World(output_bytes=1000)
     world.guest.do("perms /local/domain/1 n1 r2")
@@ -220,3 +235,17 @@ def test_what_a_client_did_is_told_after_it_has_gone():
     (telling,) = world.store.announcements
     assert go_on(telling, always)
     assert watchers[-1].events() == [("/local/domain/1/x", "t")] * 2
+
+
+def test_what_a_client_did_is_told_whether_it_reads_or_not():
+    world = World()
+    watchers = [world.client(0) for _ in range(40)]
+    for watcher in watchers:
+        watcher.do("watch /local/domain/1/x t")
+    world.guest.post(MessageType.MKDIR, path("x"))
+    world.guest.connection.step(lambda: False)
+    world.guest.session.outbox.reply(b"x" * OUTPUT_PAUSE)
+    assert watchers[-1].events() == [("/local/domain/1/x", "t")]
+    world.guest.serve(1)
+    assert watchers[-1].events() == [("/local/domain/1/x", "t")]
+    assert not world.guest.connection.runnable

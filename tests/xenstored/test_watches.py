@@ -4,6 +4,7 @@ import pytest
 
 from common.xenstore_wire import MessageType
 from tests.xenstored.world import OK, World, path
+from xenstored.watches import Above
 
 
 @pytest.fixture
@@ -172,3 +173,23 @@ def test_a_watch_on_the_root_is_not_a_watch_on_domains(world):
     told(world.dom0, "/")
     world.introduce(9)
     assert world.dom0.events() == []
+
+
+class Asked(set):
+    """Watched paths; counts how often one is asked for."""
+
+    count = 0
+
+    def __contains__(self, path):
+        self.count += 1
+        return super().__contains__(path)
+
+
+def test_the_watches_above_a_deep_path_are_looked_for_once_for_all_events_of_a_request():
+    deep = ["/a" * level for level in range(1, 301)]
+    watched, above = Asked({"/", "/a/a", deep[-1]}), Above()
+    assert list(above.places(deep[2], watched)) == ["/a/a", "/"]
+    found = [list(above.places(path, watched)) for path in deep]
+    assert found[:3] == [["/"], ["/a/a", "/"], ["/a/a", "/"]]
+    assert found[-1] == [deep[-1], "/a/a", "/"]
+    assert watched.count == len(deep) + 1
