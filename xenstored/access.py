@@ -103,9 +103,13 @@ class Access:
             if held.nodes > 0 and now.nodes + held.nodes > self._quotas.nodes:
                 raise Refusal("ENOSPC")
             if held.nbytes > 0:
-                besides = self.usage.nbytes if owner == self.domid else 0
+                besides = self._besides() if owner == self.domid else 0
                 if now.nbytes + held.nbytes + besides > self._quotas.memory:
                     raise Refusal("ENOMEM")
+
+    def _besides(self) -> int:
+        """Bytes of memory that the domain is charged with besides nodes and these changes."""
+        return self.usage.nbytes
 
     def _look(self, path: str) -> Node | None:
         """Get a node and remember that the outcome depends on it."""

@@ -40,7 +40,9 @@ class Connection:
     @property
     def runnable(self) -> bool:
         """Would `step` do something?"""
-        return (bool(self._inbox) or self._in_hand is not None) and not self.paused
+        if self._in_hand is not None:  # others are to know, whether this client reads or not
+            return self.session.closed is None
+        return bool(self._inbox) and not self.paused
 
     @property
     def wants_input(self) -> bool:
@@ -49,7 +51,7 @@ class Connection:
 
     @property
     def paused(self) -> bool:
-        """Does nothing happen here until the client reads?"""
+        """Is nothing more taken from this client until it reads?"""
         return self.session.closed is not None or self.session.outbox.size >= OUTPUT_PAUSE
 
     def feed(self, data: bytes) -> None:

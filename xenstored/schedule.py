@@ -6,7 +6,8 @@ so that none of its own loops starves them. Of the guests the one with the least
 equal ones who has waited longest. A debt is the time a domain was served for, and a SHARE-th of the
 time that passes is paid off: a guest within its tenth of a CPU owes nothing and waits for nobody's
 storm; one that is over it waits while others are not, and has everything while nobody else wants
-it. A debt has an upper bound, so an hour alone is forgotten in DEBT_MAX_NS * SHARE.
+it. A debt has an upper bound, so an hour alone is forgotten in DEBT_MAX_NS * SHARE; what is over it
+is let off all guests alike, so that those who storm go on to share by time.
 The clients of one domain take turns.
 """
 
@@ -69,11 +70,16 @@ class Schedule(Generic[Client]):
 
     def charge(self, domid: int, used_ns: int, now_ns: int) -> None:
         """The domain has been served for `used_ns`, until now."""
-        if domid != DOMID_0:
-            debt = self.debt(domid, now_ns) + used_ns
-            self._debts[domid] = (min(debt, DEBT_MAX_NS), now_ns)
-        elif any(waiting != DOMID_0 for waiting in self._waiting):
-            self._spell_ns += used_ns
+        if domid == DOMID_0:
+            if any(waiting != DOMID_0 for waiting in self._waiting):
+                self._spell_ns += used_ns
+            return
+        debt = self.debt(domid, now_ns) + used_ns
+        self._debts[domid] = (debt, now_ns)
+        if debt > DEBT_MAX_NS:
+            over = debt - DEBT_MAX_NS
+            for guest in self._debts:
+                self._debts[guest] = (max(0, self.debt(guest, now_ns) - over), now_ns)
 
     def debt(self, domid: int, now_ns: int) -> int:
         """What the guest has had and not paid off yet."""

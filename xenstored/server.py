@@ -9,6 +9,7 @@ does not read stays in its outbox, which is limited. Between turns, at most TURN
 one request, the loop looks who else has come.
 """
 
+import gc
 import logging
 import os
 import selectors
@@ -104,16 +105,15 @@ class XenStoreServer:
 
     def serve(self) -> None:
         """Serve until `stop`."""
-        while not self._stopping:
-            timeout = NO_DESCRIPTORS_PAUSE_S if self._pausing else None
-            ready = self._selector.select(0 if self._schedule else timeout)
-            if self._pausing and not ready:
-                self._listen_again()
-            for key, mask in ready:
-                # An earlier one of these may have ended it.
-                if self._selector.get_map().get(key.fd) is key:
-                    self._handle(key, mask)
-            self._turn()
+        # Nothing here makes cycles (a test says so), and the collector would stop everybody for as
+        # long as it takes to look at every node there is.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            self._serve()
+        finally:
+            if collecting:
+                gc.enable()
 
     def stop(self) -> None:
         """End `serve`: from one of its callbacks."""
@@ -133,6 +133,18 @@ class XenStoreServer:
         self._selector.close()
 
     # --- the loop ---
+
+    def _serve(self) -> None:
+        while not self._stopping:
+            timeout = NO_DESCRIPTORS_PAUSE_S if self._pausing else None
+            ready = self._selector.select(0 if self._schedule else timeout)
+            if self._pausing and not ready:
+                self._listen_again()
+            for key, mask in ready:
+                # An earlier one of these may have ended it.
+                if self._selector.get_map().get(key.fd) is key:
+                    self._handle(key, mask)
+            self._turn()
 
     def _handle(self, key: selectors.SelectorKey, mask: int) -> None:
         if not isinstance(key.data, Session):

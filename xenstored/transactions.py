@@ -11,10 +11,13 @@ Source: Xen's `docs/misc/xenstore.txt` and the notes at the head of `xenstored_t
 """
 
 from collections.abc import Mapping
+from typing import Final
 
 from xenstored.access import Access
 from xenstored.refusal import Refusal
-from xenstored.tree import NODE_BYTES, Node, memory_of
+from xenstored.tree import Node, memory_of
+
+SEEN_BYTES: Final = 250  # of memory, for a node kept in mind: besides its path, and it
 
 
 class Transaction(Access):
@@ -40,22 +43,25 @@ class Transaction(Access):
 
     def _note(self, path: str, node: Node | None) -> None:
         self._check_nodes(1)
-        self._charge(NODE_BYTES + len(path) if node is None else memory_of(path, node))
+        self._charge(SEEN_BYTES + (len(path) if node is None else memory_of(path, node)))
         self.seen[path] = node
 
     def _change(self, changes: Mapping[str, Node | None], told: list[str]) -> None:
         more = 0
         for path, node in changes.items():
             was = self.changed.get(path)
-            more += memory_of(path, node) if node is not None else 0
-            more -= memory_of(path, was) if was is not None else 0
-            more += NODE_BYTES + len(path) if path not in self.seen else 0
+            more += memory_of("", node) if node is not None else 0
+            more -= memory_of("", was) if was is not None else 0
+            more += SEEN_BYTES + len(path) if path not in self.seen else 0
         self._charge(more)
         try:
             super()._change(changes, told)
         except Refusal:
             self._charge(-more)
             raise
+
+    def _besides(self) -> int:
+        return super()._besides() - self._nbytes
 
     def _charge(self, nbytes: int) -> None:
         """Refuse (ENOMEM) to hold more than the domain may."""

@@ -18,7 +18,7 @@ from xenstored.paths import ROOT, child, parent
 from xenstored.permissions import DOM0_ONLY, Permissions, alive
 
 # Bytes of memory that a node takes besides its path and value: measured, see `memory_of`.
-NODE_BYTES: Final = 720
+NODE_BYTES: Final = 480
 PERMISSION_BYTES: Final = 80
 NO_CHILDREN: Final[dict[str, None]] = {}
 
