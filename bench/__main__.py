@@ -177,7 +177,7 @@ def pairs(
     if the 90 % bootstrap interval of the ratio lies wholly below 0.97; then the exit status is 1.
     A commit is checked out aside, and removed again. Writes pairs.json to OUT."""
     from bench.pairs import measure_cells, print_pairs  # noqa: PLC0415
-    from bench.sampling import Cell, sample, warm_up  # noqa: PLC0415
+    from bench.sampling import Cell, not_alone, sample, warm_up  # noqa: PLC0415
     from bench.versions import this_checkout, version_of  # noqa: PLC0415
 
     cells = [Cell(mode, number) for mode in modes for number in guests]
@@ -186,6 +186,8 @@ def pairs(
     console, new = Console(highlight=False), this_checkout()
     with version_of(against) as old:
         path = _directory(out) / "pairs.json"
+        if warning := not_alone():
+            console.print(warning)
         for version in (old, new):
             with _said(console, f"warming up {version.name}"):
                 warm_up(version, modes)
@@ -234,7 +236,7 @@ def company(
     with `--spin off`, as medians of interleaved rounds. Writes company.json to OUT."""
     from bench.company import Rounds, as_json, conditions, only_on, print_company  # noqa: PLC0415
     from bench.company import run_round as one_round  # noqa: PLC0415
-    from bench.sampling import sample, warm_up  # noqa: PLC0415
+    from bench.sampling import not_alone, sample, warm_up  # noqa: PLC0415
     from bench.versions import this_checkout  # noqa: PLC0415
 
     plan = conditions(mode, guests, loops)
@@ -243,6 +245,8 @@ def company(
     console, version, done = Console(highlight=False), this_checkout(), Rounds()
     with only_on(cpus):
         path = _directory(out) / "company.json"
+        if warning := not_alone():
+            console.print(warning)
         with _said(console, f"warming up {version.name}"):
             warm_up(version, [mode])
         for number in range(rounds):

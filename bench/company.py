@@ -160,7 +160,7 @@ def print_company(console: Console, rounds: Rounds) -> None:
     iops = medians(rounds)
     loops = max(condition.loops for condition in iops)
     table = Table(
-        title=f"IOPS, medians of {len(rounds)} rounds", box=box.SIMPLE_HEAD, pad_edge=False
+        title=f"IOPS, medians of {len(rounds)} rounds", box=box.SIMPLE_HEAD, show_edge=False
     )
     for name in ("guests", "spin", "alone", f"beside {loops} loops", "beside / alone"):
         table.add_column(name, justify="right")

@@ -15,7 +15,7 @@ from typing import Any, Final
 MACHINE: Final[dict[str, Any]] = {"dom0_vcpus": 24, "disk_mib": 64}
 LOAD: Final[dict[str, Any]] = {"rw": "randrw", "bs": 4096, "iodepth": 32, "verify": False}
 # Every page of the disk is there before anything is measured: 64 MiB, once.
-FILL: Final[dict[str, Any]] = {"rw": "write", "bs": 1 << 16, "iodepth": 8, "ios": 1024, "verify": False}
+FILL: Final[dict[str, Any]] = {**LOAD, "rw": "write", "bs": 1 << 16, "iodepth": 8, "ios": 1024}
 WARM_S: Final = 0.5  # until the pool of persistent grants is full and the waiters have adapted
 PACKAGES: Final = (
     "common", "hypervisor", "xenstored", "frontend", "backend", "simulator", "toolstack", "bench",

@@ -141,11 +141,12 @@ def print_pairs(console: Console, results: list[Result]) -> None:
     table = Table(
         title="IOPS, new / old: the pairs' median and its 90 % interval",
         box=box.SIMPLE_HEAD,
-        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
     )
-    table.add_column("mode")
+    table.add_column("mode", overflow="fold")
     for name in ("guests", "old IOPS", "ratio", "interval", "old / old", ""):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         ratios = result.ratios(AGAINST)
         table.add_row(

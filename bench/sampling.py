@@ -6,12 +6,15 @@ Rules
 2. A sample that fails ends the bench; none is left out in silence.
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+import psutil
 
 from bench.figure import Figure
 from bench.one_cell import LOAD, MACHINE
@@ -24,6 +27,7 @@ SCRIPT: Final = Path(__file__).with_name("one_cell.py")
 SAMPLE_TIMEOUT_S: Final = 180.0  # besides its seconds: 64 guests beside busy loops start slowly
 SET_UP_TIMEOUT_S: Final = 1800.0  # an environment, and compiling
 CLOSE_TIMEOUT_S: Final = 20.0
+QUIET_PERCENT: Final = 10.0
 # Ours, and would come before, or after, what the version's door puts there.
 NOT_INHERITED: Final = ("PYTHONPATH", "NUMBA_CACHE_DIR", "PYTHONSAFEPATH", "VIRTUAL_ENV")
 
@@ -71,6 +75,14 @@ def sample(
     return Figure(**{name: said[name] for name in Figure._fields})
 
 
+def not_alone(over_s: float = 1.0) -> str:
+    """A warning, if others use more than a little of the CPUs before anything of ours runs."""
+    percent = psutil.cpu_percent(over_s)
+    if percent <= QUIET_PERCENT:
+        return ""
+    return f"others use {percent:.0f} % of the CPUs: these figures are of a machine in company"
+
+
 def warm_up(version: Version, modes: list[Mode]) -> None:
     """Have the version's environment built and everything compiled, before anything counts."""
     for mode in modes:
@@ -96,7 +108,8 @@ def _run(command: list[str], version: Version, what: str, timeout_s: float) -> d
         except subprocess.TimeoutExpired:
             raise RunEnded(f"{what}: took more than {timeout_s:g} s") from None
         finally:
-            _end(child)
+            if child.poll() is None:
+                _end(child)
     if child.returncode:
         lines = err.strip().splitlines() or ["it said nothing"]
         raise RunEnded(f"{what}: failed ({child.returncode}): {lines[-1]}")
@@ -104,12 +117,13 @@ def _run(command: list[str], version: Version, what: str, timeout_s: float) -> d
 
 
 def _end(child: "subprocess.Popen[str]") -> None:
-    """If it still runs: as Ctrl-C does, so that its machine is closed; then by force."""
-    for signum in (signal.SIGINT, signal.SIGKILL):
-        if child.poll() is not None:
-            return
-        os.killpg(child.pid, signum)
-        try:
-            child.wait(CLOSE_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            continue  # by force, then
+    """As Ctrl-C does, so that its machine is closed; then whatever is left, by force.
+
+    Something is: a fork server that compiles does not notice that it has been left.
+    """
+    os.killpg(child.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # by force, then
+        child.wait(CLOSE_TIMEOUT_S)
+    with contextlib.suppress(ProcessLookupError):  # nothing is left
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

@@ -43,7 +43,7 @@ def version_of(against: str, root: Path = ROOT) -> Iterator[Version]:
     Raises ConfigError if it is neither, or cannot be measured. What was checked out is removed
     however this is left.
     """
-    if Path(against).is_dir():
+    if against and Path(against).is_dir():
         directory = Path(against).resolve()
         _check(against, directory)
         yield Version(_described(directory) or directory.name, directory)
