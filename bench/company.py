@@ -76,10 +76,10 @@ def run_round(plan: list[Condition], number: int, measure: Measure) -> dict[Cond
 def busy_loops(count: int) -> Iterator[list[int]]:
     """So many processes that only burn CPU; gone afterwards, however this is left. Their pids."""
     command = [sys.executable, "-I", "-S", "-c", BUSY, str(os.getpid())]
-    loops = list[subprocess.Popen[bytes]]()
+    none, loops = subprocess.DEVNULL, list[subprocess.Popen[bytes]]()
     try:
         for _ in range(count):
-            loops.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+            loops.append(subprocess.Popen(command, stdin=none, stdout=none, stderr=none))
         yield [loop.pid for loop in loops]
     finally:
         for loop in loops:

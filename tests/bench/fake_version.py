@@ -9,7 +9,7 @@ from bench.versions import Version
 DOOR = """\
 #!/usr/bin/env bash
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-export PYTHONPATH=${LEADS_TO:-$root}
+export PYTHONPATH=${LEADS_TO:-$root}${PYTHONPATH:+:$PYTHONPATH}
 shift
 exec %s "$@"
 """

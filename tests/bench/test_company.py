@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -64,7 +65,10 @@ def test_they_are_gone_if_we_are_killed() -> None:
     deadline = time.monotonic() + 20
     while any(map(is_running, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(map(is_running, pids))
+    still = [pid for pid in pids if is_running(pid)]
+    for pid in still:
+        os.kill(pid, signal.SIGKILL)
+    assert still == []
 
 
 def test_a_round_has_both_spins_alone_and_beside_the_loops() -> None:

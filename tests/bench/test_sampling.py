@@ -45,12 +45,13 @@ def test_the_figures_are_the_versions_own(tmp_path: Path) -> None:
     assert sample(version, CELL, 0.25) == Figure(0.25, 5.0, 6.0, 7.0)
 
 
-def test_our_own_packages_do_not_come_first(
+def test_a_package_that_only_we_have_is_not_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As under `./run.sh bench`, which has put this checkout on the path."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    assert figure_of(fake_version(tmp_path / "old")).iops == 100
+    found = "import importlib.util\nreturn Figure(float(bool(importlib.util.find_spec('common'))))"
+    assert figure_of(fake_version(tmp_path / "old", found)).iops == 0
 
 
 def test_what_it_forks_is_that_version_too_wherever_we_are(
