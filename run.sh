@@ -53,7 +53,7 @@ why_pip_failed() {
     elif grep -qi 'no space left' "$log"; then
         echo "no space left on the device"
     else
-        grep -iE '^ *error' "$log" | tail -n 1
+        { grep -iE '^ *error' "$log" || cat "$log"; } | tail -n 1 | sed 's/^ *ERROR: //'
     fi
 }
 
