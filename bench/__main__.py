@@ -13,27 +13,25 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
-from toolstack import ConfigError
 from toolstack.__main__ import orderly_end
-from toolstack.cli import Grantlab, RunEnded
+from toolstack.door import Command, Group, RunEnded, output_directory
 from toolstack.topology import MODES
 
 DEFAULT: Final = "contest"
 
 
-class Bench(Grantlab):
-    """grantlab's door to its measurements: the same errors, another name and default command."""
+class Bench(Group):
+    """grantlab's door to its measurements: the contest's name may be left out."""
 
-    def make_context(self, info_name: str | None, *args: Any, **extra: Any) -> click.Context:
-        """As it is called by its users."""
-        return super().make_context("./run.sh bench", *args, **extra)
+    program = "./run.sh bench"
+    elsewhere: Final = {}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """What begins with a flag, or is nothing at all, is for the contest."""
         return super().parse_args(ctx, args if args and args[0][:1] != "-" else [DEFAULT, *args])
 
 
-class Contest(click.Command):
+class Contest(Command):
     """The default, whose help is also that of the group."""
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -88,15 +86,6 @@ def _out(default: str) -> Callable[[Any], Any]:
     )
 
 
-def _directory(out: Path) -> Path:
-    """Where to write, made now: not when everything has been measured. Raises ConfigError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: '{out}' cannot be written: {error.strerror}") from None
-    return out
-
-
 @contextmanager
 def _said(console: Console, what: str) -> Iterator[None]:
     """`what` is being done: on a terminal as long as it is, else one line."""
@@ -122,7 +111,7 @@ def contest(rounds: int, seconds: float, quick: bool, out: Path) -> None:
     from bench.verdict import print_verdict  # noqa: PLC0415
 
     everything, done = plan(quick, seconds), list[list[Sample]]()
-    _directory(out)
+    output_directory(out)
     console = Console(highlight=False)
     if absent := missing():
         console.print(f"not installed, so not measured: {', '.join(absent)}")
@@ -138,7 +127,7 @@ def contest(rounds: int, seconds: float, quick: bool, out: Path) -> None:
     console.print(f"wrote {out / 'bench.json'} and {out / 'bench.png'}")
 
 
-@click.command(short_help="This version against another, pair by pair.")
+@click.command(cls=Command, short_help="This version against another, pair by pair.")
 @click.option(
     "--against", required=True, metavar="REV|DIR", help="A commit, or where another version is."
 )
@@ -185,7 +174,7 @@ def pairs(
         cell.check(seconds)
     console, new = Console(highlight=False), this_checkout()
     with version_of(against) as old:
-        path = _directory(out) / "pairs.json"
+        path = output_directory(out) / "pairs.json"
         if warning := not_alone():
             console.print(warning)
         for version in (old, new):
@@ -207,7 +196,7 @@ def pairs(
         raise RunEnded(f"slower than {old.name}: {'; '.join(missed)}")
 
 
-@click.command(short_help="Beside busy loops and alone, spinning and not.")
+@click.command(cls=Command, short_help="Beside busy loops and alone, spinning and not.")
 @click.option("--mode", type=MODE, default="persistent", show_default=True, metavar="NAME")
 @click.option("--guests", type=GUESTS, default="1,4,8", show_default=True, metavar="N,...")
 @click.option("--loops", type=click.IntRange(1, 64), default=2, show_default=True, metavar="K")
@@ -244,7 +233,7 @@ def company(
         condition.cell.check(seconds)
     console, version, done = Console(highlight=False), this_checkout(), Rounds()
     with only_on(cpus):
-        path = _directory(out) / "company.json"
+        path = output_directory(out) / "company.json"
         if warning := not_alone():
             console.print(warning)
         with _said(console, f"warming up {version.name}"):

@@ -20,7 +20,7 @@ from bench.figure import Figure
 from bench.one_cell import LOAD, MACHINE
 from bench.versions import Version
 from toolstack import LoadSpec, Topology
-from toolstack.cli import RunEnded
+from toolstack.door import RunEnded
 from toolstack.topology import Mode
 
 SCRIPT: Final = Path(__file__).with_name("one_cell.py")

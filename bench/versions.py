@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from toolstack import ConfigError
-from toolstack.cli import RunEnded
+from toolstack.door import RunEnded
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 NEEDED: Final = ("run.sh", "bench/figure.py", "toolstack/topology.py")

@@ -33,35 +33,35 @@ def test_a_command_says_how_it_is_called(command: str) -> None:
 @pytest.mark.parametrize(
     ("args", "why"),
     [
-        ("pairs", "missing option '--against'"),
+        ("pairs", "bench pairs: --against is needed"),
         ("pairs --against nonsense", "against: 'nonsense' is neither a directory nor a commit"),
         ("pairs --against {tmp}", "against: '{tmp}' cannot be measured: it has no run.sh"),
         (
             "pairs --against HEAD --modes persistent,fast",
-            "invalid value for '--modes': 'fast' is not one of 'non-persistent', 'grant-copy',"
+            "bench pairs: modes: 'fast' is not one of 'non-persistent', 'grant-copy',"
             " 'backend-without-persistent', 'persistent'",
         ),
         (
             "pairs --against HEAD --guests 1,65",
-            "invalid value for '--guests': 65 is not in the range 1<=x<=64",
+            "bench pairs: guests: 65 is not in the range 1<=x<=64",
         ),
         (
             "pairs --against HEAD --guests 1,",
-            "invalid value for '--guests': '' is not a valid integer range",
+            "bench pairs: guests: '' is not a valid integer range",
         ),
         (
             "pairs --against HEAD --pairs 0",
-            "invalid value for '--pairs': 0 is not in the range 1<=x<=99",
+            "bench pairs: pairs: 0 is not in the range 1<=x<=99",
         ),
         ("pairs --against HEAD --seconds nan", "runtime: nan is not above 0, at most 1000000"),
         ("company --seconds nan", "runtime: nan is not above 0, at most 1000000"),
         ("--seconds nan", "runtime: nan is not above 0, at most 1000000"),
         ("company --cpus 4095", "cpus: 4095 is not one of {cpus}"),
-        ("company --nice 20", "invalid value for '--nice': 20 is not in the range 0<=x<=19"),
-        ("company --loop 3", "no such flag --loop; did you mean --loops?"),
+        ("company --nice 20", "bench company: nice: 20 is not in the range 0<=x<=19"),
+        ("company --loop 3", "bench company: no such flag --loop; did you mean --loops?"),
         ("company --out /proc/x", "out: '/proc/x' cannot be written: No such file or directory"),
         ("--out /proc/x", "out: '/proc/x' cannot be written: No such file or directory"),
-        ("race", "no such command 'race'"),
+        ("race", "no such command 'race'; the commands are contest, pairs, company"),
     ],
 )
 def test_bad_input_is_one_line(args: str, why: str, tmp_path: Path) -> None:

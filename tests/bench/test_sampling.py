@@ -12,7 +12,7 @@ from bench.sampling import Cell, not_alone, sample, warm_up
 from bench.versions import Version
 from tests.bench.fake_version import fake_version
 from toolstack import ConfigError
-from toolstack.cli import RunEnded
+from toolstack.door import RunEnded
 
 CELL = Cell("persistent", 4)
 
