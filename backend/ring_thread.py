@@ -24,6 +24,7 @@ from common.abi import (
     GNTTABOP_COPY,
     GNTTABOP_MAP_GRANT_REF,
     GNTTABOP_UNMAP_GRANT_REF,
+    HYPERVISOR_GRANT_TABLE_OP,
     SECTOR_SIZE,
 )
 from common.atomics import store_release
@@ -31,6 +32,7 @@ from common.copying import byte_view
 from common.event_channel import EventChannel
 from common.hypercall import Hypercalls
 from common.hypercall_gate import Gate, collect
+from common.not_done import NOT_DONE
 from common.process import name_thread
 from common.spinning import slept, starts_to_run, stops_running
 
@@ -170,19 +172,25 @@ class RingThread:
 
     def _unmap(self) -> None:
         ops = self._dev.unmap_ops[: int(self._dev.back["unmap_ops"][0])]
-        if not self._cursor["posted"]:
+        if not self._cursor["unmapped"]:
             failed = unmap_slots(ops, len(ops))
             assert failed == 0, f"{failed} pages could not be unmapped"
+        self._cursor["unmapped"] = 0
         self._hypercall(GNTTABOP_UNMAP_GRANT_REF, ops)
 
     def _hypercall(self, cmd: int, ops: np.ndarray) -> None:
-        """Wait for the call that is in the gate, or make it by message."""
+        """Wait for the call that is in the gate, or make it by message.
+
+        If it fails as a whole it has filled no status, and they say so.
+        """
         if not self._cursor["posted"]:
-            self._hypercalls.grant_table_op(cmd, ops)
-            return
-        self._hypercalls.kick()
-        assert collect(self._gate, ops.ctypes.data, ops.nbytes) == 0
-        self._cursor["posted"] = 0
+            rc = self._hypercalls.call(HYPERVISOR_GRANT_TABLE_OP, cmd, ops)
+        else:
+            self._hypercalls.kick()
+            rc = int(collect(self._gate, ops.ctypes.data, ops.nbytes))
+            self._cursor["posted"] = 0
+        if rc != 0:
+            log.error("grant_table_op %d: %d", cmd, rc)
 
     def _unmap_kept(self) -> None:
         """The connection is over: unmap what the tree still holds."""
@@ -195,12 +203,13 @@ class RingThread:
         dev = self._dev
         for index in range(int(dev.back["gathered"][0])):
             request = dev.requests[index]
-            if request["status"] != BLKIF_RSP_OKAY:
+            if request["status"] != NOT_DONE:
                 continue
             offset = int(request["sector"]) * SECTOR_SIZE
             try:
                 for at in range(int(request["nr_segments"])):
                     offset += self._segment_io(index, at, offset)
+                dev.requests[index]["status"] = BLKIF_RSP_OKAY
             except OSError as error:
                 log.warning("store: sector %d: %s", request["sector"], error)
                 dev.requests[index]["status"] = BLKIF_RSP_ERROR

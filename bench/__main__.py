@@ -5,10 +5,10 @@ imported when a command runs, so that a refused flag is answered at once.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import click
 from rich.console import Console
@@ -24,7 +24,7 @@ class Bench(Group):
     """grantlab's door to its measurements: the contest's name may be left out."""
 
     program = "./run.sh bench"
-    elsewhere: Final = {}
+    elsewhere: ClassVar[Mapping[str, str]] = {}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """What begins with a flag, or is nothing at all, is for the contest."""

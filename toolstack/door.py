@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, ClassVar, Final, NoReturn
 
 import click
 
@@ -118,7 +118,7 @@ class Group(_OneLine, click.Group):
     """Commands, and the program whose they are."""
 
     program = PROGRAM
-    elsewhere: Mapping[str, str] = OF_RUN_SH  # commands that are not ours to run
+    elsewhere: ClassVar[Mapping[str, str]] = OF_RUN_SH  # commands that are not ours to run
 
 
 def explain(error: click.ClickException) -> str:
