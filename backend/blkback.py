@@ -66,8 +66,8 @@ REQUEST: Final = np.dtype(
         ("sector", "<u8"),
         ("operation", "<u4"),
         ("nr_segments", "<u4"),
-        ("status", "<i4"),
-        ("executed", "<u4"),
+        ("status", "<i4"),  # BLKIF_RSP_*, or NOT_DONE
+        ("pad", "<u4"),
     ]
 )
 

@@ -24,21 +24,25 @@ from common.abi import (
     SECTOR_SIZE,
 )
 from common.compiled import kernel
+from common.not_done import GNTST_UNFILLED, NOT_DONE
 
 
 @kernel
 def list_copies(dev: Blkback, to_guest: bool) -> np.int64:
     """List the operations of what was gathered, one a segment; returns how many `copy_ops`.
 
-    to_guest: for the reads, after the store; else for the writes, before it.
+    to_guest: for the reads that the store has done, which are NOT_DONE again until they are copied;
+    else for the writes, before it.
     """
     back = dev.back[0]
+    due = BLKIF_RSP_OKAY if to_guest else NOT_DONE
     back.copy_ops = np.uint32(0)
     flags = GNTCOPY_DEST_GREF if to_guest else GNTCOPY_SOURCE_GREF
     for index in range(back.gathered):
         request = dev.requests[index]
-        if (request.operation == BLKIF_OP_READ) != to_guest or request.status != BLKIF_RSP_OKAY:
+        if (request.operation == BLKIF_OP_READ) != to_guest or request.status != due:
             continue
+        request.status = np.int32(NOT_DONE)
         for at in range(request.nr_segments):
             segment, op = dev.segments[index, at], dev.copy_ops[back.copy_ops]
             offset = np.uint16(segment.first_sect * SECTOR_SIZE)
@@ -48,6 +52,7 @@ def list_copies(dev: Blkback, to_guest: bool) -> np.int64:
             granted.gmfn = np.uint64(segment.gref)  # the union's upper half is nobody's
             granted.offset = own.offset = offset
             op.len, op.flags = np.uint16(segment.nr_sectors * SECTOR_SIZE), np.uint16(flags)
+            op.status = np.int16(GNTST_UNFILLED)
             dev.op_segments[back.copy_ops] = np.int32(index * BLKIF_MAX_SEGMENTS_PER_REQUEST + at)
             back.copy_ops += np.uint32(1)
     return np.int64(back.copy_ops)
@@ -55,13 +60,21 @@ def list_copies(dev: Blkback, to_guest: bool) -> np.int64:
 
 @kernel
 def finish_copies(dev: Blkback) -> None:
-    """After the copy hypercall: whose copy was refused has failed."""
+    """After the copy hypercall: whose copy was refused has failed; a read without one is done."""
     back = dev.back[0]
     for done in range(back.copy_ops):
         if dev.copy_ops[done].status != GNTST_OKAY:
-            index = np.int64(dev.op_segments[done]) // BLKIF_MAX_SEGMENTS_PER_REQUEST
-            dev.requests[index].status = np.int32(BLKIF_RSP_ERROR)
+            dev.requests[_request_of(dev, done)].status = np.int32(BLKIF_RSP_ERROR)
+    for done in range(back.copy_ops):
+        request = dev.requests[_request_of(dev, done)]
+        if dev.copy_ops[done].flags & GNTCOPY_DEST_GREF and request.status == NOT_DONE:
+            request.status = np.int32(BLKIF_RSP_OKAY)
     back.copy_ops = np.uint32(0)
+
+
+@kernel
+def _request_of(dev: Blkback, op: int) -> np.int64:
+    return np.int64(dev.op_segments[op]) // BLKIF_MAX_SEGMENTS_PER_REQUEST
 
 
 @kernel
@@ -81,4 +94,12 @@ def settle(dev: Blkback) -> None:
 def give_back(dev: Blkback) -> None:
     """The requests are done: their slots are free."""
     phases.release(dev)
+    settle_unmaps(dev)
     assert phases.finish_unmap(dev)
+
+
+@kernel
+def settle_unmaps(dev: Blkback) -> None:
+    """What `release` asked to have unmapped is dom0's own, and no hypercall is to be made."""
+    for done in range(dev.back[0].unmap_ops):
+        dev.unmap_ops[done].status = np.int16(GNTST_OKAY)

@@ -12,6 +12,9 @@ Rules
    again meanwhile (in the same request or another) is mapped a second time for that request only:
    in 2012 it was a BUG() in dom0.
 3. A response goes out after its request's unmaps.
+4. Nothing is okay before it has been done: a sound request is NOT_DONE until its data has moved, an
+   operation's status GNTST_UNFILLED until the hypervisor has filled it. What a driver forgets is
+   answered as an error.
 """
 
 from typing import Final
@@ -49,6 +52,7 @@ from common.blkif import (
 )
 from common.compiled import kernel
 from common.copying import copy_bytes, copy_page
+from common.not_done import GNTST_UNFILLED, NOT_DONE
 from common.ring import REQ, RING_BROKEN, RSP
 from common.u32 import u32_add
 
@@ -80,7 +84,7 @@ def gather(dev: Blkback) -> int:
         copy_request(dev.qwords, ring.slot(dev.half, dev.half[0].cons), dev.copy)
         dev.half[0].cons = u32_add(dev.half[0].cons, 1)
         _parse(dev, index)
-        if dev.requests[index].status == BLKIF_RSP_OKAY:
+        if dev.requests[index].status == NOT_DONE:
             _find_pages(dev, index)
     back.gathered = np.uint32(taken)
     return taken
@@ -88,15 +92,15 @@ def gather(dev: Blkback) -> int:
 
 @kernel
 def _parse(dev: Blkback, index: int) -> None:
-    """Fill request `index` and its segments from the copy; `status` says whether it is sound."""
+    """Fill request `index` and its segments from the copy; `status` is NOT_DONE if it is sound."""
     word = dev.copy[0]
     request = dev.requests[index]
     request.id, request.sector = dev.copy[ID], dev.copy[SECTOR]
     request.operation = np.uint32(operation_of(word))
-    request.nr_segments, request.executed = np.uint32(0), np.uint32(0)
+    request.nr_segments = np.uint32(0)
     request.status = np.int32(_verdict(dev))
     dev.counters[0].requests += np.uint64(1)
-    if request.status != BLKIF_RSP_OKAY:
+    if request.status != NOT_DONE:
         dev.counters[0].bad_requests += np.uint64(1)
         return
     nr_segments = nr_segments_of(word)
@@ -132,7 +136,7 @@ def _verdict(dev: Blkback) -> int:
     # Written so that no sum can wrap: `sector` is the guest's to choose.
     if sector >= size or total > size - sector:
         return BLKIF_RSP_ERROR
-    return BLKIF_RSP_OKAY
+    return NOT_DONE
 
 
 @kernel
@@ -158,7 +162,7 @@ def _find_pages(dev: Blkback, index: int) -> None:
         op = dev.map_ops[back.map_ops]
         op.host_addr = back.balloon + np.uint64(segment.slot) * np.uint64(XEN_PAGE_SIZE)
         op.flags, op.ref = np.uint32(flags), segment.gref
-        op.dom, op.status = np.uint16(back.remote_domid), np.int16(GNTST_OKAY)
+        op.dom, op.status = np.uint16(back.remote_domid), np.int16(GNTST_UNFILLED)
         dev.op_segments[back.map_ops] = np.int32(index * BLKIF_MAX_SEGMENTS_PER_REQUEST + at)
         back.map_ops += np.uint32(1)
 
@@ -206,7 +210,7 @@ def execute(dev: Blkback) -> None:
     back = dev.back[0]
     for index in range(back.gathered):
         request = dev.requests[index]
-        if request.status != BLKIF_RSP_OKAY:
+        if request.status != NOT_DONE:
             continue
         store = np.int64(back.store) + np.int64(request.sector) * SECTOR_SIZE
         for at in range(request.nr_segments):
@@ -219,6 +223,7 @@ def execute(dev: Blkback) -> None:
             else:
                 _copy(store, page, nr_bytes)
             store += nr_bytes
+        request.status = np.int32(BLKIF_RSP_OKAY)
 
 
 @kernel
@@ -252,7 +257,7 @@ def release(dev: Blkback) -> np.int64:
     back = dev.back[0]
     for index in range(back.gathered):
         request = dev.requests[index]
-        if request.status == BLKIF_RSP_ERROR and request.nr_segments > 0:
+        if request.status != BLKIF_RSP_OKAY and request.nr_segments > 0:
             dev.counters[0].io_errors += np.uint64(1)
         for at in range(request.nr_segments):
             segment = dev.segments[index, at]
@@ -269,7 +274,7 @@ def _list_unmap(dev: Blkback, slot: int, handle: int) -> None:
     op = dev.unmap_ops[back.unmap_ops]
     op.host_addr = back.balloon + np.uint64(slot) * np.uint64(XEN_PAGE_SIZE)
     op.dev_bus_addr, op.handle = np.uint64(0), np.uint32(handle)
-    op.status = np.int16(GNTST_OKAY)
+    op.status = np.int16(GNTST_UNFILLED)
     back.unmap_ops += np.uint32(1)
 
 
@@ -298,9 +303,8 @@ def respond(dev: Blkback) -> None:
     for index in range(dev.back[0].gathered):
         request = dev.requests[index]
         at = ring.slot(dev.half, dev.half[0].prod_pvt)
-        put_response(
-            dev.qwords, at, request.id, np.int64(request.operation), np.int64(request.status)
-        )
+        status = np.int64(BLKIF_RSP_ERROR if request.status == NOT_DONE else request.status)
+        put_response(dev.qwords, at, request.id, np.int64(request.operation), status)
         dev.half[0].prod_pvt = u32_add(dev.half[0].prod_pvt, 1)
     dev.back[0].gathered = np.uint32(0)
 

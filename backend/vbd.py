@@ -23,6 +23,7 @@ from common.event_channel import EventChannel, channel_address, events_dir
 from common.hypercall import HypercallError, Hypercalls
 from common.hypercall_gate import Gate, new_gate, no_gate
 from common.machine_memory import MachineMemory, host_of
+from common.not_done import GNTST_UNFILLED
 from common.spinning import new_spin
 from common.wakeups import Events, carrier_of
 from common.xenstore import XenStoreClient, XenStoreError
@@ -254,6 +255,7 @@ class _Connection:
         op = np.zeros(1, abi.GNTTAB_MAP_GRANT_REF)
         op["host_addr"] = self._balloon.address + self._ring_slot * abi.XEN_PAGE_SIZE
         op["flags"], op["ref"], op["dom"] = abi.GNTMAP_HOST_MAP, ring_ref, self._domid
+        op["status"] = GNTST_UNFILLED
         self._hypercalls.grant_table_op(abi.GNTTABOP_MAP_GRANT_REF, op)
         if op["status"][0] != abi.GNTST_OKAY:
             raise FrontendError(f"ring-ref {ring_ref} cannot be mapped: GNTST {op['status'][0]}")
@@ -263,7 +265,7 @@ class _Connection:
     def _unmap_ring(self) -> None:
         op = np.zeros(1, abi.GNTTAB_UNMAP_GRANT_REF)
         op["host_addr"] = self._balloon.address + self._ring_slot * abi.XEN_PAGE_SIZE
-        op["handle"] = self._ring_handle
+        op["handle"], op["status"] = self._ring_handle, GNTST_UNFILLED
         assert unmap_slots(op, 1) == 0
         self._hypercalls.grant_table_op(abi.GNTTABOP_UNMAP_GRANT_REF, op)
         assert op["status"][0] == abi.GNTST_OKAY

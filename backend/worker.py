@@ -33,7 +33,7 @@ from common.spinning import spin_until_changed, spins
 SLICE: Final = 0  # nothing: time to look at the outside world
 MAP: Final = 1  # make the hypercall for back.map_ops map ops, and map what it granted
 IO: Final = 2  # the store has no memory: call its callbacks
-UNMAP: Final = 3  # unmap back.unmap_ops slots, and make the hypercall for them
+UNMAP: Final = 3  # empty back.unmap_ops slots, and make the hypercall for them
 WAKE: Final = 4  # the frontend's event has just become pending: wake it
 WAIT: Final = 5  # the event is armed and nothing has come: sleep until notified
 BROKEN: Final = 6  # the frontend broke the ring: back.broken says how
@@ -47,8 +47,9 @@ UNMAPPED: Final = 3
 COPIED_IN: Final = 4
 COPIED_OUT: Final = 5
 
-# `posted`: the hypercall of MAP or UNMAP is in the gate already, and has to be waited for.
-CURSOR: Final = np.dtype([("step", "<u4"), ("posted", "<u4")])
+# What of an effect has been done already. posted: its hypercall is in the gate and has to be waited
+# for; unmapped: the slots of UNMAP are empty.
+CURSOR: Final = np.dtype([("step", "<u4"), ("posted", "<u4"), ("unmapped", "<u4")])
 
 MAP_OP_BYTES: Final = GNTTAB_MAP_GRANT_REF.itemsize
 UNMAP_OP_BYTES: Final = GNTTAB_UNMAP_GRANT_REF.itemsize
@@ -150,8 +151,8 @@ def _map(
 def _unmap(
     dev: Blkback, cursor: np.ndarray, gate: Gate, spin: np.ndarray, runnable: np.ndarray
 ) -> bool:
-    """Unmap, and make the hypercall through the gate; False if the driver has to make it."""
-    cursor[0].posted = np.uint32(0)
+    """Unmap, and make the hypercall through the gate; False if the driver has to do the rest."""
+    cursor[0].posted, cursor[0].unmapped = np.uint32(0), np.uint32(0)
     if gate.place[0].slot == NO_SLOT:
         return False
     count = np.int64(dev.back[0].unmap_ops)
@@ -159,7 +160,7 @@ def _unmap(
     number, cmd = HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_UNMAP_GRANT_REF
     args, nbytes = dev.unmap_ops.ctypes.data, count * UNMAP_OP_BYTES
     made = call(gate, number, cmd, args, nbytes, spin, runnable)
-    cursor[0].posted = np.uint32(made == PENDING)
+    cursor[0].posted, cursor[0].unmapped = np.uint32(made == PENDING), np.uint32(made != MADE)
     return made == MADE
 
 

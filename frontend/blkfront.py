@@ -1,7 +1,6 @@
 """blkfront's core: I/Os in, requests on the ring, responses back, I/Os done. Sans-I/O.
 
-Owns: the shadow of every request in flight, and which page and grant each of its segments uses.
-Rules
+Owns: what is done with a Blkfront (`frontend/blkfront_info.py`), phase by phase. Rules
 1. What the backend writes is checked against the shadow before it is believed: an id nobody asked
    for, another operation, more responses than requests: the device is broken, once, for good.
 2. A page is zero or the guest's own data before the backend can see it.
@@ -16,8 +15,6 @@ Never knows: time, processes, sockets.
 Source: Xen's `io/blkif.h`; behaviour after Linux's blkfront (2012 and 6.1, see docs/design.md).
 """
 
-from typing import Final, NamedTuple
-
 import numpy as np
 
 from common import ring
@@ -25,6 +22,7 @@ from common.abi import (
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
+    BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
     SECTOR_SIZE,
@@ -35,135 +33,27 @@ from common.atomics import load_acquire
 from common.blkif import operation_of, put_request, put_segment, status_of
 from common.compiled import kernel
 from common.copying import copy_bytes, copy_page
-from common.counters import FRONTEND_COUNTERS
+from common.not_done import NOT_DONE
 from common.ring import REQ, RSP
 from common.u32 import u32_add
-from frontend.grants import NO_GREF, Grants, end_access, grant_access
+from frontend.blkfront_info import (
+    BROKEN_ID,
+    BROKEN_OPERATION,
+    BROKEN_RING,
+    BROKEN_STILL_MAPPED,
+    NO_ROOM,
+    PER_REQUEST,
+    PERSISTENT,
+    Blkfront,
+)
+from frontend.grants import NO_GREF, end_access, grant_access
 from frontend.page_pool import (
     NO_PAGE,
-    PagePool,
     return_to_head,
     return_to_tail,
     take_page,
     ungranted_ahead,
 )
-
-PER_REQUEST: Final = 0
-PERSISTENT: Final = 1
-REUSE: Final = 2
-
-# Why a device is broken (FRONT.broken); the texts go into the log and xenstore's error node.
-BROKEN_RING: Final = 1
-BROKEN_ID: Final = 2
-BROKEN_OPERATION: Final = 3
-BROKEN_STILL_MAPPED: Final = 4
-BROKEN_REASONS: Final = {
-    BROKEN_RING: "the backend produced more responses than there were requests",
-    BROKEN_ID: "the backend answered a request that was not asked",
-    BROKEN_OPERATION: "the backend answered a request with another operation",
-    BROKEN_STILL_MAPPED: "the backend answered a request but kept its page mapped",
-}
-
-NONE: Final = -1
-
-FRONT: Final = np.dtype(
-    [
-        ("ram", "<u8"),  # address of guest frame 0
-        ("backend_domid", "<u4"),
-        ("handle", "<u4"),  # virtual device number
-        ("grant_mode", "<u4"),  # PER_REQUEST, PERSISTENT or REUSE
-        ("broken", "<u4"),
-        ("free_id", "<i4"),  # head of the shadow's free list
-        ("outstanding", "<u4"),  # requests on the ring
-        ("queue_first", "<u4"),
-        ("queued", "<u4"),
-        ("done", "<u4"),
-    ],
-    align=True,
-)
-
-SHADOW: Final = np.dtype(
-    [("next", "<i4"), ("io", "<i4"), ("operation", "u1"), ("nr_segments", "u1"), ("used", "u1")],
-    align=True,
-)
-
-SHADOW_SEGMENT: Final = np.dtype(
-    [("gref", "<u4"), ("page", "<i4"), ("frame", "<u4"), ("nr_sectors", "<u4")]
-)
-
-# One I/O of the caller: `frame` is the first of the consecutive guest frames of its buffer.
-IO: Final = np.dtype(
-    [
-        ("sector", "<u8"),
-        ("started_ns", "<u8"),  # the caller's
-        ("nr_sectors", "<u4"),
-        ("issued_sectors", "<u4"),
-        ("frame", "<u4"),
-        ("outstanding", "<u4"),
-        ("operation", "<u2"),
-        ("status", "<i2"),
-        ("pad", "<u4"),
-    ]
-)
-
-
-class Blkfront(NamedTuple):
-    """All of one device's state, as arrays that compiled phases take.
-
-    words, qwords: the ring's page as u32 and u64; half: RING_HALF; front: FRONT; shadow: SHADOW
-    (nr_ents); segments: SHADOW_SEGMENT (nr_ents, 11); ios: IO (n); queue, done: i32 (n), indices
-    of I/Os waiting for the ring and of I/Os finished; counters: FRONTEND_COUNTERS.
-    """
-
-    words: np.ndarray
-    qwords: np.ndarray
-    half: np.ndarray
-    front: np.ndarray
-    shadow: np.ndarray
-    segments: np.ndarray
-    ios: np.ndarray
-    queue: np.ndarray
-    done: np.ndarray
-    grants: Grants
-    pool: PagePool
-    counters: np.ndarray
-
-
-def new_blkfront(
-    ring_page: np.ndarray,
-    ram_address: int,
-    grants: Grants,
-    pool: PagePool,
-    counters: np.ndarray | None = None,
-    *,
-    nr_ios: int,
-    backend_domid: int = 0,
-    handle: int = 0,
-    start: int = 0,
-) -> Blkfront:
-    """A device on a fresh ring; `ring_page` (u8, whole pages) is initialised here, at `start`."""
-    nr_ents = 1 << (((len(ring_page) - ring.HEADER_QWORDS * 8) // 112).bit_length() - 1)
-    words = ring_page.view(np.uint32)
-    ring.shared_ring_init(words, start)
-    front = np.zeros(1, FRONT)
-    front["ram"], front["backend_domid"], front["handle"] = ram_address, backend_domid, handle
-    shadow = np.zeros(nr_ents, SHADOW)
-    shadow["next"] = np.arange(1, nr_ents + 1)
-    shadow["next"][-1] = NONE
-    return Blkfront(
-        words,
-        ring_page.view(np.uint64),
-        ring.new_half(nr_ents, start),
-        front,
-        shadow,
-        np.zeros((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SHADOW_SEGMENT),
-        np.zeros(nr_ios, IO),
-        np.zeros(nr_ios, np.int32),
-        np.zeros(nr_ios, np.int32),
-        grants,
-        pool,
-        np.zeros(1, FRONTEND_COUNTERS) if counters is None else counters,
-    )
 
 
 @kernel
@@ -172,7 +62,7 @@ def enqueue(dev: Blkfront, io: int) -> None:
     front = dev.front[0]
     dev.ios[io].issued_sectors = np.uint32(0)
     dev.ios[io].outstanding = np.uint32(0)
-    dev.ios[io].status = np.int16(BLKIF_RSP_OKAY)
+    dev.ios[io].status = np.int16(NOT_DONE)
     last = (np.int64(front.queue_first) + np.int64(front.queued)) % len(dev.queue)
     dev.queue[last] = np.int32(io)
     front.queued += np.uint32(1)
@@ -182,21 +72,29 @@ def enqueue(dev: Blkfront, io: int) -> None:
 def submit(dev: Blkfront) -> int:
     """SUBMIT: turn the first queued I/O into as many requests as there is room for.
 
-    Returns how many requests were written to the ring, not yet published: 0 when nothing is queued
-    or slots, pages or grants have run out.
+    Returns how many requests were written, not yet published: 0 when nothing is queued or slots,
+    pages or grants have run out. What finds no room with nothing on the ring never will: NO_ROOM.
     """
     front = dev.front[0]
-    if front.queued == 0:
-        return 0
-    io = np.int64(dev.queue[front.queue_first])
     written = 0
-    while dev.ios[io].issued_sectors < dev.ios[io].nr_sectors:
-        if not _submit_one(dev, io):
-            return written
-        written += 1
-    front.queue_first = np.uint32((np.int64(front.queue_first) + 1) % len(dev.queue))
-    front.queued -= np.uint32(1)
+    while front.queued > 0 and written == 0:
+        io = np.int64(dev.queue[front.queue_first])
+        while dev.ios[io].issued_sectors < dev.ios[io].nr_sectors and _submit_one(dev, io):
+            written += 1
+        if dev.ios[io].issued_sectors < dev.ios[io].nr_sectors:
+            if front.outstanding > 0:
+                return written
+            dev.ios[io].status = np.int16(NO_ROOM)
+            _done(dev, io)
+        front.queue_first = np.uint32((np.int64(front.queue_first) + 1) % len(dev.queue))
+        front.queued -= np.uint32(1)
     return written
+
+
+@kernel
+def _done(dev: Blkfront, io: int) -> None:
+    dev.done[dev.front[0].done] = np.int32(io)
+    dev.front[0].done += np.uint32(1)
 
 
 @kernel
@@ -345,18 +243,21 @@ def _complete(dev: Blkfront, ident: int, status: int) -> None:
                 front.broken = np.uint32(BROKEN_STILL_MAPPED)
                 return
             dev.counters[0].grants_ended += np.uint64(1)
+            segment.gref = np.uint32(NO_GREF)
         else:
             if read:
                 bounced = np.int64(dev.pool.pages[segment.page].frame)
                 _copy_sectors(dev, np.int64(segment.frame), bounced, segment.nr_sectors)
             _release_page(dev, np.int64(segment.page))
+            segment.page = np.int32(NO_PAGE)
     io = dev.ios[shadow.io]
     if status != BLKIF_RSP_OKAY:
-        io.status = np.int16(BLKIF_RSP_ERROR if status > 0 else status)
+        io.status = np.int16(status if status == BLKIF_RSP_EOPNOTSUPP else BLKIF_RSP_ERROR)
     io.outstanding -= np.uint32(1)
     if io.outstanding == 0 and io.issued_sectors == io.nr_sectors:
-        dev.done[front.done] = shadow.io
-        front.done += np.uint32(1)
+        if io.status == NOT_DONE:  # and no request of it has failed
+            io.status = np.int16(BLKIF_RSP_OKAY)
+        _done(dev, np.int64(shadow.io))
     shadow.used, shadow.next = np.uint8(0), front.free_id
     front.free_id = np.int32(ident)
     front.outstanding -= np.uint32(1)
@@ -379,14 +280,16 @@ def end_every_access(dev: Blkfront) -> int:
     """After the backend has disconnected: end access to the pool's pages, and to those of requests
     that were never answered.
 
-    Returns how many grants could not be ended because the backend still has them mapped.
+    Returns how many grants could not be ended, still mapped: called again, it tries those again.
     """
-    granted = [page for page in dev.pool.pages if page["gref"] != NO_GREF]
+    holders = list(dev.pool.pages)
     if dev.front["grant_mode"][0] == PER_REQUEST:
         for ident in np.flatnonzero(dev.shadow["used"]):
-            granted += list(dev.segments[ident, : dev.shadow["nr_segments"][ident]])
+            holders += list(dev.segments[ident, : dev.shadow["nr_segments"][ident]])
     stuck = 0
-    for holder in granted:
+    for holder in holders:
+        if holder["gref"] == NO_GREF:
+            continue
         dev.counters["grant_end_attempts"] += np.uint64(1)
         if end_access(dev.grants, int(holder["gref"])):
             dev.counters["grants_ended"] += np.uint64(1)

@@ -22,7 +22,7 @@ from common.abi import (
 )
 from common.compiled import kernel
 from frontend import blkfront
-from frontend.blkfront import Blkfront
+from frontend.blkfront_info import NO_ROOM, Blkfront
 from frontend.driver import Driver
 from frontend.effects import finish_queued
 
@@ -163,4 +163,10 @@ class BlockDevice:
         failed = np.flatnonzero(dev.ios["status"][:count] != BLKIF_RSP_OKAY)
         if len(failed):
             sector = int(dev.ios["sector"][failed[0]])
+            if dev.ios["status"][failed[0]] == NO_ROOM:
+                raise OSError(
+                    errno.EIO,
+                    f"I/O at sector {sector}: this guest has too few free pages or grant entries"
+                    f" for it ({len(failed)} of {count})",
+                )
             raise OSError(errno.EIO, f"I/O error at sector {sector} ({len(failed)} of {count})")

@@ -11,7 +11,7 @@ import numpy as np
 from common.event_channel import EventChannel
 from common.spinning import slept, starts_to_run, stops_running
 from frontend import effects
-from frontend.blkfront import BROKEN_REASONS, Blkfront
+from frontend.blkfront_info import BROKEN_REASONS, Blkfront
 
 
 class DeviceBroken(Exception):

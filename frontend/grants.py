@@ -15,9 +15,11 @@ import numpy as np
 from common.abi import (
     GNTTAB_NR_RESERVED_ENTRIES,
     GRANT_ENTRY_V1,
+    GTF_INVALID,
     GTF_PERMIT_ACCESS,
     GTF_READING,
     GTF_READONLY,
+    GTF_TYPE_MASK,
     GTF_WRITING,
 )
 from common.atomics import cmpxchg, load_acquire, store_release
@@ -38,13 +40,18 @@ class Grants(NamedTuple):
 
 
 def new_grants(frames: np.ndarray) -> Grants:
-    """All entries of the grant-table `frames` (u8) free, ascending from the reserved ones on."""
-    nr_entries = len(frames) // GRANT_ENTRY_V1.itemsize
-    links = np.arange(1, nr_entries + 1, dtype=np.uint32)
-    links[-1] = NO_GREF
+    """The entries of the grant-table `frames` (u8) that permit nothing are free, ascending from the
+    reserved ones on. What an earlier device could not end stays the hypervisor's: its status bits
+    must not be written over.
+    """
+    entries = frames.view(GRANT_ENTRY_V1)
+    free = np.flatnonzero(entries["flags"] == GTF_INVALID)
+    free = free[free >= GNTTAB_NR_RESERVED_ENTRIES]
+    links = np.full(len(entries), NO_GREF, np.uint32)
+    links[free[:-1]] = free[1:]
     head = np.zeros(1, GRANT_LIST)
-    head["head"] = GNTTAB_NR_RESERVED_ENTRIES
-    head["free"] = nr_entries - GNTTAB_NR_RESERVED_ENTRIES
+    head["head"] = free[0] if len(free) else NO_GREF
+    head["free"] = len(free)
     return Grants(frames.view(np.uint32), links, head)
 
 
@@ -64,9 +71,14 @@ def grant_access(grants: Grants, domid: int, frame: int, readonly: bool) -> np.i
 
 @kernel
 def end_access(grants: Grants, gref: int) -> bool:
-    """Take the grant back and free the gref; False, and nothing changed, while it is mapped."""
+    """Take the grant back and free the gref; False, and nothing changed, while it is mapped.
+
+    Of access that has not been given, or has ended, it is an AssertionError: freed twice, a gref
+    would be given out twice.
+    """
     for _ in range(END_ACCESS_TRIES):
         entry = np.int64(load_acquire(grants.entries, 2 * gref))
+        assert entry & GTF_TYPE_MASK != GTF_INVALID, "access is ended that is not given"
         if entry & (GTF_READING | GTF_WRITING):
             return False
         if cmpxchg(grants.entries, 2 * gref, np.uint32(entry), np.uint32(0)) == entry:

@@ -18,7 +18,7 @@ from common.compiled import kernel
 from common.histogram import bucket_of
 from common.ring import RING_BROKEN
 from frontend import blkfront
-from frontend.blkfront import Blkfront
+from frontend.blkfront_info import Blkfront
 from frontend.effects import (
     BROKEN,
     DONE,
@@ -129,6 +129,8 @@ def run(
         while dev.front[0].queued == 0 and _start(dev, job, now_ns):
             if submit_queued(dev, far_pending, far_mask, port) == WAKE:
                 return WAKE
+        if dev.front[0].done > 0:  # without a request: there was no room for one
+            continue
         if dev.front[0].outstanding == 0 and dev.front[0].queued == 0:
             if _over(job, now_ns):
                 return DONE

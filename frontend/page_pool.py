@@ -12,6 +12,7 @@ import numpy as np
 from common.compiled import kernel
 
 NO_PAGE: Final = -1
+TAKEN: Final = -2  # where a free page has its next one
 
 POOL_LIST: Final = np.dtype([("head", "<i4"), ("tail", "<i4"), ("free", "<u4")])
 POOL_PAGE: Final = np.dtype([("gref", "<u4"), ("frame", "<u4"), ("next", "<i4")])
@@ -44,6 +45,7 @@ def take_page(pool: PagePool) -> np.int64:
     pool.list[0].head = pool.pages[page].next
     if pool.pages[page].next == NO_PAGE:
         pool.list[0].tail = NO_PAGE
+    pool.pages[page].next = np.int32(TAKEN)
     pool.list[0].free -= np.uint32(1)
     return page
 
@@ -62,6 +64,7 @@ def ungranted_ahead(pool: PagePool, count: int) -> np.int64:
 @kernel
 def return_to_head(pool: PagePool, page: int) -> None:
     """Give a page back that the backend still has mapped: it is taken next."""
+    assert pool.pages[page].next == TAKEN, "a page is given back twice"
     pool.pages[page].next = pool.list[0].head
     if pool.list[0].head == NO_PAGE:
         pool.list[0].tail = np.int32(page)
@@ -72,6 +75,7 @@ def return_to_head(pool: PagePool, page: int) -> None:
 @kernel
 def return_to_tail(pool: PagePool, page: int) -> None:
     """Give a page back that nobody has mapped: it is taken last."""
+    assert pool.pages[page].next == TAKEN, "a page is given back twice"
     pool.pages[page].next = np.int32(NO_PAGE)
     if pool.list[0].head == NO_PAGE:
         pool.list[0].head = np.int32(page)

@@ -4,6 +4,7 @@ Owns: the store keys the frontend writes, the ring's frame and its grant, the ev
 `common/xenbus.py` says when a step is due. Runs in the guest's main thread.
 """
 
+import errno
 import logging
 from dataclasses import dataclass
 from typing import Final
@@ -15,14 +16,8 @@ from common.event_channel import EventChannel, channel_address
 from common.hypercall import Hypercalls
 from common.wakeups import Events, carrier_of
 from common.xenstore import XenStoreClient, XenStoreError
-from frontend.blkfront import (
-    PER_REQUEST,
-    PERSISTENT,
-    REUSE,
-    Blkfront,
-    end_every_access,
-    new_blkfront,
-)
+from frontend.blkfront import end_every_access
+from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE, Blkfront, new_blkfront
 from frontend.grants import NO_GREF, Grants, end_access, grant_access, new_grants
 from frontend.page_pool import new_pool
 
@@ -108,6 +103,8 @@ class FrontendVbd:
         backend_domid = int(self._store.read(f"{self.path}/backend-id"))
         grants = self._new_device(backend_domid)
         self._ring_ref = grant_access(grants, backend_domid, RING_FRAME, False)
+        if self._ring_ref == NO_GREF:
+            raise OSError(errno.ENOSPC, f"{self.path}: no grant entry is free for the ring")
         self.channel = self._new_channel(backend_domid)
         with self._store.transaction() as transaction:
             for key, value in (

@@ -18,6 +18,7 @@ import numpy as np
 from common import abi
 from common.counters import HYPERVISOR_COUNTERS
 from common.machine_memory import MAPTRACK_HANDLES_MAX
+from common.not_done import GNTST_UNFILLED
 from hypervisor.cpus import FLUSH_ENTRIES_MAX, NO_CPU, NO_FLUSH, Cpus
 from hypervisor.domains import GUEST_HANDLES_MAX, Domain, Domains
 from hypervisor.event_channels import EventChannels
@@ -90,7 +91,9 @@ class Hypervisor:
         ops["host_addr"] = entries["host_addr"]
         device = (entries["flags"] & abi.GNTMAP_DEVICE_MAP) != 0
         ops["dev_bus_addr"] = entries["frame"].astype(np.uint64) * abi.XEN_PAGE_SIZE * device
+        ops["status"] = GNTST_UNFILLED
         self._unmap(Caller(domain, NO_CPU, False), ops)
+        assert not ops["status"].any(), "a mapping that the maptrack has cannot be unmapped"
         for port in domain.channels.ports():
             self._close_port(domain, port)
         domain.dying = True

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from backend.blkback import BROKEN_REASONS, Blkback
-from backend.grant_copy import finish_copies, list_copies
+from backend.grant_copy import finish_copies, list_copies, settle_unmaps
 from common import abi, ring
 from common.copying import address_of
 from common.event_channel import clear_pending
@@ -149,6 +149,7 @@ class BackendThread(Thread):
         back_execute(dev, self._ram_address, *far, report)
         if report[UNMAPS]:
             self._copy(True)
+            settle_unmaps(dev)
             back_answer(dev, self._hole, *far, report)
 
     def _copy(self, to_guest: bool) -> None:

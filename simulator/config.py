@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from common.abi import BLKIF_MAX_PERSISTENT_GRANTS
-from frontend.blkfront import PER_REQUEST, PERSISTENT, REUSE
+from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
 from frontend.load import LoadPlan
 
 # How the frontend uses grants, whether the backend keeps pages mapped, whether it copies by grant.

@@ -12,7 +12,7 @@ import numpy as np
 from common import ring
 from common.event_channel import clear_pending
 from common.ring import RING_BROKEN
-from frontend.blkfront import BROKEN_REASONS, Blkfront
+from frontend.blkfront_info import BROKEN_REASONS, Blkfront
 from frontend.load import Load
 from simulator.costs import Costs
 from simulator.cpus import COPIES, EVENTS, REQUESTS, Cpu, Steps, Thread

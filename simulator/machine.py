@@ -17,7 +17,9 @@ from common import abi
 from common.copying import address_of
 from common.event_channel import clear_mask, event_words
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
-from frontend.blkfront import end_every_access, new_blkfront
+from common.not_done import GNTST_UNFILLED
+from frontend.blkfront import end_every_access
+from frontend.blkfront_info import new_blkfront
 from frontend.grants import end_access, grant_access, new_grants
 from frontend.load import new_load
 from frontend.page_pool import new_pool
@@ -260,6 +262,7 @@ class Machine:
         op = np.zeros(1, abi.GNTTAB_MAP_GRANT_REF)
         op["host_addr"] = abi.XEN_PAGE_SIZE
         op["flags"], op["ref"], op["dom"] = abi.GNTMAP_HOST_MAP, ring_ref, domid
+        op["status"] = GNTST_UNFILLED
         self._grant_table_op(vcpu, abi.GNTTABOP_MAP_GRANT_REF, op, False)
         assert op["status"][0] == abi.GNTST_OKAY
         return op
@@ -274,7 +277,9 @@ class Machine:
             assert phases.finish_unmap(dev)
         op = np.zeros(1, abi.GNTTAB_UNMAP_GRANT_REF)
         op["host_addr"], op["handle"] = disk.ring_op["host_addr"], disk.ring_op["handle"]
+        op["status"] = GNTST_UNFILLED
         self._grant_table_op(vcpu, abi.GNTTABOP_UNMAP_GRANT_REF, op, False)
+        assert op["status"][0] == abi.GNTST_OKAY
         stuck = end_every_access(disk.guest.dev)
         stuck += not end_access(disk.grants, disk.ring_ref)
         assert stuck == 0, f"{stuck} grants of guest {domid} are still mapped"

@@ -28,14 +28,8 @@ from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
 from common.ring import REQ, RSP
 from common.spinning import new_spin
 from common.u32 import u32_add, u32_sub
-from frontend.blkfront import (
-    PER_REQUEST,
-    PERSISTENT,
-    REUSE,
-    end_every_access,
-    enqueue,
-    new_blkfront,
-)
+from frontend.blkfront import end_every_access, enqueue
+from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE, new_blkfront
 from frontend.driver import Driver
 from frontend.effects import finish_queued
 from frontend.grants import grant_access, new_grants

@@ -1,22 +1,20 @@
-"""The command line: flags to settings, settings to runs, runs to tables; and every error one line.
+"""The command line: flags to settings, settings to runs, runs to tables.
 
-Owns: the flags, the help, the order of a run, the exit status. What a setting may be, and its
-default, stands with the settings and is looked up there.
-Rules: one line and status 2 for what the user got wrong, before anything has started; one line and
-status 1 for a run that failed. No traceback for either. A flag overrides the config file.
+Owns: the flags, the help, the order of a run. What a setting may be, and its default, stands with
+the settings and is looked up there; how an error is put into one line, in `toolstack/door.py`.
+Rules: what the user got wrong is said before anything starts. A flag overrides the config file.
 """
 
-import sys
 import tomllib
 from collections.abc import Callable
 from contextlib import closing
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 import click
 from rich.console import Console
 
+from toolstack.door import OF_RUN_SH, Command, Group, RunEnded
 from toolstack.loadspec import Config, LoadSpec, allowed
 from toolstack.progress import Progress
 from toolstack.report import print_report
@@ -24,20 +22,9 @@ from toolstack.results import Run, build_run, check_writable, faults, grants_lef
 from toolstack.supervisor import GuestFailed, MachineError
 from toolstack.topology import MODES, PRESETS, ConfigError, Mode, RunningMachine, Topology
 
-BAD_INPUT: Final = 2
-FAILED: Final = 1
-INTERRUPTED: Final = 130
 DEFAULT_MODES: Final[tuple[Mode, ...]] = ("non-persistent", "persistent")
 
 Start = Callable[[Topology], RunningMachine]
-
-
-class RunEnded(Exception):
-    """A run that did not come to a good end: what to say, and the exit status."""
-
-    def __init__(self, message: str, status: int = FAILED) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Flag(click.Option):
@@ -150,7 +137,7 @@ Debian's xenstore-ls shows its store; the line printed at its start says how.
 """
 
 
-class RunCommand(click.Command):
+class RunCommand(Command):
     """`run`, whose help is grouped, with examples."""
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -171,7 +158,8 @@ class RunCommand(click.Command):
         assert ctx.parent is not None and isinstance(ctx.parent.command, click.Group)
         commands = ctx.parent.command.commands
         with formatter.section("Commands"):
-            formatter.write_dl([(n, c.get_short_help_str(60)) for n, c in commands.items()])
+            ours = [(n, c.get_short_help_str(60)) for n, c in commands.items()]
+            formatter.write_dl([*ours, *OF_RUN_SH.items()])
         with formatter.section("Examples"):
             for command, text in EXAMPLES:
                 formatter.write(f"  {command}\n      {text}\n")
@@ -179,43 +167,12 @@ class RunCommand(click.Command):
             formatter.write_text(MORE)
 
 
-class Grantlab(click.Group):
-    """The door: a command's name may be left out for `run`, and every error is one line."""
+class Grantlab(Group):
+    """The door: a command's name may be left out for `run`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """What begins with a flag, or is nothing at all, is for `run`."""
         return super().parse_args(ctx, args if args and args[0][:1] != "-" else ["run", *args])
-
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run the command line and exit. A `standalone_mode` that is asked for is ignored."""
-        kwargs.update(prog_name="./run.sh", standalone_mode=False)
-        try:
-            super().main(*args, **kwargs)
-        except click.ClickException as error:
-            self._fail(self._explain(error), BAD_INPUT)
-        except ConfigError as error:
-            self._fail(str(error), BAD_INPUT)
-        except RunEnded as error:
-            self._fail(str(error), error.status)
-        except click.Abort:  # Ctrl-C where `__main__` does not listen, as in a user's own program
-            self._fail("interrupted", INTERRUPTED)
-        sys.exit(0)
-
-    def _explain(self, error: click.ClickException) -> str:
-        """A bad flag, by its name, with the closest there is."""
-        if not isinstance(error, click.NoSuchOption):
-            message = error.format_message()
-            return message[:1].lower() + message[1:]
-        command = error.ctx.command if error.ctx is not None else self
-        known = [name for param in command.params for name in (*param.opts, *param.secondary_opts)]
-        closest = get_close_matches(f"--{error.option_name.lstrip('-')}", known, n=1)
-        advice = f"did you mean {closest[0]}?" if closest else "see --help"
-        return f"no such flag {error.option_name}; {advice}"
-
-    @staticmethod
-    def _fail(message: str, status: int) -> NoReturn:
-        click.echo(f"grantlab: error: {' '.join(message.split()).rstrip('.')}", err=True)
-        sys.exit(status)
 
 
 def settings(flags: dict[str, Any]) -> tuple[list[Topology], LoadSpec]:

@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from toolstack.cli import RunEnded, run_mode
+from toolstack.cli import run_mode
+from toolstack.door import RunEnded
 from toolstack.loadspec import LoadSpec
 from toolstack.results import COUNTERS, Run, faults
 from toolstack.simulate import simulate_run

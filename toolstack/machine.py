@@ -18,7 +18,6 @@ from backend.vbd import BackendOptions
 from common.abi import BLKIF_RING_SIZE
 from common.hypercall import HypercallError
 from common.machine_memory import host_of
-from common.xenbus import backend_path
 from common.xenstore import XenStoreError
 from frontend.load import LoadPlan
 from toolstack.birth import Builder
@@ -30,7 +29,7 @@ from toolstack.results import counters
 from toolstack.snapshot import Snapshot, host_tlb_shootdowns
 from toolstack.supervisor import GuestFailed, MachineError, Supervisor
 from toolstack.topology import Topology
-from toolstack.vbd_config import XVDA, create_vbd, take_offline
+from toolstack.vbd_config import XVDA, create_vbd, forget_domain, take_offline
 
 __all__ = ["Guest", "GuestFailed", "Machine", "MachineError"]
 
@@ -223,15 +222,14 @@ class Machine:
         return bool(death)
 
     def _mourn(self, name: str, failure: str) -> None:
-        """A guest has failed. If it is dead, remove its disk's backend, as `xl destroy` does: its
-        own directory xenstored has removed."""
+        """A guest has failed. If it is dead, remove what the store still has of it, as `xl destroy`
+        does; what was its own xenstored has removed."""
         if name not in self.failures:
             self.failures[name] = failure
         if self._supervisor.death_of(name):
             domid = int(name.removeprefix("guest-"))
             with self._blamed():
-                if self._store.exists(backend_path(domid, XVDA)):
-                    self._store.rm(backend_path(domid, XVDA))
+                forget_domain(self._store, domid)
 
     def _stop_loads(self, running: list[str]) -> None:
         for name in running:

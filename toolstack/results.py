@@ -55,6 +55,7 @@ COUNTERS: Final[dict[str, _Source]] = {
     "bytes_copied_by_guest": _Source("frontend", "bytes_copied_by_guest"),
     "persistent_max": _Source("backend", "persistent_max", _largest),
     "overflow_segments": _Source("backend", "overflow_segments"),
+    "bad_requests": _Source("backend", "bad_requests"),
 }
 
 
@@ -133,10 +134,13 @@ def faults(runs: Sequence[Run], left: Sequence[int], failures: Sequence[Sequence
     """
     found = []
     for run, grants, failed in zip(runs, left, failures or [()] * len(runs), strict=True):
-        totals = run["totals"]
+        totals, counted = run["totals"], run["counters"]
+        phases = (counted, counted["setup"], counted["teardown"])
         counts = {
             "verify errors": totals["verify_errors"],
             "I/O errors": totals["io_errors"],
+            # Our own blkfront writes none: one that is refused is a fault of either end.
+            "bad requests": sum(phase["bad_requests"] for phase in phases),
             "grants left mapped": grants,
         }
         named = [*failed, *(f"{count} {name}" for name, count in counts.items() if count)]

@@ -31,7 +31,8 @@ from common.hypercall_gate import PENDING, call, collect, gate_bytes, new_gate, 
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
 from common.spinning import new_spin, starts_to_run, stops_running
 from frontend import effects, load
-from frontend.blkfront import PER_REQUEST, PERSISTENT, Blkfront, end_every_access, new_blkfront
+from frontend.blkfront import end_every_access
+from frontend.blkfront_info import PER_REQUEST, PERSISTENT, Blkfront, new_blkfront
 from frontend.block_device import _enqueue_first
 from frontend.effects import finish_queued
 from frontend.grants import end_access, grant_access, new_grants

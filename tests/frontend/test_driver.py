@@ -7,7 +7,7 @@ import pytest
 from common.event_channel import event_words
 from common.spinning import new_spin
 from frontend import effects
-from frontend.blkfront import BROKEN_ID, BROKEN_REASONS
+from frontend.blkfront_info import BROKEN_ID, BROKEN_REASONS
 from frontend.driver import SLEEP_MS, DeviceBroken, Driver
 from tests.pair import Pair, pages
 

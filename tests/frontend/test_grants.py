@@ -12,6 +12,7 @@ from common.abi import (
     XEN_PAGE_SIZE,
 )
 from frontend.grants import NO_GREF, Grants, end_access, grant_access, new_grants
+from tests.frontend.whole import free_grefs
 
 
 def table(frames: int = 1) -> tuple[Grants, np.ndarray]:
@@ -73,6 +74,25 @@ def test_access_cannot_be_ended_while_the_page_is_mapped(bits: int) -> None:
     entries["flags"][gref] &= ~bits & 0xFFFF
     assert end_access(grants, gref)
     assert grants.list["free"][0] == 504
+
+
+def test_a_new_device_does_not_give_out_what_an_earlier_one_could_not_end() -> None:
+    memory = np.zeros(XEN_PAGE_SIZE, np.uint8)
+    entries = memory.view(GRANT_ENTRY_V1)
+    entries[[8, 11, 511]] = (GTF_PERMIT_ACCESS | GTF_READING, 3, 77)
+    grants = new_grants(memory)
+    assert free_grefs(grants) == [9, 10, *range(12, 511)]
+    while grant_access(grants, 0, 1, False) != NO_GREF:
+        pass
+    assert [entries[gref].item() for gref in (8, 11, 511)] == [(9, 3, 77)] * 3
+
+
+def test_a_table_with_nothing_free_gives_nothing_out() -> None:
+    memory = np.zeros(XEN_PAGE_SIZE, np.uint8)
+    memory.view(GRANT_ENTRY_V1)["flags"] = GTF_PERMIT_ACCESS
+    grants = new_grants(memory)
+    assert free_grefs(grants) == []
+    assert grant_access(grants, 0, 1, False) == NO_GREF
 
 
 def test_every_gref_comes_back() -> None:

@@ -7,23 +7,12 @@ import pytest
 
 from frontend.page_pool import (
     NO_PAGE,
-    PagePool,
     new_pool,
     return_to_head,
     return_to_tail,
     take_page,
 )
-
-
-def order(pool: PagePool) -> list[int]:
-    """The free pages, the next one first."""
-    pages, page = [], int(pool.list["head"][0])
-    while page != NO_PAGE:
-        pages.append(page)
-        page = int(pool.pages["next"][page])
-    assert pool.list["free"][0] == len(pages)
-    assert pool.list["tail"][0] == (pages[-1] if pages else NO_PAGE)
-    return pages
+from tests.frontend.whole import free_pages as order
 
 
 def test_a_new_pool_has_consecutive_frames_and_no_grants() -> None:

@@ -17,16 +17,22 @@ from backend.ring_thread import Vcpu
 from backend.stores import RamStore
 from backend.vbd import BackendOptions, BackendVbd
 from common import xenbus, xenstore
-from common.abi import GRANT_ENTRY_V1, HYPERVISOR_DOMCTL, SECTOR_SIZE
+from common.abi import (
+    GRANT_ENTRY_V1,
+    GTF_PERMIT_ACCESS,
+    GTF_READING,
+    HYPERVISOR_DOMCTL,
+    SECTOR_SIZE,
+)
 from common.atomics import store_release
 from common.event_channel import set_pending
 from common.hypercall import DOMCTL_CREATEDOMAIN, DOMCTL_DOMAIN, Hypercalls
 from common.machine_memory import MachineMemory, host_of
 from common.ring import REQ
 from common.spinning import new_spin
-from common.xenstore import XenStoreClient
+from common.xenstore import XenStoreClient, XenStoreError
 from common.xenstore_wire import MessageType
-from frontend.blkfront import PER_REQUEST, PERSISTENT, REUSE
+from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
 from frontend.vbd import BUFFER_FRAME, FrontendVbd
@@ -311,6 +317,16 @@ def test_a_reconnect_may_change_the_setting(house: House, settings: tuple[bool, 
     assert again.dev.front["grant_mode"][0] == (PERSISTENT if second else PER_REQUEST)
     assert house.disk(again).read(0, 4096) == b"x" * 4096
     assert house.grants_mapped() == 1 + second
+
+
+def test_a_table_without_a_free_entry_is_said_and_nothing_is_published(house: House) -> None:
+    house.grant_flags()[:] = GTF_PERMIT_ACCESS | GTF_READING  # an earlier device's, stuck
+    create_vbd(house.dom0, DOMID, DISK_MIB)
+    back, front = house.back(), house.front()
+    with pytest.raises(OSError, match=f"{front.path}: no grant entry is free for the ring"):
+        settle(back, front)
+    with pytest.raises(XenStoreError):
+        house.dom0.read(f"{FRONT}/ring-ref")
 
 
 def test_a_disk_may_be_unplugged_and_plugged_in_again(house: House) -> None:

@@ -10,6 +10,7 @@ from common import abi
 from common.counters import CPU_COUNTERS, HYPERVISOR_COUNTERS
 from common.event_channel import event_words
 from common.machine_memory import MAPTRACK_HANDLES_MAX
+from common.not_done import GNTST_UNFILLED
 from frontend.grants import Grants, end_access, grant_access, new_grants
 from hypervisor.cpus import ACCESSED_WORDS, Cpus
 from hypervisor.domains import Domain
@@ -160,9 +161,11 @@ class World:
     def grant_table_op(
         self, cmd: int, ops: np.ndarray, *, by: int = 0, vcpu: int = 0, waited: bool = False
     ) -> np.ndarray:
-        """A grant-table hypercall that is well-formed; the ops with their statuses."""
+        """A grant-table hypercall that is well-formed; the ops with their statuses, all filled."""
         number = abi.HYPERVISOR_GRANT_TABLE_OP
+        ops["status"] = GNTST_UNFILLED
         assert self.call(number, cmd, ops, by=by, vcpu=vcpu, waited=waited) == 0
+        assert (ops["status"] != GNTST_UNFILLED).all()
         return ops
 
     def map(self, gref: int, flags: int = RW, *, of: int = 1, by: int = 0) -> np.void:

@@ -49,6 +49,17 @@ def test_every_io_is_answered_with_the_right_bytes(
     assert total(machine, "backend", "requests") == total(machine, "frontend", "requests") == 200
 
 
+@pytest.mark.parametrize("mode", ["persistent", "backend-without-persistent"])
+@pytest.mark.parametrize("iodepth", [1, 8])
+def test_a_load_whose_ios_can_never_fit_ends_too(
+    mode: str, iodepth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulator.machine.POOL_PAGES", 5)
+    machine = run(mode, plan(iodepth=iodepth, bs=6 * 4096))
+    assert total(machine, "frontend", "ios") == total(machine, "frontend", "io_errors") == 200
+    assert total(machine, "frontend", "requests") == 0
+
+
 @pytest.mark.parametrize("mode", ALL_MODES)
 def test_nothing_is_left_mapped_or_granted(mode: str) -> None:
     machine = run(mode)

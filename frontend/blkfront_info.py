@@ -1,0 +1,138 @@
+"""blkfront's core, its state: one virtual disk of a guest, as arrays that compiled phases take.
+
+Owns: the shadow of every request in flight, and which page and grant each of its segments uses. The
+phases are in `frontend/blkfront.py`.
+Never knows: time, processes, sockets.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from common import ring
+from common.abi import BLKIF_MAX_SEGMENTS_PER_REQUEST
+from common.counters import FRONTEND_COUNTERS
+from frontend.grants import Grants
+from frontend.page_pool import PagePool
+
+PER_REQUEST: Final = 0
+PERSISTENT: Final = 1
+REUSE: Final = 2
+
+# Why a device is broken (FRONT.broken); the texts go into the log and xenstore's error node.
+BROKEN_RING: Final = 1
+BROKEN_ID: Final = 2
+BROKEN_OPERATION: Final = 3
+BROKEN_STILL_MAPPED: Final = 4
+BROKEN_REASONS: Final = {
+    BROKEN_RING: "the backend produced more responses than there were requests",
+    BROKEN_ID: "the backend answered a request that was not asked",
+    BROKEN_OPERATION: "the backend answered a request with another operation",
+    BROKEN_STILL_MAPPED: "the backend answered a request but kept its page mapped",
+}
+
+NONE: Final = -1
+
+# The status of an I/O that the pool or the grant table cannot hold even when nothing else is in
+# flight; none of BLKIF_RSP_*, so no backend's to say.
+NO_ROOM: Final = -3
+
+FRONT: Final = np.dtype(
+    [
+        ("ram", "<u8"),  # address of guest frame 0
+        ("backend_domid", "<u4"),
+        ("handle", "<u4"),  # virtual device number
+        ("grant_mode", "<u4"),  # PER_REQUEST, PERSISTENT or REUSE
+        ("broken", "<u4"),
+        ("free_id", "<i4"),  # head of the shadow's free list
+        ("outstanding", "<u4"),  # requests on the ring
+        ("queue_first", "<u4"),
+        ("queued", "<u4"),
+        ("done", "<u4"),
+    ],
+    align=True,
+)
+
+SHADOW: Final = np.dtype(
+    [("next", "<i4"), ("io", "<i4"), ("operation", "u1"), ("nr_segments", "u1"), ("used", "u1")],
+    align=True,
+)
+
+# What has been given back is no longer named: NO_GREF, NO_PAGE.
+SHADOW_SEGMENT: Final = np.dtype(
+    [("gref", "<u4"), ("page", "<i4"), ("frame", "<u4"), ("nr_sectors", "<u4")]
+)
+
+# One I/O of the caller: `frame` is the first of the consecutive guest frames of its buffer.
+IO: Final = np.dtype(
+    [
+        ("sector", "<u8"),
+        ("started_ns", "<u8"),  # the caller's
+        ("nr_sectors", "<u4"),
+        ("issued_sectors", "<u4"),
+        ("frame", "<u4"),
+        ("outstanding", "<u4"),
+        ("operation", "<u2"),
+        ("status", "<i2"),  # NOT_DONE until its last request is answered or one has failed
+        ("pad", "<u4"),
+    ]
+)
+
+
+class Blkfront(NamedTuple):
+    """All of one device's state, as arrays that compiled phases take.
+
+    words, qwords: the ring's page as u32 and u64; half: RING_HALF; front: FRONT; shadow: SHADOW
+    (nr_ents); segments: SHADOW_SEGMENT (nr_ents, 11); ios: IO (n); queue, done: i32 (n), indices
+    of I/Os waiting for the ring and of I/Os finished; counters: FRONTEND_COUNTERS.
+    """
+
+    words: np.ndarray
+    qwords: np.ndarray
+    half: np.ndarray
+    front: np.ndarray
+    shadow: np.ndarray
+    segments: np.ndarray
+    ios: np.ndarray
+    queue: np.ndarray
+    done: np.ndarray
+    grants: Grants
+    pool: PagePool
+    counters: np.ndarray
+
+
+def new_blkfront(
+    ring_page: np.ndarray,
+    ram_address: int,
+    grants: Grants,
+    pool: PagePool,
+    counters: np.ndarray | None = None,
+    *,
+    nr_ios: int,
+    backend_domid: int = 0,
+    handle: int = 0,
+    start: int = 0,
+) -> Blkfront:
+    """A device on a fresh ring; `ring_page` (u8, whole pages) is initialised here, at `start`."""
+    nr_ents = 1 << (((len(ring_page) - ring.HEADER_QWORDS * 8) // 112).bit_length() - 1)
+    words = ring_page.view(np.uint32)
+    ring.shared_ring_init(words, start)
+    front = np.zeros(1, FRONT)
+    front["ram"], front["backend_domid"], front["handle"] = ram_address, backend_domid, handle
+    shadow = np.zeros(nr_ents, SHADOW)
+    shadow["next"] = np.arange(1, nr_ents + 1)
+    shadow["next"][-1] = NONE
+    return Blkfront(
+        words,
+        ring_page.view(np.uint64),
+        ring.new_half(nr_ents, start),
+        front,
+        shadow,
+        np.zeros((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SHADOW_SEGMENT),
+        np.zeros(nr_ios, IO),
+        np.zeros(nr_ios, np.int32),
+        np.zeros(nr_ios, np.int32),
+        grants,
+        pool,
+        np.zeros(1, FRONTEND_COUNTERS) if counters is None else counters,
+    )

@@ -1,0 +1,208 @@
+"""What nobody has done is never answered as okay: a driver that forgets, a hypercall that fails."""
+
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import zmq
+
+from backend import worker
+from backend.ring_thread import RingThread
+from common import abi
+from common.atomics import load_acquire, store_release
+from common.hypercall import HYPERCALL, Hypercalls, hypercall_address
+from common.hypercall_gate import (
+    ANSWERED,
+    POSTED,
+    RC,
+    STATE,
+    Gate,
+    gate_bytes,
+    header_of,
+    new_gate,
+    no_gate,
+)
+from common.not_done import NOT_DONE
+from common.ring import RSP
+from common.spinning import new_spin
+from frontend import blkfront
+from tests.pair import EOPNOTSUPP, ERROR, GRANT_COPY, OKAY, PORT, READ, WRITE, CallbackStore, Raw
+from tests.pair import Pair as RealPair
+
+MODES = ("persistent", "non-persistent", GRANT_COPY)
+
+
+class Pair(RealPair):
+    """A pair whose dom0 does nothing for the effects in `forgets`."""
+
+    forgets: tuple[int, ...] = ()
+    gate: Gate = no_gate()
+
+    def serve(self) -> None:
+        hands = {
+            worker.MAP: self.map_pages,
+            worker.UNMAP: self.unmap_pages,
+            worker.COPY: self.copy_pages,
+            worker.IO: self._hands._store_io,
+        }
+        args = (*self.front_events, PORT, self.spin, self.runnable, 1000, self.gate, -1)
+        while (effect := worker.work(self.back, self.cursor, *args)) != worker.WAIT:
+            if effect in hands and effect not in self.forgets:
+                hands[effect]()
+
+
+def requests(pair: Pair) -> list[Raw]:
+    """A read and a write of two pages each, a bad one, and a second read; pages and disk differ."""
+    grefs = [pair.grant(pair.buffer_frame + at) for at in range(6)]
+    pair.ram[pair.buffer_frame * abi.XEN_PAGE_SIZE :] = 0x5A
+    pair.store.write(0, np.full(512 * 512, 0xA5, np.uint8))
+    return [
+        Raw([(gref, 0, 7) for gref in grefs[:2]], READ, 0, 1),
+        Raw([(gref, 0, 7) for gref in grefs[2:4]], WRITE, 64, 2),
+        Raw(operation=9, id=3),
+        Raw([(gref, 0, 7) for gref in grefs[4:]], READ, 128, 4),
+    ]
+
+
+FAILED = [(1, READ, ERROR), (2, WRITE, ERROR), (3, 9, EOPNOTSUPP), (4, READ, ERROR)]
+
+
+def nothing_moved(pair: Pair) -> None:
+    """Neither to the disk nor to the guest."""
+    image = np.zeros(512 * 512, np.uint8)
+    pair.store.read(0, image)
+    assert (image == 0xA5).all()
+    assert (pair.ram[pair.buffer_frame * abi.XEN_PAGE_SIZE :] == 0x5A).all()
+
+
+@pytest.mark.parametrize("gather_max", [1, 32])
+@pytest.mark.parametrize("callbacks", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_driver_that_makes_no_hypercall_answers_with_errors(
+    mode: str, callbacks: bool, gather_max: int
+) -> None:
+    pair = Pair(mode, gather_max=gather_max, store=CallbackStore(512) if callbacks else None)
+    asked = requests(pair)
+    if mode == GRANT_COPY:  # what an honest driver left in the arrays helps nobody
+        assert {status for _, _, status in pair.ask(*asked)} == {OKAY, EOPNOTSUPP}
+        pair.ram[pair.buffer_frame * abi.XEN_PAGE_SIZE :] = 0x5A
+        pair.store.write(0, np.full(512 * 512, 0xA5, np.uint8))
+    pair.forgets = (worker.MAP, worker.COPY)
+    assert pair.ask(*asked) == FAILED
+    nothing_moved(pair)
+    pair.forgets = ()
+    assert pair.ask(asked[0], asked[1]) == [(1, READ, OKAY), (2, WRITE, OKAY)]
+    pair.check()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_driver_that_does_not_call_the_store_answers_with_errors(mode: str) -> None:
+    pair = Pair(mode, gather_max=32, store=CallbackStore(512))
+    pair.forgets = (worker.IO,)
+    assert pair.ask(*requests(pair)) == FAILED
+    nothing_moved(pair)
+    pair.check()
+
+
+def test_a_driver_that_does_not_unmap_answers_nothing() -> None:
+    pair = Pair("non-persistent")
+    pair.forgets = (worker.UNMAP,)
+    with pytest.raises(AssertionError):
+        pair.ask(*requests(pair))
+    assert load_acquire(pair.back.words, RSP) == 0
+
+
+@pytest.mark.parametrize("mode", sorted({*MODES} - {GRANT_COPY}))
+def test_an_io_is_not_okay_before_its_last_request_is_answered(mode: str) -> None:
+    pair = Pair(mode, frames_per_io=32)
+    pair.queue(0, READ, 0, 256)
+    assert pair.front.ios["status"][0] == NOT_DONE
+    assert blkfront.submit(pair.front) == 3
+    for ident in pair.slots["id"][:3].tolist():
+        assert pair.front.ios["status"][0] == NOT_DONE
+        pair.answer_raw((ident, READ, OKAY))
+        blkfront.consume(pair.front)
+    assert pair.front.ios["status"][0] == OKAY
+
+
+# --- a hypercall that fails as a whole --------------------------------------------------------
+
+
+@contextmanager
+def hypervisor(answer_one: Callable[[], None]) -> Iterator[None]:
+    """A hypervisor that answers, in a thread, until the block ends."""
+    ends = threading.Event()
+
+    def answer() -> None:
+        while not ends.is_set():
+            answer_one()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_call_that_fails_in_the_gate_is_an_error_of_its_requests(mode: str) -> None:
+    pair = Pair(mode, gather_max=32)
+    asked = requests(pair)
+    segment = np.zeros(gate_bytes(1), np.uint8)
+    pair.gate, pair.spin = new_gate(segment, 0), new_spin(adaptive=True)
+    pair.spin["limit_ns"] = 10**10
+    header = int(header_of(0))
+
+    def refuse() -> None:
+        if load_acquire(pair.gate.words, header + STATE) == POSTED:
+            store_release(pair.gate.words, header + RC, -errno.EINVAL & 0xFFFFFFFF)
+            store_release(pair.gate.words, header + STATE, ANSWERED)
+
+    with hypervisor(refuse):
+        pair.push_raw(*asked)
+        args = (*pair.front_events, PORT, pair.spin, pair.runnable, 1, pair.gate, -1)
+        worker.work(pair.back, pair.cursor, *args)
+    assert [pair.responses[at].item() for at in range(4)] == FAILED
+    nothing_moved(pair)
+    pair.check()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_call_that_fails_by_message_is_an_error_of_its_requests(
+    mode: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pair = Pair(mode, gather_max=32)
+    run_dir = str(tmp_path_factory.mktemp("rc"))
+    socket = zmq.Context.instance().socket(zmq.REP)
+    socket.bind(hypercall_address(run_dir, abi.DOMID_0, 0))
+
+    def refuse() -> None:
+        if socket.poll(20):
+            message = bytearray(socket.recv())
+            np.frombuffer(message, HYPERCALL, count=1)["rc"] = -errno.EINVAL
+            socket.send(message)
+
+    hypercalls, none = Hypercalls(run_dir, abi.DOMID_0), cast(Any, None)
+    hands = RingThread(
+        pair.back, pair.store, none, hypercalls, none, no_gate(), -1, none, none, none
+    )
+    pair.map_pages = hands._map  # type: ignore[method-assign]
+    pair.copy_pages = (
+        lambda: hands._hypercall(  # type: ignore[method-assign]
+            abi.GNTTABOP_COPY, pair.back.copy_ops[: int(pair.back.back["copy_ops"][0])]
+        )
+    )
+    try:
+        with hypervisor(refuse):
+            assert pair.ask(*requests(pair)) == FAILED
+    finally:
+        hypercalls.close()
+        socket.close()
+    nothing_moved(pair)
+    pair.check()
