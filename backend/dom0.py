@@ -5,24 +5,24 @@ The main thread does the handshakes; each ring has a thread of its own, all in o
 that unmapping a page really shoots down the TLBs of the others.
 """
 
-import contextlib
 import logging
 import os
 import queue
+import select
+import socket
 import sys
 import threading
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection, wait
-from typing import Final
+from typing import Any, Final
 
 from backend.ring_thread import Vcpu
 from backend.stores import RamStore
 from backend.vbd import BackendOptions, BackendVbd
-from common.abi import DOMID_0, SECTOR_SIZE
-from common.hypercall import HypercallError
-from common.machine_memory import MachineMemory, SegmentRefused, host_of
-from common.process import begin_process
+from common.abi import SECTOR_SIZE
+from common.control import Control, answer
+from common.hypercall import HypercallError, Hypercalls
+from common.machine_memory import MachineMemory, host_of
 from common.xenstore import XenStoreClient, XenStoreError
 
 BACKEND_ROOT: Final = "/local/domain/0/backend/vbd"
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dom0Config:
-    """What dom0 is told when it is built."""
+    """What dom0 is told when it is built. run_dir: where ZeroMQ's sockets of guests are."""
 
     run_dir: str
     store_path: str
@@ -43,10 +43,11 @@ class Dom0Config:
 class Dom0:
     """The driver domain: all virtual disks, by frontend domid and device number."""
 
-    def __init__(self, config: Dom0Config, control: Connection) -> None:
-        self._config, self._control = config, control
-        self._store = XenStoreClient(config.store_path)
-        self._memory = MachineMemory(config.run_dir, DOMID_0)
+    def __init__(self, config: Dom0Config, control: Control, hypercalls: Hypercalls) -> None:
+        self._config, self._control, self._hypercalls = config, control, hypercalls
+        self._store = XenStoreClient(config.store_path, reply_timeout_s=None)
+        self._memory = MachineMemory(hypercalls)
+        self._exiting = False
         host = host_of(self._memory.segment("host"))
         self._vcpus = [
             Vcpu(cpu, host["running"][0], host["dirty"][0])
@@ -62,17 +63,23 @@ class Dom0:
         self._broken_event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def serve(self) -> None:
-        """Follow the store until the control pipe says exit (or closes)."""
+        """Follow the store until told to exit."""
         self._store.watch(BACKEND_ROOT, "backend")
-        self._control.send(("ok", None))
-        while True:
-            ready = wait([self._control, self._store.fileno(), self._broken_event])
+        self._control.send("ok", None)
+        poller = select.poll()
+        for end in (self._control, self._store, self._broken_event):
+            poller.register(end, select.POLLIN)
+        while not self._exiting:
+            ready = {fd for fd, _ in poller.poll()}
             if self._broken_event in ready:
                 self._close_broken()
             if self._store.fileno() in ready:
                 self._handle_store()
-            if self._control in ready:
-                break
+            if self._control.fileno() in ready and (message := self._control.receive(0)):
+                answer(self._control, message, {"exit": self._exit})
+
+    def _exit(self) -> None:
+        self._exiting = True
         self._shut_down()
 
     def _handle_store(self) -> None:
@@ -119,6 +126,7 @@ class Dom0:
         self._serial += 1
         self._vbds[domid, device] = BackendVbd(
             self._store,
+            self._hypercalls,
             self._memory,
             self._config.run_dir,
             domid,
@@ -140,7 +148,6 @@ class Dom0:
             vbd.stop_serving()
         for vbd in self._vbds.values():
             vbd.close()
-        self._control.send(("ok", None))
 
 
 def _die_of(failure: threading.ExceptHookArgs) -> None:
@@ -150,15 +157,16 @@ def _die_of(failure: threading.ExceptHookArgs) -> None:
     os._exit(70)
 
 
-def main(config: Dom0Config, control: Connection) -> None:
-    """The process's entry."""
-    begin_process("gl-dom0")
+def main(config: dict[str, Any], descriptors: list[int]) -> None:
+    """The process's entry. descriptors: control, hypercalls of vCPU 0."""
     logging.basicConfig(level=logging.WARNING, format="dom0: %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     threading.excepthook = _die_of
+    control = Control.of_descriptor(descriptors[0])
+    hypercalls = Hypercalls(socket.socket(fileno=descriptors[1]))
+    options = BackendOptions(**config.pop("options"))
     try:
-        Dom0(config, control).serve()
-    except (XenStoreError, HypercallError, SegmentRefused, OSError, EOFError) as error:
-        with contextlib.suppress(OSError):  # the supervisor is gone: this process goes with it
-            control.send(("error", f"dom0: {error}"))
+        Dom0(Dom0Config(**config, options=options), control, hypercalls).serve()
+    except (XenStoreError, HypercallError, OSError) as error:
+        control.send("error", f"dom0: {error}")
         raise SystemExit(1) from error

@@ -19,12 +19,13 @@ from backend.ring_thread import RingThread, Vcpu
 from backend.stores import Store
 from common import abi, xenbus
 from common.copying import address_of
-from common.event_channel import EventChannel, channel_address
+from common.event_channel import EventChannel, channel_address, events_dir
 from common.hypercall import HypercallError, Hypercalls
 from common.hypercall_gate import Gate, new_gate, no_gate
 from common.machine_memory import MachineMemory, host_of
 from common.not_done import GNTST_UNFILLED
 from common.spinning import new_spin
+from common.wakeups import Events, carrier_of
 from common.xenstore import XenStoreClient, XenStoreError
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class BackendOptions:
     grant_copy: bool
     adaptive_spin: bool
     nr_vcpus: int
+    events: Events
 
 
 class BackendVbd:
@@ -56,6 +58,7 @@ class BackendVbd:
     def __init__(
         self,
         store: XenStoreClient,
+        hypercalls: Hypercalls,
         memory: MachineMemory,
         run_dir: str,
         frontend_domid: int,
@@ -66,7 +69,8 @@ class BackendVbd:
         report_broken: Callable[[str], None],
     ) -> None:
         self._report_broken = report_broken
-        self._store, self._memory, self._run_dir = store, memory, run_dir
+        self._store, self._hypercalls = store, hypercalls
+        self._memory, self._run_dir = memory, run_dir
         self._domid, self._device = frontend_domid, device
         self._disk, self._vcpu, self._options = disk, vcpu, options
         self.path = xenbus.backend_path(frontend_domid, device)
@@ -190,8 +194,8 @@ class _Connection:
     def __init__(self, vbd: BackendVbd, ring_ref: int, port: int, persistent: bool) -> None:
         options = vbd._options
         self._domid, self._cpu = vbd._domid, vbd._vcpu.cpu
-        self._hypercalls = Hypercalls(vbd._run_dir, abi.DOMID_0, self._cpu)
-        self._ram_fd = vbd._memory.segment("ram", vbd._domid).fd
+        self._hypercalls = vbd._hypercalls.get_vcpu(self._cpu)
+        self._ram_fd = vbd._memory.descriptor("ram", vbd._domid)
         cap = options.max_persistent_grants if persistent else 0
         nr_slots = slots_needed(abi.BLKIF_RING_SIZE, cap)
         self._balloon = Balloon(nr_slots + 1)  # the last slot is the ring's
@@ -213,7 +217,7 @@ class _Connection:
             self._gate(vbd),
             self._ram_fd,
             new_spin(options.adaptive_spin),
-            vbd._memory.segment("sched").bytes[:4].view(np.uint32),
+            np.zeros(1, np.uint32),
             vbd._report_broken,
         )
 
@@ -221,7 +225,7 @@ class _Connection:
         """Who never spins could not wait at the gate: all its calls go by message."""
         if not vbd._options.adaptive_spin:
             return no_gate()
-        return new_gate(vbd._memory.segment("gate").bytes, self._cpu)
+        return new_gate(vbd._memory.segment("gate"), self._cpu)
 
     def _new_device(self, vbd: BackendVbd, persistent: bool, cap: int, nr_slots: int) -> Blkback:
         host = host_of(vbd._memory.segment("host"))
@@ -229,12 +233,12 @@ class _Connection:
         page_table, bounce_frame = self._balloon.page_table()[:nr_slots], None
         if vbd._options.grant_copy:
             bounce_frame = bounce_frame_of(self._domid)
-            ram = address_of(vbd._memory.segment("ram").bytes) + bounce_frame * abi.XEN_PAGE_SIZE
+            ram = address_of(vbd._memory.segment("ram")) + bounce_frame * abi.XEN_PAGE_SIZE
             page_table = np.uint64(ram) + (page_table - page_table[0])
         return new_blkback(
             self._balloon.view(self._ring_slot),
             page_table,
-            vbd._memory.segment("accessed").bytes.view(np.uint64),
+            vbd._memory.segment("accessed").view(np.uint64),
             host["backend"][0, self._domid : self._domid + 1],
             remote_domid=self._domid,
             nr_sectors=vbd._disk.nr_sectors,
@@ -268,26 +272,22 @@ class _Connection:
 
     def _bind(self, vbd: BackendVbd, port: int) -> EventChannel:
         try:
-            local = self._hypercalls.event_channel_op(
+            bound, descriptors = self._hypercalls.event_channel_op(
                 f"event-channel {port}",
                 abi.EVTCHNOP_BIND_INTERDOMAIN,
                 abi.EVTCHN_BIND_INTERDOMAIN,
                 remote_dom=self._domid,
                 remote_port=port,
-            )["local_port"][0]
+            )
         except HypercallError as error:
             self._unmap_ring()
             raise FrontendError(str(error)) from error
-        self._local_port = int(local)
-        events = vbd._memory.segment("event", self._domid).bytes
+        self._local_port = int(bound["local_port"][0])
+        events = vbd._memory.segment("event", self._domid)
         theirs, ours = events[: abi.XEN_PAGE_SIZE], events[abi.XEN_PAGE_SIZE :]
-        return EventChannel(
-            channel_address(vbd._run_dir, self._domid, port),
-            port,
-            ours[: abi.XEN_PAGE_SIZE],
-            theirs,
-            allocated_here=False,
-        )
+        address = channel_address(events_dir(vbd._run_dir, self._domid), port)
+        carrier = carrier_of(vbd._options.events, descriptors, address, allocated_here=False)
+        return EventChannel(carrier, port, ours[: abi.XEN_PAGE_SIZE], theirs)
 
     def close(self) -> None:
         self.thread.stop()

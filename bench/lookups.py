@@ -24,6 +24,7 @@ from rich.table import Table
 
 from backend.persistent_grants import depth_of, find, insert, new_tree
 from common.abi import BLKIF_MAX_PERSISTENT_GRANTS, GNTTAB_NR_RESERVED_ENTRIES
+from toolstack.door import Command, Within, output_directory
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -232,28 +233,24 @@ def draw(path: Path, rows: list[Row], fit: Fit) -> None:
     plt.close(figure)
 
 
-@click.command()
+@click.command("python -m bench.lookups", cls=Command)
+@click.option("--out", default="results", metavar="DIR", help="Where to write (default: results).")
+@click.option("--rounds", type=Within(int, 5, 999), default=7, metavar="N", help="Rounds (7).")
 @click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    help="Directory for lookups.json and lookups.png; made if need be.",
+    "--lookups", type=Within(int, 1000, 1e9), default=200_000, metavar="N", help="Of each (200000)."
 )
-@click.option("--rounds", type=click.IntRange(5), default=7, show_default=True)
-@click.option("--lookups", type=click.IntRange(1000), default=200_000, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
-def main(out: Path, rounds: int, lookups: int, seed: int) -> None:
-    """Measure lookups in blkback's tree of persistent grants."""
+@click.option("--seed", type=Within(int, 0, 1e9), default=1, metavar="N", help="Of the grefs (1).")
+def main(out: str, rounds: int, lookups: int, seed: int) -> None:
+    """Measure lookups in blkback's tree of persistent grants; lookups.json and lookups.png."""
+    directory = output_directory(out)
     cases = [make_case(n, lookups, seed) for n in SIZES]
     rows = measure(cases, rounds, lookups)
     fit = fit_levels(np.array([row.n for row in rows]), np.array([row.levels_mean for row in rows]))
-    out.mkdir(parents=True, exist_ok=True)
     config = {"rounds": rounds, "lookups": lookups, "seed": seed}
-    write_json(out / "lookups.json", rows, fit, config)
-    draw(out / "lookups.png", rows, fit)
+    write_json(directory / "lookups.json", rows, fit, config)
+    draw(directory / "lookups.png", rows, fit)
     print_table(rows, fit, rounds, lookups)
-    click.echo(f"wrote {out / 'lookups.json'} and {out / 'lookups.png'}")
+    click.echo(f"wrote {directory / 'lookups.json'} and {directory / 'lookups.png'}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import zmq
 
 from common.atomics import load_acquire, pause, store_release
 from common.compiled import kernel
-from common.memory import Segment, create_segment
+from common.memory import create_segment, map_segment
 
 TRIPS_ZMQ: Final = 2_000
 TRIPS_SHARED: Final = 200_000
@@ -40,22 +40,20 @@ def _pong(words: np.ndarray, trips: int) -> None:
         store_release(words, PONG, trip)
 
 
-def _pong_process(segment: Segment) -> None:
-    _pong(segment.bytes.view(np.uint32), TRIPS_SHARED)
+def _pong_process(words: np.ndarray) -> None:
+    _pong(words, TRIPS_SHARED)
 
 
 def shared_memory_us() -> float:
     """Microseconds there and back, both ends spinning."""
-    segment = Segment(create_segment(f"grantlab-bench-{os.getpid()}", 4096))
-    words = segment.bytes.view(np.uint32)
+    words = map_segment(create_segment(f"grantlab-bench-{os.getpid()}", 4096)).view(np.uint32)
     _ping(words, 0), _pong(words, 0)  # compiled before the fork
-    other = multiprocessing.get_context("fork").Process(target=_pong_process, args=(segment,))
+    other = multiprocessing.get_context("fork").Process(target=_pong_process, args=(words,))
     other.start()
     started = time.perf_counter()
     _ping(words, TRIPS_SHARED)
     elapsed = time.perf_counter() - started
     other.join()
-    segment.close()
     return elapsed / TRIPS_SHARED * US
 
 

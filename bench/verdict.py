@@ -2,14 +2,18 @@
 
 from typing import Final
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from bench.contest import DEPTHS, Sample
+from toolstack.loadspec import size_text
 
 Results = dict[str, Sample]
 
 US_A_SECOND: Final = 1e6
+FIGURES: Final = ("p50_us", "p99_us", "cpu_s_per_million")
+DECIMALS_BELOW: Final = 100
 
 
 def find(results: Results, who: str, **wanted: object) -> Sample | None:
@@ -22,23 +26,33 @@ def find(results: Results, who: str, **wanted: object) -> Sample | None:
 
 def print_verdict(console: Console, results: Results) -> None:
     """All cases, then the ratios that matter."""
-    table = Table(title="Medians")
-    for name in ("case", "IOPS", "of the limit", "p50 us", "p99 us", "CPU s a million"):
-        table.add_column(name, justify="right" if name != "case" else "left")
+    table = Table(title="Medians", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("case")
+    for name in ("IOPS", "/ limit", "p50 us", "p99 us", "CPU s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for case, sample in results.items():
         if "iops" in sample:
             table.add_row(
-                case,
+                _by_units(case, sample),
                 f"{sample['iops']:,.0f}",
                 f"{sample['of_limit']:.3f}",
-                *(f"{sample[key]:,.1f}" if key in sample else "" for key in FIGURES),
+                *(short(sample[key]) if key in sample else "" for key in FIGURES),
             )
     console.print(table)
+    console.print("/ limit: of what the copies alone allow. CPU s: for a million requests.")
     for line in ratios(results):
         console.print(line)
 
 
-FIGURES: Final = ("p50_us", "p99_us", "cpu_s_per_million")
+def short(value: float) -> str:
+    """A figure in few characters; a decimal only where it says something."""
+    return f"{value:,.1f}" if value < DECIMALS_BELOW else f"{value:,.0f}"
+
+
+def _by_units(case: str, sample: Sample) -> str:
+    """A case's name with its block size as people write it: 4k, not 4096."""
+    words = case.split(" ")
+    return " ".join(size_text(int(w)) if w == str(sample.get("bs")) else w for w in words)
 
 
 def ratios(results: Results) -> list[str]:

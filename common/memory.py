@@ -6,14 +6,20 @@ Rules: every byte is reserved when the segment is made. A tmpfs file that is mer
 size kills whoever first touches a page that does not fit (SIGBUS).
 """
 
+import ctypes
 import errno
 import mmap
 import os
+from typing import Final
 
 import numpy as np
 import posix_ipc
 
-from common.abi import XEN_PAGE_SIZE
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
 class SharedMemoryError(Exception):
@@ -47,24 +53,34 @@ def create_segment(name: str, nbytes: int) -> int:
     return int(segment.fd)
 
 
-class Segment:
-    """A segment mapped into this process: `bytes` is all of it, u8, shape (nbytes,).
+class _Mapping:
+    """All of a segment, mapped for as long as a view of it lives."""
 
-    Takes over `fd` and keeps it (dom0 maps single frames through it); `close` gives both up.
+    def __init__(self, fd: int, nbytes: int) -> None:
+        self._nbytes = nbytes
+        # Not Python's own mmap: that keeps a descriptor for as long as the mapping lives.
+        protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED
+        address = _libc.mmap(None, nbytes, protection, flags, fd, 0)
+        if address in (None, _MAP_FAILED):
+            raise OSError(ctypes.get_errno(), f"cannot map {nbytes} bytes of shared memory")
+        self._address = int(address)
+        self.__array_interface__ = {
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "data": (self._address, False),
+            "version": 3,
+        }
+
+    def __del__(self) -> None:
+        if hasattr(self, "_address"):
+            _libc.munmap(self._address, self._nbytes)
+
+
+def map_segment(fd: int) -> np.ndarray:
+    """All of the segment `fd`, mapped: u8, shape (nbytes,). `fd` is closed: who holds a descriptor
+    of a segment can truncate it, and whoever else has it mapped dies of SIGBUS.
     """
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.nbytes = os.fstat(fd).st_size
-        self._map = mmap.mmap(fd, self.nbytes)
-        self.bytes = np.frombuffer(self._map, np.uint8)
-
-    def frames(self, first: int, count: int) -> np.ndarray:
-        """`count` 4-KiB frames from frame `first` on, u8, shape (count * 4096,)."""
-        return self.bytes[first * XEN_PAGE_SIZE : (first + count) * XEN_PAGE_SIZE]
-
-    def close(self) -> None:
-        """Give the descriptor up; the mapping goes when the last numpy view of it does."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+    try:
+        return np.asarray(_Mapping(fd, os.fstat(fd).st_size))
+    finally:
+        os.close(fd)

@@ -3,16 +3,26 @@
 Owns: the operations, transactions and watches, over one connection.
 Rules: blocking, one thread at a time. Events that arrive while a reply is awaited are kept;
 `fileno` is readable while any event waits, kept or still in the socket, so a poller misses none.
-Paths and tokens are `str`, values `bytes`. All errors are XenStoreError; its name is "ECONNRESET"
-or the like when it is the connection that failed, and the client can only be closed then.
+Paths and tokens are `str`, values `bytes`. All errors are XenStoreError; its name is "ECONNRESET",
+"ETIMEDOUT" or the like when it is the connection that failed, and the client can only be closed
+then. A store that is slow, or gone, is never taken for one that has no such node.
 """
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Self, TypeVar
 
-from common.xenstore_connection import Connection, WatchEvent, XenStoreError, encode
+from common.xenstore_connection import (
+    PIPELINED_MAX,
+    REPLY_TIMEOUT_S,
+    Connection,
+    Request,
+    WatchEvent,
+    XenStoreError,
+    encode,
+)
 from common.xenstore_wire import MessageType, pack_strings, unpack_strings
 
 __all__ = ["Transaction", "WatchEvent", "XenStoreClient", "XenStoreError"]
@@ -32,6 +42,15 @@ class _Nodes:
     def read(self, path: str) -> bytes:
         """The value at `path`. Raises XenStoreError, as all of these do."""
         return self._ask(MessageType.READ, path)
+
+    def read_or_none(self, path: str) -> bytes | None:
+        """The value at `path`, None if there is no such node; every other error is raised."""
+        try:
+            return self._ask(MessageType.READ, path)
+        except XenStoreError as error:
+            if error.name != "ENOENT":
+                raise
+            return None
 
     def write(self, path: str, value: bytes) -> None:
         """Set the value at `path`; it and missing parents are made."""
@@ -67,13 +86,7 @@ class _Nodes:
 
     def exists(self, path: str) -> bool:
         """Is there a node at `path` that we may read?"""
-        try:
-            self._ask(MessageType.READ, path)
-        except XenStoreError as error:
-            if error.name == "ENOENT":
-                return False
-            raise
-        return True
+        return self.read_or_none(path) is not None
 
     def _ask(self, kind: MessageType, path: str, rest: bytes = b"") -> bytes:
         return self._connection.call(kind, self._tx_id, path, rest)
@@ -115,6 +128,25 @@ class Transaction(_Nodes):
         super()._change(kind, path, rest)
         self._changes.append((kind, path, rest))
 
+    def read_last(self, paths: list[str]) -> dict[str, bytes] | None:
+        """The values at `paths`, of those that exist, and the end of the transaction, asked for at
+        once, so that hardly anybody comes between. None on a conflict.
+        """
+        asked: list[Request] = [(MessageType.READ, path, b"") for path in paths]
+        asked.append((MessageType.TRANSACTION_END, "T", b""))
+        replies: list[bytes | XenStoreError] = []
+        for start in range(0, len(asked), PIPELINED_MAX):
+            some = asked[start : start + PIPELINED_MAX]
+            replies += self._connection.pipeline(some, self._tx_id)
+        *values, end = replies
+        if isinstance(end, XenStoreError) and end.name == "EAGAIN":
+            return None
+        for reply in replies:
+            if isinstance(reply, XenStoreError) and reply.name != "ENOENT":
+                raise reply
+        pairs = zip(paths, values, strict=True)
+        return {path: value for path, value in pairs if isinstance(value, bytes)}
+
     def commit(self) -> None:
         """End it. On a conflict: EAGAIN, or again from the start if it has read nothing."""
         for _ in range(ATTEMPTS_MAX):
@@ -151,10 +183,17 @@ class Transaction(_Nodes):
 
 
 class XenStoreClient(_Nodes):
-    """A client of the xenstored at `socket_path`, as the domain whose socket that is."""
+    """A client of the xenstored at a path, as domain 0, or at the other end of a connected socket
+    (which is then the client's), as the domain whose it is.
 
-    def __init__(self, socket_path: str) -> None:
-        super().__init__(Connection(socket_path), 0)
+    A reply that does not come within `reply_timeout_s` seconds is ETIMEDOUT; with None a slow store
+    is waited for, as only its end (ECONNRESET) is an error.
+    """
+
+    def __init__(
+        self, where: str | socket.socket, reply_timeout_s: float | None = REPLY_TIMEOUT_S
+    ) -> None:
+        super().__init__(Connection(where, reply_timeout_s), 0)
 
     def __enter__(self) -> Self:
         return self
@@ -192,6 +231,27 @@ class XenStoreClient(_Nodes):
             else:
                 return result
         raise XenStoreError("EAGAIN", "", "TRANSACTION_END")
+
+    def read_directory(self, path: str) -> dict[str, bytes] | None:
+        """The children of `path` and their values, of one moment; None if there is no `path`.
+
+        Raises XenStoreError EAGAIN where somebody changes it all the time.
+        """
+        prefix = path.rstrip("/") + "/"
+        for _ in range(ATTEMPTS_MAX):
+            transaction = Transaction(self._connection, self._connection.begin())
+            try:
+                names = transaction.directory(path)
+            except XenStoreError as error:
+                with suppress(XenStoreError):
+                    transaction.abort()
+                if error.name != "ENOENT":
+                    raise
+                return None
+            values = transaction.read_last([prefix + name for name in names])
+            if values is not None:
+                return {child.removeprefix(prefix): value for child, value in values.items()}
+        raise XenStoreError("EAGAIN", path, "DIRECTORY")
 
     def watch(self, path: str, token: str) -> None:
         """Ask to be told of changes at `path` and below; the first event comes at once."""

@@ -39,7 +39,8 @@ class BlockDevice:
     """A connected disk of `size` bytes.
 
     buffers: u8, the guest RAM to transfer through, whole frames from `first_frame` on;
-    forget(sector, nr_sectors): told of every write, before it starts.
+    forget(sector, nr_sectors): told of every write, before it starts; keep_going, others: see
+    Driver.run.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class BlockDevice:
         buffers: np.ndarray,
         first_frame: int,
         forget: Callable[[int, int], None],
+        keep_going: Callable[[], None],
+        others: Sequence[int],
     ) -> None:
         self.size = nr_sectors * SECTOR_SIZE
         self._driver = driver
@@ -56,6 +59,7 @@ class BlockDevice:
         self._buffers = buffers
         self._first_frame = first_frame
         self._forget = forget
+        self._keep_going, self._others = keep_going, others
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """`nbytes` bytes at `offset`."""
@@ -150,7 +154,11 @@ class BlockDevice:
     def _run(self, count: int) -> None:
         dev, driver = self._dev, self._driver
         _enqueue_first(dev, count)
-        driver.run(lambda: finish_queued(dev, *driver.event_args, *driver.spin_args), lambda: None)
+        driver.run(
+            lambda: finish_queued(dev, *driver.event_args, *driver.spin_args),
+            self._keep_going,
+            self._others,
+        )
         dev.front["done"] = 0
         failed = np.flatnonzero(dev.ios["status"][:count] != BLKIF_RSP_OKAY)
         if len(failed):

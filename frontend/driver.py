@@ -4,8 +4,7 @@ Owns: what is done for each effect of `frontend/effects.py`, with a real event c
 """
 
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,8 +12,6 @@ from common.event_channel import EventChannel
 from common.spinning import slept, starts_to_run, stops_running
 from frontend import effects
 from frontend.blkfront_info import BROKEN_REASONS, Blkfront
-
-SLEEP_MS: Final = 100  # then look at the outside world; an event ends the sleep at once
 
 
 class DeviceBroken(Exception):
@@ -34,11 +31,13 @@ class Driver:
         self.event_args = (channel.far_pending, channel.far_mask, channel.port)
         self.spin_args = (spin, runnable)
 
-    def run(self, loop: Callable[[], int], keep_going: Callable[[], None]) -> None:
+    def run(
+        self, loop: Callable[[], int], keep_going: Callable[[], None], others: Sequence[int]
+    ) -> None:
         """Call `loop` until it is DONE, doing what its effects ask for.
 
-        `keep_going` is called between slices and sleeps, and may raise to end it.
-        Raises DeviceBroken.
+        `keep_going` is called between slices and sleeps, and may raise to end it; a sleep ends when
+        one of `others` (descriptors) becomes readable. Raises DeviceBroken.
         """
         starts_to_run(self.runnable)
         try:
@@ -46,7 +45,7 @@ class Driver:
                 if effect == effects.WAKE:
                     self.channel.wake_far_end()
                 elif effect == effects.WAIT:
-                    self._sleep()
+                    self._sleep(others)
                     keep_going()
                 elif effect == effects.BROKEN:
                     raise DeviceBroken(BROKEN_REASONS[int(self.dev.front["broken"][0])])
@@ -55,11 +54,11 @@ class Driver:
         finally:
             stops_running(self.runnable)
 
-    def _sleep(self) -> None:
-        """Block on the event channel. A lost peer shows as time passing, so not for ever."""
+    def _sleep(self, others: Sequence[int]) -> None:
+        """Block on the event channel; what else may happen is in `others`."""
         self.dev.counters["waits"] += np.uint64(1)
         stops_running(self.runnable)
         began_ns = time.monotonic_ns()
-        self.channel.wait(SLEEP_MS)
+        self.channel.wait(-1, others)
         slept(self.spin, time.monotonic_ns() - began_ns)
         starts_to_run(self.runnable)

@@ -1,102 +1,118 @@
-"""A guest's process: attach, shake hands, then do what the toolstack asks over the control pipe.
+"""A guest's process: born with what it may hold, sealed, then it does what the toolstack asks.
 
-Owns: the guest's sockets and its main loop. One thread; everything per request is compiled.
+Owns: the guest's main loop. One thread; everything per request is compiled. While a load runs it
+looks at its control connection and at its store between slices, and sleeps on both.
 
-Control messages are tuples, `(command, *arguments)`; each is answered `("ok", result)` or
-`("error", text)`. Commands: connect, load (LoadPlan), stop, read, write, read_many, write_many,
-flush, disk, disconnect, exit.
+Commands: connect, load (LoadPlan's fields), stop, read, write, read_many, write_many, flush,
+disconnect, exit; see `common/control.py` for their form.
 """
 
 import contextlib
 import logging
+import select
+import socket
 import time
+import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from common import xenbus
 from common.abi import XEN_PAGE_SIZE
+from common.control import CommandError, CommandTable, Control, ControlLost, Message, answer
 from common.hypercall import HypercallError, Hypercalls
-from common.machine_memory import MachineMemory, SegmentRefused, stats_of
-from common.process import begin_process
+from common.machine_memory import stats_of
+from common.memory import map_segment
 from common.spinning import new_spin
+from common.wakeups import Events
 from common.xenstore import XenStoreClient, XenStoreError
 from frontend.block_device import BlockDevice
 from frontend.driver import DeviceBroken, Driver
 from frontend.load import LoadPlan, new_load, run
 from frontend.pattern import UNKNOWN
-from frontend.vbd import BUFFER_FRAME, NR_IOS, FrontendVbd
+from frontend.seal import seal
+from frontend.vbd import BUFFER_FRAME, NR_IOS, Domain, FrontendVbd
 
-CONNECT_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S: Final = 30.0
 
 
 @dataclass(frozen=True)
 class GuestConfig:
     """What a guest is told when it is built."""
 
-    run_dir: str
-    store_path: str
     domid: int
     device: int
     persistent: bool
     adaptive_spin: bool
-
-
-class GuestError(Exception):
-    """What was asked cannot be done; the text goes to the user."""
+    events: Events
+    events_dir: str
 
 
 class Guest:
-    """One guest domain; `serve` runs until told to exit."""
+    """One guest domain; `serve` runs until told to exit.
 
-    def __init__(self, config: GuestConfig, control: Connection) -> None:
-        self._config, self._control = config, control
-        self._store = XenStoreClient(config.store_path)
-        self._memory = MachineMemory(config.run_dir, config.domid)
-        self._hypercalls = Hypercalls(config.run_dir, config.domid)
-        self._runnable = self._memory.segment("sched").bytes[:4].view(np.uint32)
-        self._latency = stats_of(self._memory.segment("stats", config.domid))["latency"][0]
-        self._vbd = FrontendVbd(
-            self._store,
-            self._hypercalls,
-            self._memory,
-            config.run_dir,
-            config.domid,
-            config.device,
-            config.persistent,
-        )
+    latency: u64, the histogram in its `stats`.
+    """
+
+    def __init__(
+        self,
+        config: GuestConfig,
+        control: Control,
+        store: XenStoreClient,
+        domain: Domain,
+        latency: np.ndarray,
+    ) -> None:
+        self._config, self._control, self._store = config, control, store
+        self._latency = latency
+        self._vbd = FrontendVbd(store, domain, config.device, config.persistent)
         self._driver: Driver | None = None
         self._device: BlockDevice | None = None
         self._versions = np.zeros(0, np.uint32)
         self._stop_load: Callable[[], None] | None = None
-        self._deferred: deque[tuple[Any, ...]] = deque()  # came during a load, answered after it
+        self._deferred: deque[Message] = deque()  # came during an I/O, answered after it
         self._exiting = False
+        self._poller = select.poll()
+        for end in (control, store):
+            self._poller.register(end, select.POLLIN)
+        self._commands: CommandTable = {
+            name.removeprefix("command_"): self._translated(getattr(self, name))
+            for name in dir(self)
+            if name.startswith("command_")
+        }
 
     def serve(self) -> None:
         """Say that we are up, then answer commands, and the store's events between them."""
-        self._control.send(("ok", None))
+        self._control.send("ok", None)
         while not self._exiting:
-            ready = wait([self._control, self._store.fileno()])
+            ready = self._ready(None)
             if self._store.fileno() in ready:
                 self._handle_store()
-            if self._control in ready:
-                self._answer(self._control.recv())
-            while self._deferred:
-                self._answer(self._deferred.popleft())
+            if self._control.fileno() in ready and (message := self._control.receive(0)):
+                answer(self._control, message, self._commands)
+            while self._deferred and not self._exiting:
+                answer(self._control, self._deferred.popleft(), self._commands)
 
-    def _answer(self, message: tuple[Any, ...]) -> None:
-        try:
-            result = getattr(self, f"command_{message[0]}")(*message[1:])
-        except (GuestError, OSError, ValueError, DeviceBroken) as error:
-            if isinstance(error, DeviceBroken):
+    def _ready(self, timeout_s: float | None) -> set[int]:
+        """Which of control and store have something to read."""
+        return {fd for fd, _ in self._poller.poll(None if timeout_s is None else timeout_s * 1000)}
+
+    def _translated(self, command: Callable[..., Any]) -> Callable[..., Any]:
+        """`command`, with its failures as what they are to the toolstack."""
+
+        def translated(*arguments: Any) -> Any:
+            try:
+                return command(*arguments)
+            except DeviceBroken as error:
                 self._vbd.fail(str(error))
-            self._control.send(("error", f"{error}"))
-        else:
-            self._control.send(("ok", result))
+                raise CommandError(f"domain {self._config.domid}: {error}") from error
+            except (OSError, ValueError, TypeError) as error:
+                raise CommandError(str(error)) from error
+
+        return translated
 
     def _handle_store(self) -> None:
         self._store.events()
@@ -108,36 +124,46 @@ class Guest:
         self._vbd.handle_store()
         while self._vbd.state != xenbus.CONNECTED:
             if time.monotonic() > deadline or self._vbd.state == xenbus.CLOSED:
-                raise GuestError(
+                raise CommandError(
                     f"domain {self._config.domid}: the disk is"
                     f" {xenbus.STATE_NAMES[self._vbd.state]} and not Connected"
                 )
-            if wait([self._store.fileno()], 0.5):
+            if self._store.fileno() in self._ready(0.5):
                 self._handle_store()
         dev, channel, disk = self._vbd.dev, self._vbd.channel, self._vbd.disk
         assert dev is not None and channel is not None and disk is not None
         spin = new_spin(self._config.adaptive_spin)
-        self._driver = Driver(dev, channel, spin, self._runnable)
+        self._driver = Driver(dev, channel, spin, np.zeros(1, np.uint32))
         self._versions = np.zeros(disk.nr_sectors, np.uint32)
         self._device = BlockDevice(
-            self._driver, disk.nr_sectors, self._vbd.buffers(), BUFFER_FRAME, self._forget
+            self._driver,
+            disk.nr_sectors,
+            self._vbd.buffers(),
+            BUFFER_FRAME,
+            self._forget,
+            self._between_slices,
+            self._others(),
         )
         return {"size": self._device.size, "backend_persistent": disk.backend_persistent}
 
-    def command_load(self, plan: LoadPlan) -> None:
+    def _others(self) -> tuple[int, int]:
+        return self._control.fileno(), self._store.fileno()
+
+    def command_load(self, plan: dict[str, Any]) -> None:
         """Run a load to its end, or until `stop` comes."""
         driver, _ = self._connected()
-        frames = -(-plan.bs // XEN_PAGE_SIZE)
+        load = LoadPlan(**plan)
+        frames = -(-load.bs // XEN_PAGE_SIZE)
         room = len(self._vbd.buffers()) // XEN_PAGE_SIZE
-        if plan.iodepth > NR_IOS or plan.iodepth * frames > room:
-            raise GuestError(
-                f"iodepth {plan.iodepth} x bs {plan.bs} needs {plan.iodepth * frames} frames of I/O"
+        if load.iodepth > NR_IOS or load.iodepth * frames > room:
+            raise CommandError(
+                f"iodepth {load.iodepth} x bs {load.bs} needs {load.iodepth * frames} frames of I/O"
                 f" buffers and at most {NR_IOS} I/Os; this guest has {room} frames"
             )
         dev = driver.dev
-        dev.ios["frame"][: plan.iodepth] = BUFFER_FRAME + np.arange(plan.iodepth) * frames
+        dev.ios["frame"][: load.iodepth] = BUFFER_FRAME + np.arange(load.iodepth) * frames
         job = new_load(
-            plan, dev, self._versions, self._latency, self._config.domid, time.monotonic_ns()
+            load, dev, self._versions, self._latency, self._config.domid, time.monotonic_ns()
         )
 
         def stop() -> None:
@@ -148,13 +174,18 @@ class Guest:
             driver.run(
                 lambda: int(run(dev, job, *driver.event_args, *driver.spin_args)),
                 self._between_slices,
+                self._others(),
             )
         finally:
             self._stop_load = None
 
     def _between_slices(self) -> None:
-        while self._control.poll():
-            message = self._control.recv()
+        ready = self._ready(0)
+        if self._store.fileno() in ready:
+            self._handle_store()
+            if self._vbd.state != xenbus.CONNECTED:
+                raise OSError(f"domain {self._config.domid}: the disk has been closed")
+        if self._control.fileno() in ready and (message := self._control.receive(0)):
             if message[0] == "exit":
                 raise SystemExit(0)
             if message[0] == "stop" and self._stop_load is not None:
@@ -172,13 +203,14 @@ class Guest:
         """BlockDevice.write."""
         return self._connected()[1].write(offset, data)
 
-    def command_read_many(self, offsets: np.ndarray, nbytes: int) -> np.ndarray:
-        """BlockDevice.read_many."""
-        return self._connected()[1].read_many(offsets, nbytes)
+    def command_read_many(self, offsets: list[int], nbytes: int) -> bytes:
+        """BlockDevice.read_many, row after row."""
+        return self._connected()[1].read_many(offsets, nbytes).tobytes()
 
-    def command_write_many(self, offsets: np.ndarray, data: np.ndarray) -> None:
-        """BlockDevice.write_many."""
-        self._connected()[1].write_many(offsets, data)
+    def command_write_many(self, offsets: list[int], data: bytes) -> None:
+        """BlockDevice.write_many, row after row."""
+        rows = np.frombuffer(data, np.uint8).reshape(len(offsets), -1)
+        self._connected()[1].write_many(offsets, rows)
 
     def command_flush(self) -> None:
         """BlockDevice.flush."""
@@ -191,8 +223,8 @@ class Guest:
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         while self._vbd.state != xenbus.CLOSED:
             if time.monotonic() > deadline:
-                raise GuestError(f"domain {self._config.domid}: the backend does not let go")
-            if wait([self._store.fileno()], 0.5):
+                raise CommandError(f"domain {self._config.domid}: the backend does not let go")
+            if self._store.fileno() in self._ready(0.5):
                 self._handle_store()
         self._driver = self._device = None
         return self._vbd.stuck_grants
@@ -203,7 +235,7 @@ class Guest:
 
     def _connected(self) -> tuple[Driver, BlockDevice]:
         if self._driver is None or self._device is None or self._vbd.state != xenbus.CONNECTED:
-            raise GuestError(f"domain {self._config.domid}: the disk is not connected")
+            raise CommandError(f"domain {self._config.domid}: the disk is not connected")
         return self._driver, self._device
 
     def _forget(self, sector: int, nr_sectors: int) -> None:
@@ -211,13 +243,54 @@ class Guest:
         self._versions[sector : sector + nr_sectors] = UNKNOWN
 
 
-def main(config: GuestConfig, control: Connection) -> None:
-    """The process's entry; an error that ends it is told on the control pipe first."""
-    begin_process(f"gl-guest-{config.domid}")
-    logging.basicConfig(level=logging.WARNING, format=f"domain {config.domid}: %(message)s")
+class _LogToControl(logging.Handler):
+    """A guest has no terminal: what it has to say goes over its control connection."""
+
+    def __init__(self, control: Control) -> None:
+        super().__init__(logging.WARNING)
+        self._control = control
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send it; a toolstack that is gone hears nothing."""
+        with contextlib.suppress(ControlLost):
+            self._control.send("log", record.getMessage())
+
+
+@contextmanager
+def _last_words(control: Control, domid: int) -> Iterator[None]:
+    """An error that ends the process is told on the control connection first."""
     try:
-        Guest(config, control).serve()
-    except (XenStoreError, HypercallError, SegmentRefused, OSError, EOFError) as error:
-        with contextlib.suppress(OSError):  # the supervisor is gone: this process goes with it
-            control.send(("error", f"domain {config.domid}: {error}"))
+        yield
+    except (XenStoreError, HypercallError, OSError) as error:
+        control.send("error", f"domain {domid}: {error}")
         raise SystemExit(1) from error
+    except Exception as error:  # a bug of ours
+        control.send("log", traceback.format_exc())
+        control.send("error", f"domain {domid}: {error!r}")
+        raise SystemExit(70) from error
+
+
+def main(config: dict[str, Any], descriptors: list[int]) -> None:
+    """The process's entry. descriptors: control, hypercalls, store, then its four segments
+    (common.machine_memory.DOMAIN_SEGMENTS), of which it keeps the mappings."""
+    settings = GuestConfig(**config)
+    control = Control.of_descriptor(descriptors[0])
+    logging.basicConfig(level=logging.WARNING, handlers=[_LogToControl(control)])
+    with contextlib.suppress(ControlLost), _last_words(control, settings.domid):
+        hypercalls, store = (socket.socket(fileno=fd) for fd in descriptors[1:3])
+        ram, grant, event, stats = (map_segment(fd) for fd in descriptors[3:])
+        client = XenStoreClient(store)
+        if unsealed := seal(settings.events):
+            logging.warning("not sealed: %s", unsealed)
+        record = stats_of(stats)
+        domain = Domain(
+            settings.domid,
+            Hypercalls(hypercalls),
+            ram,
+            grant,
+            event,
+            record["counters"],
+            settings.events,
+            settings.events_dir,
+        )
+        Guest(settings, control, client, domain, record["latency"][0]).serve()

@@ -14,7 +14,7 @@ import numpy as np
 from common import abi, xenbus
 from common.event_channel import EventChannel, channel_address
 from common.hypercall import Hypercalls
-from common.machine_memory import MachineMemory, stats_of
+from common.wakeups import Events, carrier_of
 from common.xenstore import XenStoreClient, XenStoreError
 from frontend.blkfront import end_every_access
 from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE, Blkfront, new_blkfront
@@ -42,26 +42,31 @@ class Disk:
     backend_persistent: bool
 
 
+@dataclass(frozen=True)
+class Domain:
+    """What a disk needs of its guest. ram, grant, event: its segments (u8); counters:
+    FRONTEND_COUNTERS (1,); events_dir: for ZeroMQ's sockets.
+    """
+
+    domid: int
+    hypercalls: Hypercalls
+    ram: np.ndarray
+    grant: np.ndarray
+    event: np.ndarray
+    counters: np.ndarray
+    events: Events
+    events_dir: str
+
+
 class FrontendVbd:
     """One virtual disk of a guest, from Initialising to Closed."""
 
     def __init__(
-        self,
-        store: XenStoreClient,
-        hypercalls: Hypercalls,
-        memory: MachineMemory,
-        run_dir: str,
-        domid: int,
-        device: int,
-        persistent: bool,
+        self, store: XenStoreClient, domain: Domain, device: int, persistent: bool
     ) -> None:
-        self._store, self._hypercalls = store, hypercalls
-        self._run_dir, self._domid, self._device = run_dir, domid, device
+        self._store, self._domain, self._device = store, domain, device
         self._persistent = persistent
-        self._ram = memory.segment("ram", domid).bytes
-        self._events = memory.segment("event", domid).bytes
-        self._grant_frames = memory.segment("grant", domid).bytes
-        self._counters = stats_of(memory.segment("stats", domid))["counters"]
+        self._hypercalls, domid = domain.hypercalls, domain.domid
         self._ring_ref = NO_GREF
         self.path = xenbus.frontend_path(domid, device)
         self.backend_path = store.read(f"{self.path}/backend").decode()
@@ -100,39 +105,40 @@ class FrontendVbd:
         self._ring_ref = grant_access(grants, backend_domid, RING_FRAME, False)
         if self._ring_ref == NO_GREF:
             raise OSError(errno.ENOSPC, f"{self.path}: no grant entry is free for the ring")
-        port = self._hypercalls.event_channel_op(
-            "alloc_unbound",
-            abi.EVTCHNOP_ALLOC_UNBOUND,
-            abi.EVTCHN_ALLOC_UNBOUND,
-            dom=abi.DOMID_SELF,
-            remote_dom=backend_domid,
-        )["port"][0]
-        own, far = self._events[: abi.XEN_PAGE_SIZE], self._events[abi.XEN_PAGE_SIZE :]
-        self.channel = EventChannel(
-            channel_address(self._run_dir, self._domid, int(port)),
-            int(port),
-            own,
-            far[: abi.XEN_PAGE_SIZE],
-            allocated_here=True,
-        )
+        self.channel = self._new_channel(backend_domid)
         with self._store.transaction() as transaction:
             for key, value in (
                 ("ring-ref", str(self._ring_ref)),
-                ("event-channel", str(port)),
+                ("event-channel", str(self.channel.port)),
                 ("protocol", "x86_64-abi"),
                 ("feature-persistent", str(int(self._persistent))),
             ):
                 transaction.write(f"{self.path}/{key}", value.encode())
 
+    def _new_channel(self, backend_domid: int) -> EventChannel:
+        domain = self._domain
+        allocated, descriptors = self._hypercalls.event_channel_op(
+            "alloc_unbound",
+            abi.EVTCHNOP_ALLOC_UNBOUND,
+            abi.EVTCHN_ALLOC_UNBOUND,
+            dom=abi.DOMID_SELF,
+            remote_dom=backend_domid,
+        )
+        port = int(allocated["port"][0])
+        address = channel_address(domain.events_dir, port)
+        carrier = carrier_of(domain.events, descriptors, address, allocated_here=True)
+        own, far = domain.event[: abi.XEN_PAGE_SIZE], domain.event[abi.XEN_PAGE_SIZE :]
+        return EventChannel(carrier, port, own, far[: abi.XEN_PAGE_SIZE])
+
     def _new_device(self, backend_domid: int) -> Grants:
-        grants = new_grants(self._grant_frames)
-        ring_page = self._ram[: abi.XEN_PAGE_SIZE]
+        grants = new_grants(self._domain.grant)
+        ring_page = self._domain.ram[: abi.XEN_PAGE_SIZE]
         self.dev = new_blkfront(
             ring_page,
-            self._ram.ctypes.data,
+            self._domain.ram.ctypes.data,
             grants,
             new_pool(POOL_FRAME, POOL_PAGES),
-            self._counters,
+            self._domain.counters,
             nr_ios=NR_IOS,
             backend_domid=backend_domid,
             handle=self._device,
@@ -142,7 +148,7 @@ class FrontendVbd:
     def read_disk(self) -> None:
         """The backend is Connected: learn its disk, and settle how grants are used."""
         assert self.dev is not None and self.channel is not None
-        if not self.channel.await_far_end(FAR_END_TIMEOUT_MS):
+        if not self.channel.carrier.await_far_end(FAR_END_TIMEOUT_MS):
             log.warning("%s: the backend's end of the event channel does not show", self.path)
         announced = (self._read(f"{self.backend_path}/feature-persistent") or b"0").strip()
         kept = announced == b"1"
@@ -172,7 +178,7 @@ class FrontendVbd:
 
     def buffers(self) -> np.ndarray:
         """The guest RAM that I/O buffers lie in, u8, from frame BUFFER_FRAME on."""
-        return self._ram[BUFFER_FRAME * abi.XEN_PAGE_SIZE :]
+        return self._domain.ram[BUFFER_FRAME * abi.XEN_PAGE_SIZE :]
 
     def _switch(self, state: int) -> None:
         self.state = state

@@ -1,8 +1,8 @@
 """The domains there are, and what the hypervisor keeps for each.
 
 Owns: the registry. A destroyed domain whose pages others still have mapped is *dying*: it can be
-unmapped from and nothing else, and its domid is not free until the last mapping has gone (Xen's
-zombie domain).
+unmapped from and nothing else, and its domid is not free until the last mapping has gone and
+xenstored has forgotten it (Xen's zombie domain: there xenstored has a page of it mapped).
 """
 
 from collections.abc import Iterator
@@ -31,6 +31,7 @@ class Domain:
     channels: EventChannels
     counters: np.ndarray
     dying: bool = False
+    in_store: bool = False  # xenstored knows it, or may learn of it
     # The same words, to be added to several times a hypercall: numpy's scalars are slow.
     counter_words: memoryview = field(init=False, repr=False)
     _mapped: memoryview = field(init=False, repr=False)
@@ -78,6 +79,6 @@ class Domains:
         return self._domains.get(domid)
 
     def bury(self, domain: Domain) -> None:
-        """Forget a dying domain once nothing of it is mapped any more."""
-        if domain.dying and domain.mapped == 0:
+        """Forget a dying domain once nothing of it is mapped any more and xenstored let it go."""
+        if domain.dying and domain.mapped == 0 and not domain.in_store:
             self._domains.pop(domain.domid, None)

@@ -60,8 +60,12 @@ class Hypervisor:
         shared_info: np.ndarray,
         far_events: np.ndarray,
         counters: np.ndarray,
+        in_store: bool = False,
     ) -> None:
-        """A new domain on its memory (u8, whole frames); counters: HYPERVISOR_COUNTERS (1,)."""
+        """A new domain on its memory (u8, whole frames); counters: HYPERVISOR_COUNTERS (1,).
+
+        in_store: its domid is not free again before `released`.
+        """
         handles = MAPTRACK_HANDLES_MAX if domid == abi.DOMID_0 else GUEST_HANDLES_MAX
         self.domains.add(
             Domain(
@@ -72,6 +76,7 @@ class Hypervisor:
                 new_maptrack(handles),
                 EventChannels(domid, shared_info, far_events),
                 counters,
+                in_store=in_store,
             )
         )
 
@@ -93,6 +98,13 @@ class Hypervisor:
             self._close_port(domain, port)
         domain.dying = True
         self.domains.bury(domain)
+
+    def released(self, domid: int) -> None:
+        """xenstored has forgotten the domain, wholly."""
+        domain = self.domains.find_dying(domid)
+        if domain is not None and domain.dying:
+            domain.in_store = False
+            self.domains.bury(domain)
 
     def hypercall(
         self, domid: int, vcpu: int, number: int, cmd: int, payload: bytearray, waited: bool

@@ -1,42 +1,30 @@
-"""The command line: flags to settings, settings to runs, runs to tables; and every error one line.
+"""The command line: flags to settings, settings to runs, runs to tables.
 
-Owns: the flags, the help, the order of a run, the exit status. What a setting may be, and its
-default, stands with the settings and is looked up there.
-Rules: one line and status 2 for what the user got wrong, before anything has started; one line and
-status 1 for a run that failed. No traceback for either. A flag overrides the config file.
+Owns: the flags, the help, the order of a run. What a setting may be, and its default, stands with
+the settings and is looked up there; how an error is put into one line, in `toolstack/door.py`.
+Rules: what the user got wrong is said before anything starts. A flag overrides the config file.
 """
 
-import sys
 import tomllib
 from collections.abc import Callable
 from contextlib import closing
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple
 
 import click
 from rich.console import Console
 
+from toolstack.door import OF_RUN_SH, Command, Group, RunEnded
 from toolstack.loadspec import Config, LoadSpec, allowed
 from toolstack.progress import Progress
 from toolstack.report import print_report
 from toolstack.results import Run, build_run, check_writable, faults, grants_left, write_json
+from toolstack.supervisor import GuestFailed, MachineError
 from toolstack.topology import MODES, PRESETS, ConfigError, Mode, RunningMachine, Topology
 
-BAD_INPUT: Final = 2
-FAILED: Final = 1
-INTERRUPTED: Final = 130
 DEFAULT_MODES: Final[tuple[Mode, ...]] = ("non-persistent", "persistent")
 
 Start = Callable[[Topology], RunningMachine]
-
-
-class RunEnded(Exception):
-    """A run that did not come to a good end: what to say, and the exit status."""
-
-    def __init__(self, message: str, status: int = FAILED) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Flag(click.Option):
@@ -101,6 +89,7 @@ FLAGS: Final[list[click.Parameter]] = [
     _setting(MACHINE, Topology, "batching", "NAME", "Hypercalls for each request, or each drain"),
     _setting(MACHINE, Topology, "max_persistent_grants", "N", "Pages a ring's backend keeps"),
     _setting(MACHINE, Topology, "spin", "NAME", "Spin a while before blocking, or never"),
+    _setting(MACHINE, Topology, "events", "NAME", "What carries a wake-up between processes"),
     _setting(MACHINE, Topology, "disk_mib", "MIB", "Each guest's disk"),
     _setting(LOAD, LoadSpec, "rw", "NAME", "Pattern"),
     _setting(LOAD, LoadSpec, "rwmixread", "PERCENT", "Reads among rw and randrw"),
@@ -148,7 +137,7 @@ Debian's xenstore-ls shows its store; the line printed at its start says how.
 """
 
 
-class RunCommand(click.Command):
+class RunCommand(Command):
     """`run`, whose help is grouped, with examples."""
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -169,7 +158,8 @@ class RunCommand(click.Command):
         assert ctx.parent is not None and isinstance(ctx.parent.command, click.Group)
         commands = ctx.parent.command.commands
         with formatter.section("Commands"):
-            formatter.write_dl([(n, c.get_short_help_str(60)) for n, c in commands.items()])
+            ours = [(n, c.get_short_help_str(60)) for n, c in commands.items()]
+            formatter.write_dl([*ours, *OF_RUN_SH.items()])
         with formatter.section("Examples"):
             for command, text in EXAMPLES:
                 formatter.write(f"  {command}\n      {text}\n")
@@ -177,43 +167,12 @@ class RunCommand(click.Command):
             formatter.write_text(MORE)
 
 
-class Grantlab(click.Group):
-    """The door: a command's name may be left out for `run`, and every error is one line."""
+class Grantlab(Group):
+    """The door: a command's name may be left out for `run`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """What begins with a flag, or is nothing at all, is for `run`."""
         return super().parse_args(ctx, args if args and args[0][:1] != "-" else ["run", *args])
-
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run the command line and exit. A `standalone_mode` that is asked for is ignored."""
-        kwargs.update(prog_name="./run.sh", standalone_mode=False)
-        try:
-            super().main(*args, **kwargs)
-        except click.ClickException as error:
-            self._fail(self._explain(error), BAD_INPUT)
-        except ConfigError as error:
-            self._fail(str(error), BAD_INPUT)
-        except RunEnded as error:
-            self._fail(str(error), error.status)
-        except click.Abort:  # Ctrl-C where `__main__` does not listen, as in a user's own program
-            self._fail("interrupted", INTERRUPTED)
-        sys.exit(0)
-
-    def _explain(self, error: click.ClickException) -> str:
-        """A bad flag, by its name, with the closest there is."""
-        if not isinstance(error, click.NoSuchOption):
-            message = error.format_message()
-            return message[:1].lower() + message[1:]
-        command = error.ctx.command if error.ctx is not None else self
-        known = [name for param in command.params for name in (*param.opts, *param.secondary_opts)]
-        closest = get_close_matches(f"--{error.option_name.lstrip('-')}", known, n=1)
-        advice = f"did you mean {closest[0]}?" if closest else "see --help"
-        return f"no such flag {error.option_name}; {advice}"
-
-    @staticmethod
-    def _fail(message: str, status: int) -> NoReturn:
-        click.echo(f"grantlab: error: {' '.join(message.split()).rstrip('.')}", err=True)
-        sys.exit(status)
 
 
 def settings(flags: dict[str, Any]) -> tuple[list[Topology], LoadSpec]:
@@ -233,10 +192,21 @@ def settings(flags: dict[str, Any]) -> tuple[list[Topology], LoadSpec]:
     return [Topology(**{**machine, **MODES[mode]}) for mode in modes or DEFAULT_MODES], spec
 
 
+class Measured(NamedTuple):
+    """One mode's run. grants_left: still mapped at the end; failures: of guests, for people;
+    ended: why it ended early, if it did."""
+
+    run: Run
+    grants_left: int
+    failures: list[str]
+    ended: RunEnded | None
+
+
 def run_mode(
     topology: Topology, spec: LoadSpec, start: Start, console: Console, quiet: bool
-) -> tuple[Run, int]:
-    """Run the load on one machine, start to close; the result, and the grants left mapped."""
+) -> Measured:
+    """Run the load on one machine, start to close. Ctrl-C ends the load, not the measuring."""
+    ended = None
     with start(topology) as machine:
         if not quiet:
             pids = ", ".join(f"{name} {pid}" for name, pid in machine.pids.items())
@@ -245,13 +215,20 @@ def run_mode(
         before = finished = machine.snapshot()
         shown = Console(quiet=True) if quiet else console
         progress = Progress(shown, topology.mode, spec, before)
-        # However this is left, the loads are stopped before the machine is closed.
-        with closing(machine.load(spec)) as load, progress:
-            for finished in load:
-                progress.update(finished)
+        try:
+            # However this is left, the loads are stopped before the machine is closed.
+            with closing(machine.load(spec)) as load, progress:
+                for finished in load:
+                    progress.update(finished)
+        except GuestFailed:
+            finished = machine.snapshot()  # the machine remembers who, and how
+        except RunEnded as signal:
+            ended, finished = signal, machine.snapshot()
     assert machine.booted is not None
     if machine.closed is None:
-        raise RunEnded(f"{topology.mode}: closing the machine failed: {machine.close_failure}")
+        raise ended or RunEnded(
+            f"{topology.mode}: closing the machine failed: {machine.close_failure}"
+        )
     run = build_run(
         topology,
         spec,
@@ -260,7 +237,7 @@ def run_mode(
         finished=finished,
         closed=machine.closed,
     )
-    return run, grants_left(machine.closed)
+    return Measured(run, grants_left(machine.closed), list(machine.failures.values()), ended)
 
 
 @click.pass_context
@@ -268,25 +245,25 @@ def _run(ctx: click.Context, /, **flags: Any) -> None:
     topologies, spec = settings(flags)
     if flags["json"] is not None:
         check_writable(flags["json"])
-    # Brings Numba, which takes a while: not before the settings are known to be good.
-    from toolstack.machine import MachineError  # noqa: PLC0415
-
     start: Start = ctx.obj or Topology.start
-    console, runs, left = Console(highlight=False), [], []
+    console, measured = Console(highlight=False), list[Measured]()
     for topology in topologies:
         try:
-            run, grants = run_mode(topology, spec, start, console, flags["quiet"])
+            measured.append(run_mode(topology, spec, start, console, flags["quiet"]))
         except MachineError as error:
             raise RunEnded(f"{topology.mode}: {error}") from None
-        runs.append(run)
-        left.append(grants)
+        if measured[-1].ended is not None:
+            break
+    runs, left = [each.run for each in measured], [each.grants_left for each in measured]
     print_report(console, runs, left)
     if flags["json"] is not None:
         try:
             write_json(flags["json"], runs)
         except ConfigError as error:  # it could be written before the run: no fault of the input
             raise RunEnded(str(error)) from None
-    if found := faults(runs, left):
+    if measured[-1].ended is not None:
+        raise measured[-1].ended
+    if found := faults(runs, left, [each.failures for each in measured]):
         raise RunEnded(found)
 
 

@@ -4,17 +4,17 @@ A command's file takes what it needs from `toolstack/cli.py`, which therefore ca
 brings Numba or matplotlib is imported when a command runs, so that `--help` answers at once.
 """
 
-from pathlib import Path
 from typing import Final
 
 import click
 from rich.console import Console
 
-from toolstack.cli import RunEnded, cli
+from toolstack.cli import cli
+from toolstack.door import Command, Within, output_directory
+from toolstack.loadspec import ConfigError
 from toolstack.simulate import simulate
-from toolstack.topology import ConfigError
 
-__all__ = ["RunEnded", "cli"]
+__all__ = ["cli"]
 
 FIGURE: Final = "results/figure"
 WHATIF: Final = "results/whatif"
@@ -26,22 +26,15 @@ SCHEDULER = click.option(
 
 WORKERS = click.option(
     "--workers",
-    type=click.IntRange(1, 256),
+    type=Within(int, 1, 256),
     metavar="N",
     help="Processes on this machine (default: one to each CPU).",
 )
 
 
-def _directory(out: str) -> Path:
-    """Where to write, made now: not when everything has been computed. Raises ConfigError."""
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: '{out}' cannot be written: {error.strerror}") from None
-    return Path(out)
-
-
-@click.command(short_help="Draw 2012's experiment: 15 guests, five ways, then and today.")
+@click.command(
+    cls=Command, short_help="Draw 2012's experiment: 15 guests, five ways, then and today."
+)
 @OUT
 @SCHEDULER
 @WORKERS
@@ -49,7 +42,7 @@ def _directory(out: str) -> Path:
     "--runtime",
     default=0.01,
     metavar="SECONDS",
-    type=click.FloatRange(0, 10, min_open=True),
+    type=Within(float, 0, 10, above=True),
     help="Virtual time of each point (default: 0.01).",
 )
 def figure(out: str, scheduler: str | None, workers: int | None, runtime: float) -> None:
@@ -58,17 +51,19 @@ def figure(out: str, scheduler: str | None, workers: int | None, runtime: float)
     sweep that was stopped goes on where it was."""
     from toolstack.figure import make_figure  # noqa: PLC0415
 
-    make_figure(_directory(out), scheduler, workers, runtime)
+    make_figure(output_directory(out), scheduler, workers, runtime)
 
 
-@click.command(short_help="The same load really and simulated: every count must agree.")
-@click.option("--guests", default=3, metavar="N", help="Guests (default: 3).")
-@click.option("--dom0-vcpus", default=24, metavar="N", help="dom0's vCPUs (default: 24).")
+@click.command(
+    cls=Command, short_help="The same load really and simulated: every count must agree."
+)
+@click.option("--guests", default="3", metavar="N", help="Guests: 1..64 (default: 3).")
+@click.option("--dom0-vcpus", default="24", metavar="N", help="dom0's vCPUs: 1..256 (default: 24).")
 @click.option("--flush-policy", default="mask", metavar="NAME", help="mask, accessed, precise.")
 @click.option("--bs", default="44k", metavar="SIZE", help="Block size (default: 44k).")
-@click.option("--ios", default=500, metavar="N", help="I/Os of each guest (default: 500).")
-@click.option("--seed", default=1, metavar="N", help="Fixes every choice of the load.")
-def compare(guests: int, dom0_vcpus: int, flush_policy: str, bs: str, ios: int, seed: int) -> None:
+@click.option("--ios", default="500", metavar="N", help="I/Os of each guest (default: 500).")
+@click.option("--seed", default="1", metavar="N", help="Fixes every choice of the load.")
+def compare(guests: str, dom0_vcpus: str, flush_policy: str, bs: str, ios: str, seed: str) -> None:
     """Run one seeded load on real processes and in the simulator, in a shape in which timing cannot
     matter (one I/O in flight, no CPU leaves the mask), and compare grants, maps, unmaps, flushes,
     IPIs, notifications and bytes one by one."""
@@ -84,7 +79,9 @@ def compare(guests: int, dom0_vcpus: int, flush_policy: str, bs: str, ios: int, 
     run_both(machines, load(bs=bs, ios=ios, seed=seed), Console(highlight=False))
 
 
-@click.command(short_help="Where persistent grants begin to pay: 1..256 vCPUs, 1..64 guests.")
+@click.command(
+    cls=Command, short_help="Where persistent grants begin to pay: 1..256 vCPUs, 1..64 guests."
+)
 @click.option("--out", default=WHATIF, metavar="DIR", help=f"Where to write ({WHATIF}).")
 @SCHEDULER
 @WORKERS
@@ -94,7 +91,7 @@ def whatif(out: str, scheduler: str | None, workers: int | None) -> None:
     flushes, and draw where they pay. A sweep that was stopped goes on where it was."""
     from toolstack.whatif import make_whatif  # noqa: PLC0415
 
-    make_whatif(_directory(out), scheduler, workers)
+    make_whatif(output_directory(out), scheduler, workers)
 
 
 for command in (simulate, figure, compare, whatif):

@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from toolstack.cli import RunEnded, run_mode
+from toolstack.cli import run_mode
+from toolstack.door import RunEnded
 from toolstack.loadspec import LoadSpec
 from toolstack.results import COUNTERS, Run, faults
 from toolstack.simulate import simulate_run
@@ -47,10 +48,12 @@ def load(**settings: Any) -> LoadSpec:
 
 def both(topology: Topology, spec: LoadSpec) -> tuple[Run, Run]:
     """The RUN of real processes, and the simulator's."""
-    real, left = run_mode(topology, spec, Topology.start, Console(quiet=True), True)
-    if found := faults([real], [left]):
+    measured = run_mode(topology, spec, Topology.start, Console(quiet=True), True)
+    if measured.ended is not None:
+        raise measured.ended
+    if found := faults([measured.run], [measured.grants_left], [measured.failures]):
         raise RunEnded(found)
-    return real, simulate_run(topology, spec)[0]
+    return measured.run, simulate_run(topology, spec)[0]
 
 
 def counts(real: Run, simulated: Run) -> Iterator[Count]:

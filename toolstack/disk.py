@@ -1,12 +1,15 @@
 """A guest's disk for the user's Python: `frontend.block_device.BlockDevice`, asked from afar.
 
-The bytes go over the guest's control pipe; the I/O itself is the guest's, through its ring.
+The bytes go over the guest's control connection, cut to what one message holds; the I/O itself is
+the guest's, through its ring. What it answers is a guest's: its length is checked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+from common.control import DATA_MAX
 
 
 class GuestDisk:
@@ -15,26 +18,63 @@ class GuestDisk:
     Errors of the guest (a bad offset, an I/O error) arrive as MachineError, with its text.
     """
 
-    def __init__(self, ask: Callable[..., Any], guest: str) -> None:
+    def __init__(self, ask: Callable[..., Any], guest: str, size: int) -> None:
         self._ask, self._guest = ask, guest
-        self.size = 0
+        self.size = size
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """`nbytes` bytes at `offset`."""
-        return self._ask(self._guest, "read", offset, nbytes)
+        pieces = _pieces(nbytes) or [(0, nbytes)]
+        return b"".join(self._bytes(n, "read", offset + at, n) for at, n in pieces)
 
     def write(self, offset: int, data: bytes) -> int:
         """Write `data` at `offset`; returns how many bytes that was."""
-        return self._ask(self._guest, "write", offset, bytes(data))
+        for at, nbytes in _pieces(len(data)) or [(0, 0)]:
+            self._ask(self._guest, "write", offset + at, bytes(data[at : at + nbytes]))
+        return len(data)
 
     def read_many(self, offsets: Sequence[int] | np.ndarray, nbytes: int) -> np.ndarray:
         """`nbytes` bytes at each of `offsets`, in flight together: u8, shape (n, nbytes)."""
-        return self._ask(self._guest, "read_many", np.asarray(offsets, np.int64), nbytes)
+        result = np.empty((len(offsets), max(nbytes, 0)), np.uint8)
+        for rows in self._rows(len(offsets), nbytes):
+            chosen = [int(offset) for offset in offsets[rows]]
+            if nbytes > DATA_MAX:
+                result[rows] = np.frombuffer(self.read(chosen[0], nbytes), np.uint8)
+            else:
+                read = self._bytes(len(chosen) * nbytes, "read_many", chosen, nbytes)
+                result[rows] = np.frombuffer(read, np.uint8).reshape(len(chosen), nbytes)
+        return result
 
     def write_many(self, offsets: Sequence[int] | np.ndarray, data: np.ndarray) -> None:
         """Write row i of `data` (u8, shape (n, nbytes)) at offset i, in flight together."""
-        self._ask(self._guest, "write_many", np.asarray(offsets, np.int64), data)
+        if data.ndim != 2 or len(data) != len(offsets) or data.dtype != np.uint8:
+            raise ValueError(
+                f"data: u8 of shape ({len(offsets)}, nbytes) is needed,"
+                f" not {data.dtype} of shape {data.shape}"
+            )
+        for rows in self._rows(*data.shape):
+            chosen = [int(offset) for offset in offsets[rows]]
+            if data.shape[1] > DATA_MAX:
+                self.write(chosen[0], data[rows].tobytes())
+            else:
+                self._ask(self._guest, "write_many", chosen, data[rows].tobytes())
 
     def flush(self) -> None:
         """Return when everything written would survive."""
         self._ask(self._guest, "flush")
+
+    def _bytes(self, nbytes: int, *command: Any) -> bytes:
+        answered = self._ask(self._guest, *command)
+        if not isinstance(answered, bytes) or len(answered) != nbytes:
+            raise OSError(f"{self._guest} answered with something else than {nbytes} bytes")
+        return answered
+
+    @staticmethod
+    def _rows(count: int, nbytes: int) -> Iterator[slice]:
+        """As many rows at a time as go into one message, at least one."""
+        together = max(1, min(DATA_MAX // max(nbytes, 1), 4096))
+        return (slice(at, min(at + together, count)) for at in range(0, count, together))
+
+
+def _pieces(nbytes: int) -> list[tuple[int, int]]:
+    return [(at, min(DATA_MAX, nbytes - at)) for at in range(0, nbytes, DATA_MAX)]

@@ -1,8 +1,5 @@
 """Removes a machine's run directory when its supervisor is gone, however it went.
 
-And with it, if that was not in good order, the fork server's directory for its socket, which
-outlives a machine but must not outlive its process.
-
 Runs as a process of its own, in a session of its own, with nothing but the standard library; its
 standard input is a pipe whose other end only the supervisor holds. The machine's processes and its
 memory need no janitor: the kernel ends the ones with their parent and the other with the last of
@@ -12,19 +9,14 @@ them.
 import shutil
 import signal
 import sys
-from typing import Final
-
-CLOSED: Final = b"closed"  # what the supervisor says if it goes in good order
 
 
-def main(run_dir: str, fork_server_dir: str) -> None:
+def main(run_dir: str) -> None:
     """Wait for the supervisor's end of the pipe to close, then remove what it has left."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    last_words = sys.stdin.buffer.read()
+    sys.stdin.buffer.read()
     shutil.rmtree(run_dir, ignore_errors=True)
-    if last_words != CLOSED:
-        shutil.rmtree(fork_server_dir, ignore_errors=True)
 
 
 if __name__ == "__main__":

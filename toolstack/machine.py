@@ -1,56 +1,49 @@
-"""A running machine: one hypervisor, one dom0, N guests, and what a user does with them.
+"""A running machine: one hypervisor, xenstored, one dom0, N guests, and what a user does with them.
 
-Owns: the order in which a machine comes up and goes down, and the snapshots that set-up, run and
-tear-down are measured between. The processes themselves are `toolstack/supervisor.py`'s.
+Owns: the order in which a machine comes up and goes down, what a guest's death means to the others,
+and the snapshots that set-up, run and tear-down are measured between. The processes themselves are
+`toolstack/supervisor.py`'s, a domain's birth is `toolstack/birth.py`'s.
 """
 
-import errno
 import os
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Final, Self
 
-import numpy as np
-import psutil
-
-from backend import dom0
-from backend.vbd import BackendOptions, bounce_frame_of
-from common.abi import BLKIF_RING_SIZE, DOMID_0, HYPERVISOR_DOMCTL, XEN_PAGE_SIZE
-from common.hypercall import (
-    DOMCTL_CREATEDOMAIN,
-    DOMCTL_DOMAIN,
-    HypercallError,
-    Hypercalls,
-)
-from common.machine_memory import MachineMemory, SegmentRefused, host_of, stats_of
-from common.xenstore import XenStoreClient, XenStoreError
-from frontend import guest
+from backend.vbd import BackendOptions
+from common.abi import BLKIF_RING_SIZE
+from common.hypercall import HypercallError
+from common.machine_memory import host_of
+from common.xenstore import XenStoreError
 from frontend.load import LoadPlan
-from frontend.vbd import BUFFER_FRAME
-from hypervisor import broker
+from toolstack.birth import Builder
+from toolstack.cpu_time import CpuTime
 from toolstack.disk import GuestDisk
+from toolstack.guest_stats import GuestStats
 from toolstack.loadspec import LoadSpec
 from toolstack.results import counters
 from toolstack.snapshot import Snapshot, host_tlb_shootdowns
-from toolstack.supervisor import MachineError, Supervisor
+from toolstack.supervisor import GuestFailed, MachineError, Supervisor
 from toolstack.topology import Topology
-from toolstack.vbd_config import XVDA, create_vbd, take_offline
+from toolstack.vbd_config import XVDA, create_vbd, forget_domain, take_offline
 
-__all__ = ["Guest", "Machine", "MachineError"]
+__all__ = ["Guest", "GuestFailed", "Machine", "MachineError"]
 
-GRANT_FRAMES: Final = 4  # Linux asks for this many at boot: 2,048 grefs
 LOAD_GRACE_S: Final = 60.0
 ANSWER_TIMEOUT_S: Final = 60.0
-COMPILE_TIMEOUT_S: Final = 600.0
+DISK_BYTES_MAX: Final = 1 << 60
 
 
 class Guest:
     """One guest of a running machine."""
 
-    def __init__(self, machine: "Machine", domid: int) -> None:
+    def __init__(self, machine: "Machine", domid: int, size: int) -> None:
         self.domid = domid
-        self.disk = GuestDisk(machine.ask, f"guest-{domid}")
+        self.disk = GuestDisk(machine.ask, f"guest-{domid}", size)
 
 
 class Machine:
@@ -62,28 +55,27 @@ class Machine:
         self.connected: Snapshot | None = None
         self.closed: Snapshot | None = None
         self.close_failure = ""
-        self._supervisor = Supervisor()
+        self.failures: dict[str, str] = {}
+        self._supervisor = Supervisor(lambda line: print(f"grantlab: {line}", file=sys.stderr))
         self.run_dir = self._supervisor.run_dir
         self.xenstore_path = os.path.join(self.run_dir, "xenstored")
         self._domids = range(1, topology.guests + 1)
-        self._names = [f"guest-{domid}" for domid in self._domids]
+        self._names = {domid: f"guest-{domid}" for domid in self._domids}
         self._guests: dict[int, Guest] = {}
+        self._stats: dict[int, GuestStats] = {}
+        self._cpu_time = CpuTime()
         self._open = True
 
     def start(self) -> Self:
         """Bring every process up and every disk to Connected. Raises MachineError, all cleaned."""
         try:
-            self._boot()
-            for name in self._names:
-                self._supervisor.send(name, "connect")
-            for domid, name in zip(self._domids, self._names, strict=True):
-                connected = self._supervisor.expect(name, ANSWER_TIMEOUT_S)
-                self._guests[domid] = Guest(self, domid)
-                self._guests[domid].disk.size = connected["size"]
-            self.connected = self.snapshot()
-        except (HypercallError, XenStoreError, SegmentRefused, OSError) as error:
-            self._supervisor.close()
-            raise MachineError(str(error)) from error
+            with self._blamed():
+                self._boot()
+                for name in self._names.values():
+                    self._supervisor.send(name, "connect")
+                for domid, name in self._names.items():
+                    self._guests[domid] = Guest(self, domid, self._connected(name))
+                self.connected = self.snapshot()
         except BaseException:
             self._supervisor.close()
             raise
@@ -91,36 +83,21 @@ class Machine:
 
     def _boot(self) -> None:
         topology, supervisor = self.topology, self._supervisor
-        supervisor.start(
-            "hypervisor",
-            broker.main,
-            broker.BrokerConfig(
-                self.run_dir,
-                supervisor.topology_id,
-                self.xenstore_path,
-                topology.dom0_vcpus,
-                topology.flush_policy,
-                bounce_frame_of(topology.guests + 1 if topology.grant_copy else 1),
-            ),
-        )
-        supervisor.expect("hypervisor", COMPILE_TIMEOUT_S)
-        self._hypercalls = Hypercalls(self.run_dir, DOMID_0)
-        self._memory = MachineMemory(self.run_dir, DOMID_0)
-        self._store = XenStoreClient(self.xenstore_path)
+        supervisor.await_fork_server()
+        self._builder = Builder(topology, supervisor, self.xenstore_path)
+        self._store, self._memory = self._builder.store, self._builder.memory
+        descriptors = {}
         for domid in self._domids:
-            self._create_domain(domid)
+            descriptors[domid] = self._builder.create_domain(domid)
+            self._stats[domid] = self._builder.stats(domid)
             create_vbd(self._store, domid, topology.disk_mib)
         # Before there is any end of a disk: a guest that sees its backend announced connects at
         # once, and what that costs is set-up.
         self.booted = self.snapshot()
-        supervisor.start(
-            "dom0",
-            dom0.main,
-            dom0.Dom0Config(self.run_dir, self.xenstore_path, self._backend_options()),
-        )
-        for domid, name in zip(self._domids, self._names, strict=True):
-            supervisor.start(name, guest.main, self._guest_config(domid))
-        for name in ("dom0", *self._names):
+        self._builder.start_dom0(self._backend_options())
+        for domid, name in self._names.items():
+            self._builder.start_guest(domid, name, XVDA, descriptors[domid])
+        for name in ("dom0", *self._names.values()):
             supervisor.expect(name, ANSWER_TIMEOUT_S)
 
     def _backend_options(self) -> BackendOptions:
@@ -131,28 +108,25 @@ class Machine:
             grant_copy=self.topology.grant_copy,
             adaptive_spin=self.topology.spin == "adaptive",
             nr_vcpus=self.topology.dom0_vcpus,
+            events=self.topology.events,
         )
 
-    def _guest_config(self, domid: int) -> guest.GuestConfig:
-        return guest.GuestConfig(
-            self.run_dir,
-            os.path.join(self.run_dir, f"xenstored-{domid}"),
-            domid,
-            XVDA,
-            self.topology.persistent,
-            self.topology.spin == "adaptive",
-        )
+    def _connected(self, name: str) -> int:
+        """The size that a guest says its disk has."""
+        answered = self._supervisor.expect(name, ANSWER_TIMEOUT_S)
+        size = answered.get("size") if isinstance(answered, dict) else None
+        if not isinstance(size, int) or not 0 <= size <= DISK_BYTES_MAX:
+            raise GuestFailed(f"{name} answered nonsense for the size of its disk")
+        return size
 
-    def _create_domain(self, domid: int) -> None:
-        order = np.zeros(1, DOMCTL_DOMAIN)
-        order["domid"], order["nr_vcpus"], order["grant_frames"] = domid, 1, GRANT_FRAMES
-        buffer_frames = self.topology.buffer_mib * (1 << 20) // XEN_PAGE_SIZE
-        order["ram_frames"] = BUFFER_FRAME + buffer_frames
-        rc = self._hypercalls.call(HYPERVISOR_DOMCTL, DOMCTL_CREATEDOMAIN, order)
-        if rc == -errno.ENOMEM:
-            self._supervisor.expect("hypervisor", ANSWER_TIMEOUT_S)  # says which segment, and why
-        if rc < 0:
-            raise MachineError(f"domain {domid} cannot be created: {os.strerror(-rc)}")
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """What fails because something of the machine has died is told as that death."""
+        try:
+            yield
+        except (HypercallError, XenStoreError, OSError) as error:
+            self._supervisor.blame()
+            raise MachineError(str(error)) from error
 
     def __enter__(self) -> Self:
         return self
@@ -167,7 +141,7 @@ class Machine:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids by name: "hypervisor", "dom0", "guest-1", ..."""
+        """Process ids by name: "fork server", "hypervisor", "xenstored", "dom0", "guest-1", ..."""
         return self._supervisor.pids()
 
     def guest(self, domid: int) -> Guest:
@@ -184,55 +158,78 @@ class Machine:
     def snapshot(self) -> Snapshot:
         """Every counter as it stands."""
         host = host_of(self._memory.segment("host"))[0]
-        stats = {domid: stats_of(self._memory.segment("stats", domid)) for domid in self._domids}
+        stats = {domid: self._stats[domid].read() for domid in self._domids}
         return Snapshot(
             at_s=time.monotonic(),
-            frontend={domid: stats[domid]["counters"].copy() for domid in self._domids},
+            frontend={domid: stats[domid].counters for domid in self._domids},
             backend={d: host["backend"][d : d + 1].copy() for d in self._domids},
             hypervisor={d: host["hypervisor"][d : d + 1].copy() for d in self._domids},
-            latency={domid: stats[domid]["latency"][0].copy() for domid in self._domids},
+            latency={domid: stats[domid].latency for domid in self._domids},
             cpus=host["cpus"][: self.topology.dom0_vcpus].copy(),
             host_tlb_shootdowns=host_tlb_shootdowns(),
-            cpu_seconds=self._cpu_seconds(),
+            cpu_seconds=self._cpu_time.seconds(self._supervisor.machine_pids()),
+            suspects=frozenset(d for d in self._domids if self._stats[d].suspect),
         )
-
-    def _cpu_seconds(self) -> float:
-        total = 0.0
-        for pid in self.pids.values():
-            try:
-                times = psutil.Process(pid).cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            total += times.user + times.system
-        return total
 
     def counters(self) -> dict[str, Any]:
         """What has been counted since every disk was Connected, by the names of the results."""
         assert self.connected is not None
         return counters(self.connected, self.snapshot())
 
-    def load(self, spec: LoadSpec, every_s: float = 0.5) -> Iterator[Snapshot]:
-        """Run `spec` on every guest at once; yields a snapshot every `every_s`, and one at the end.
+    # --- loads ------------------------------------------------------------------------------
 
-        Left early, it stops the guests' loads first. Raises MachineError.
+    def load(self, spec: LoadSpec, every_s: float = 0.5) -> Iterator[Snapshot]:
+        """Run `spec` on every living guest at once; a snapshot every `every_s`, one at the end.
+
+        Left early, it stops the guests' loads first. A guest that fails or dies does not stop the
+        others: when they are done, GuestFailed names it. Raises MachineError.
         """
-        for name, domid in zip(self._names, self._domids, strict=True):
-            self._supervisor.send(name, "load", _plan(spec, domid))
-        running = list(self._names)
+        failed: list[str] = []
+        running = [name for name in self._names.values() if not self._is_dead(name)]
         deadline = None if spec.runtime_s is None else spec.runtime_s + LOAD_GRACE_S
         started = time.monotonic()
+        for domid, name in self._names.items():
+            if name in running:
+                self._supervisor.send(name, "load", asdict(_plan(spec, domid)))
         try:
             while running:
-                next_at = time.monotonic() + every_s
-                while running and (left := next_at - time.monotonic()) > 0:
-                    for name in self._supervisor.answers(running, left):
-                        self._supervisor.take(name)
-                        running.remove(name)
+                self._await_loads(running, failed, every_s)
                 yield self.snapshot()
                 if deadline is not None and time.monotonic() - started > deadline:
                     raise MachineError(f"the load of {', '.join(running)} does not end")
         finally:
             self._stop_loads(running)
+        if failed:
+            raise GuestFailed("; ".join(failed))
+
+    def _await_loads(self, running: list[str], failed: list[str], every_s: float) -> None:
+        """Take the answers that come within `every_s`."""
+        next_at = time.monotonic() + every_s
+        while running and (left := next_at - time.monotonic()) > 0:
+            for name in self._supervisor.answers(running, left):
+                running.remove(name)
+                try:
+                    self._supervisor.take(name)
+                except GuestFailed as error:
+                    failed.append(str(error))
+                    self._mourn(name, str(error))
+
+    def _is_dead(self, name: str) -> bool:
+        """Has this guest died? The first time that is seen, its disk is taken away."""
+        death = self._supervisor.death_of(name)
+        if death:
+            self._mourn(name, death)
+        return bool(death)
+
+    def _mourn(self, name: str, failure: str) -> None:
+        """A guest has failed. If it is dead, remove what the store still has of it, as `xl destroy`
+        does; what was its own xenstored has removed."""
+        if name not in self.failures:
+            self.failures[name] = failure
+        if self._supervisor.death_of(name):
+            domid = int(name.removeprefix("guest-"))
+            with self._blamed():
+                forget_domain(self._store, domid)
 
     def _stop_loads(self, running: list[str]) -> None:
         for name in running:
@@ -240,8 +237,12 @@ class Machine:
                 self._supervisor.send(name, "stop")
                 self._supervisor.expect(name, ANSWER_TIMEOUT_S)  # the load's own answer
                 self._supervisor.expect(name, ANSWER_TIMEOUT_S)
+            except GuestFailed as error:
+                self._mourn(name, str(error))
             except MachineError:
                 return  # something died: whoever closes the machine ends the others
+
+    # --- the end ----------------------------------------------------------------------------
 
     def close(self) -> None:
         """Detach every disk, stop every process; `closed` is then what was counted to the end."""
@@ -249,28 +250,33 @@ class Machine:
             return
         self._open = False
         try:
-            self._shut_down()
-        except (MachineError, HypercallError, XenStoreError, OSError) as error:
+            with self._blamed():
+                self._shut_down()
+        except MachineError as error:
             self.close_failure = str(error)  # who has died cannot be asked to leave
         finally:
             self._supervisor.close()
 
     def _shut_down(self) -> None:
         supervisor = self._supervisor
-        for domid, name in zip(self._domids, self._names, strict=True):
-            take_offline(self._store, domid)
-            supervisor.send(name, "disconnect")
-        for name in self._names:
-            supervisor.expect(name, ANSWER_TIMEOUT_S)
+        supervisor.check()
+        leaving = [name for name in self._names.values() if not self._is_dead(name)]
+        for domid, name in self._names.items():
+            if name in leaving:
+                take_offline(self._store, domid)
+                supervisor.send(name, "disconnect")
+        for name in list(leaving):
+            try:
+                supervisor.expect(name, ANSWER_TIMEOUT_S)
+            except GuestFailed as error:
+                self._mourn(name, str(error))
+                leaving.remove(name)
         self.closed = self.snapshot()
-        for name in (*self._names, "dom0", "hypervisor"):
-            supervisor.send(name, "exit")
-            supervisor.expect(name, ANSWER_TIMEOUT_S)
-            if name != "hypervisor":
-                supervisor.forget(name)
+        for name in leaving:
+            supervisor.dismiss(name)
         self._store.close()
-        self._hypercalls.close()
-        supervisor.forget("hypervisor")
+        for name in ("dom0", "xenstored", "hypervisor"):
+            supervisor.dismiss(name)
 
 
 def _plan(spec: LoadSpec, domid: int) -> LoadPlan:

@@ -134,6 +134,7 @@ SECTIONS: Final[dict[str, list[Row]]] = {
         ("requests", _total("requests")),
         ("largest persistent tree", _count("persistent_max")),
         ("overflow segments", _count("overflow_segments")),
+        ("bad requests", _count("bad_requests")),
         ("verify errors", _total("verify_errors")),
         ("I/O errors", _total("io_errors")),
     ],

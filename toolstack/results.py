@@ -55,6 +55,7 @@ COUNTERS: Final[dict[str, _Source]] = {
     "bytes_copied_by_guest": _Source("frontend", "bytes_copied_by_guest"),
     "persistent_max": _Source("backend", "persistent_max", _largest),
     "overflow_segments": _Source("backend", "overflow_segments"),
+    "bad_requests": _Source("backend", "bad_requests"),
 }
 
 
@@ -114,7 +115,10 @@ def build_run(
             **spec.model_dump(),
         },
         **_share(phases, None),
-        "guests": [{"domid": domid, **_share(phases, domid)} for domid in domids],
+        "guests": [
+            {"domid": domid, "suspect": domid in finished.suspects, **_share(phases, domid)}
+            for domid in domids
+        ],
     }
 
 
@@ -123,17 +127,26 @@ def grants_left(closed: Snapshot) -> int:
     return sum(int(block["grants_mapped"][0]) for block in closed.hypervisor.values())
 
 
-def faults(runs: Sequence[Run], left: Sequence[int]) -> str:
-    """What makes these runs unsound, for people; empty if nothing does. left: see grants_left."""
+def faults(runs: Sequence[Run], left: Sequence[int], failures: Sequence[Sequence[str]] = ()) -> str:
+    """What makes these runs unsound, for people; empty if nothing does.
+
+    left: see grants_left; failures: what became of guests, for each run.
+    """
     found = []
-    for run, grants in zip(runs, left, strict=True):
-        totals = run["totals"]
+    for run, grants, failed in zip(runs, left, failures or [()] * len(runs), strict=True):
+        totals, counted = run["totals"], run["counters"]
+        phases = (counted, counted["setup"], counted["teardown"])
         counts = {
             "verify errors": totals["verify_errors"],
             "I/O errors": totals["io_errors"],
+            # Our own blkfront writes none: one that is refused is a fault of either end.
+            "bad requests": sum(phase["bad_requests"] for phase in phases),
             "grants left mapped": grants,
         }
-        named = [f"{count} {name}" for name, count in counts.items() if count]
+        named = [*failed, *(f"{count} {name}" for name, count in counts.items() if count)]
+        suspects = [str(guest["domid"]) for guest in run["guests"] if guest["suspect"]]
+        if suspects:
+            named.append(f"the own figures of guest {', '.join(suspects)} cannot be true")
         if named:
             found.append(f"{run['config']['mode']}: {', '.join(named)}")
     return "; ".join(found)

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from common.abi import BLKIF_RING_SIZE
-from toolstack.cli import FLAGS, LOAD, MACHINE, Flag, RunEnded, settings
+from toolstack.cli import FLAGS, LOAD, MACHINE, Flag, settings
+from toolstack.door import Command, RunEnded, Within
 from toolstack.loadspec import LoadSpec
 from toolstack.report import print_report
 from toolstack.results import Run, build_run, check_writable, faults, grants_left, write_json
@@ -119,7 +120,13 @@ def _flags() -> list[click.Parameter]:
     text = "The machine's own CPUs: dom0's vCPUs or more (default: one to each vCPU)."
     flags.append(
         Flag(
-            MACHINE, "--physical-cpus", "physical_cpus", type=int, default=0, metavar="N", help=text
+            MACHINE,
+            "--physical-cpus",
+            "physical_cpus",
+            type=Within(int, 0, 1024),
+            default=0,
+            metavar="N",
+            help=text,
         )
     )
     return flags
@@ -146,7 +153,7 @@ def _simulate(**flags: Any) -> None:
         raise RunEnded(found)
 
 
-simulate = click.Command(
+simulate = Command(
     "simulate",
     callback=_simulate,
     params=_flags(),

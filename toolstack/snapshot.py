@@ -23,7 +23,8 @@ class Snapshot:
     frontend, backend, hypervisor: FRONTEND_COUNTERS, BACKEND_COUNTERS, HYPERVISOR_COUNTERS, shape
     (1,) each; latency: u64, shape (common.histogram.BUCKETS,); cpus: CPU_COUNTERS, one for each
     worker CPU; host_tlb_shootdowns: the host kernel's, None where it does not tell; cpu_seconds:
-    used by all processes of the machine.
+    used by all processes of the machine; suspects: domids whose own figures cannot be true
+    (`toolstack/guest_stats.py`).
     """
 
     at_s: float
@@ -34,6 +35,7 @@ class Snapshot:
     cpus: np.ndarray
     host_tlb_shootdowns: int | None
     cpu_seconds: float
+    suspects: frozenset[int] = frozenset()
 
 
 def difference(after: Snapshot, before: Snapshot) -> Snapshot:
@@ -53,6 +55,7 @@ def difference(after: Snapshot, before: Snapshot) -> Snapshot:
         cpus=_subtract(after.cpus, before.cpus),
         host_tlb_shootdowns=shootdowns,
         cpu_seconds=after.cpu_seconds - before.cpu_seconds,
+        suspects=after.suspects,
     )
 
 

@@ -1,85 +1,85 @@
 """Starts the processes of one machine, watches them, and leaves nothing behind.
 
-Owns: the fork server, the run directory, the processes and the control pipe of each.
+Owns: the fork server, the run directory, the processes and our end of each one's control
+connection.
 Rules
-1. Every process is forked from one warm server that has all compiled code in place.
-2. A process that dies before it is told to is a MachineError that names it and how it died,
-   whatever the caller was waiting for.
+1. Every process is forked from the machine's fork server, which has all compiled code in place.
+2. What the machine cannot be without (all but guests) and has died ends it: a MachineError that
+   names it and how it died, whatever the caller was waiting for. A guest's death is that guest's:
+   who waits for it is told, nobody else.
 3. Whatever dies, `kill -9` included: processes end with their parent (PR_SET_PDEATHSIG), memory has
    no names, and the run directory goes with the supervisor or, failing that, its janitor.
 """
 
 import contextlib
-import multiprocessing
 import os
 import secrets
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import Connection, wait
-from multiprocessing.util import get_temp_dir
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from toolstack.janitor import CLOSED
+from common.control import ControlLost, control_pair
+from toolstack.child import Child, readable
 
-PRELOADED: Final = "toolstack.preload"
+COMPILE_TIMEOUT_S: Final = 600.0
+FORK_TIMEOUT_S: Final = 30.0
 EXIT_TIMEOUT_S: Final = 10.0
+DEATHS_SETTLE_S: Final = 0.3  # who dies of another's death is not to be named in its place
 SOCKET_PATH_MAX: Final = 107  # sun_path, less its final zero
-SOCKET_NAME_MAX: Final = len("/hypercall-32752-255")
+SOCKET_NAME_MAX: Final = len("/events-32752/4095")
+
+FORK_SERVER: Final = "fork server"
+# Who is to blame, if several have died: the others live on what these give.
+BLAME: Final = (FORK_SERVER, "hypervisor", "xenstored", "dom0")
 
 
 class MachineError(Exception):
     """The machine could not start or go on; one line that says what failed."""
 
 
-@dataclass
-class Child:
-    """One process: its name, the process, and our end of its control pipe."""
-
-    name: str
-    process: Any
-    control: Connection
-
-    def how_it_died(self) -> str:
-        """For people: which process, and what ended it."""
-        self.process.join(1)
-        code = self.process.exitcode
-        if code is not None and code < 0:
-            return f"{self.name} was killed by {signal.Signals(-code).name}"
-        return f"{self.name} ended unexpectedly (exit status {code})"
+class GuestFailed(MachineError):
+    """A guest died, or could not do what it was asked: the machine goes on without it."""
 
 
 class Supervisor:
-    """The processes of one machine, by name: "hypervisor", "dom0", "guest-1", ..."""
+    """The processes of one machine, by name: "hypervisor", "xenstored", "dom0", "guest-1", ...
 
-    def __init__(self) -> None:
+    log: takes what a process, or the fork server on its progress, has to say, a line each.
+    """
+
+    def __init__(self, log: Callable[[str], None]) -> None:
         self.topology_id = secrets.token_hex(4)
         self.run_dir = self._make_run_dir()
-        janitor = Path(__file__).with_name("janitor.py")
+        self.children: dict[str, Child] = {}
+        self._log = log
+        self._statuses: dict[str, int] = {}
         self._janitor = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(janitor), self.run_dir, get_temp_dir()],
+            [sys.executable, "-I", "-S", str(Path(__file__).with_name("janitor.py")), self.run_dir],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self.children: dict[str, Child] = {}
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([PRELOADED])
-        # Ctrl-C is for us alone, from the server's first instruction on; its children inherit that.
-        resource_tracker.ensure_running()  # before: it unblocks what is blocked
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._server_control, theirs = control_pair()
+        root = str(Path(__file__).parents[1])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+        # In a session of its own: Ctrl-C is for us alone.
+        self._server = subprocess.Popen(
+            [sys.executable, "-P", "-m", "toolstack.fork_server", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+        )
+        theirs.close()
 
     def _make_run_dir(self) -> str:
         base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
@@ -92,92 +92,208 @@ class Supervisor:
             raise MachineError(f"cannot make the run directory {path}: {error.strerror}") from error
         return path
 
-    def start(self, name: str, main: Callable[[Any, Connection], None], config: Any) -> None:
-        """Fork the process `name`; it answers on its control pipe once it is up (`expect`)."""
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=main, args=(config, theirs), name=name, daemon=True)
-        try:
-            process.start()
-        except (OSError, EOFError) as error:
-            raise MachineError(f"the fork server cannot start {name}: {error}") from error
-        theirs.close()
-        self.children[name] = Child(name, process, ours)
+    def await_fork_server(self) -> None:
+        """Wait until it has everything compiled. Raises MachineError."""
+        deadline = time.monotonic() + COMPILE_TIMEOUT_S
+        while True:
+            message = self._server_says(deadline, "compiling did not end")
+            if message[0] == "ready":
+                return
+            self._log(str(message[1]))
 
-    def send(self, name: str, *message: Any) -> None:
-        """Send a command to `name`."""
+    def start(
+        self, name: str, kind: str, config: dict[str, Any], descriptors: Sequence[int] = ()
+    ) -> None:
+        """Fork the process `name`; it answers on its control connection once it is up (`expect`).
+
+        It is born with `descriptors`, behind its control connection; they are closed here.
+        """
+        ours, theirs = control_pair()
+        deadline = time.monotonic() + FORK_TIMEOUT_S
         try:
-            self.children[name].control.send(message)
-        except OSError as error:
-            raise MachineError(self.children[name].how_it_died()) from error
+            self._server_control.send(
+                "fork", name, kind, config, descriptors=[theirs.fileno(), *descriptors]
+            )
+            while (message := self._server_says(deadline, f"{name} was not forked"))[0] != "forked":
+                self._statuses[message[1]] = message[2]
+        except ControlLost:
+            raise MachineError(self._server_death()) from None
+        finally:
+            theirs.close()
+            for fd in descriptors:
+                os.close(fd)
+        (pidfd,) = self._arrived
+        self.children[name] = Child(name, message[2], pidfd, ours, self._log)
+
+    def _server_says(self, deadline: float, else_: str) -> list[Any]:
+        left = max(0.0, deadline - time.monotonic())
+        if not readable(self._server_control.fileno(), left):
+            raise MachineError(f"{else_} within its time")
+        try:
+            message, self._arrived = self._server_control.receive_with_descriptors()
+        except ControlLost:
+            raise MachineError(self._server_death()) from None
+        return message
+
+    def _server_death(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._server.wait(1)
+        code = self._server.poll()
+        if code is not None and code < 0:
+            return f"the {FORK_SERVER} was killed by {signal.Signals(-code).name}"
+        return f"the {FORK_SERVER} ended unexpectedly (exit status {code})"
+
+    # --- talking to them --------------------------------------------------------------------
+
+    def send(self, name: str, *message: Any, descriptors: Sequence[int] = ()) -> None:
+        """Send a command to `name`. Raises MachineError."""
+        child = self.children[name]
+        try:
+            child.control.send(*message, descriptors=descriptors)
+        except ControlLost as error:
+            child.kill(f"{name} {error}" if not child.has_ended() else "")
+            self.blame()
+            failed = MachineError if child.essential else GuestFailed
+            raise failed(child.death or f"{name} {error}") from None
 
     def expect(self, name: str, timeout_s: float) -> Any:
-        """The answer of `name`. Raises MachineError if it fails, or anything dies meanwhile."""
-        deadline = time.monotonic() + timeout_s
-        while not self.answers([name], deadline - time.monotonic()):
-            if time.monotonic() > deadline:
-                raise MachineError(f"{name} did not answer within {timeout_s:g} s")
+        """The answer of `name`. Raises MachineError if that is an error, or none can come."""
+        if not self.answers([name], timeout_s):
+            raise MachineError(f"{name} did not answer within {timeout_s:g} s")
         return self.take(name)
 
-    def answers(self, names: list[str], timeout_s: float) -> list[str]:
-        """Which of `names` have answered, once one has or the time is up. Watches all processes."""
-        pipes = {self.children[name].control: name for name in names}
-        sentinels = {child.process.sentinel: child for child in self.children.values()}
-        ready = wait([*pipes, *sentinels], max(0.0, timeout_s))
-        answered = [pipes[item] for item in ready if item in pipes]
-        for item in ready:
-            if item in sentinels:
-                self._raise_death(sentinels[item])
-        return answered
+    def answers(self, names: Sequence[str], timeout_s: float) -> list[str]:
+        """Which of `names` have answered, or never will, once one has or the time is up.
 
-    def _raise_death(self, child: Child) -> None:
-        """A process that ends by itself says why on its pipe first."""
-        try:
-            while child.control.poll():
-                kind, text = child.control.recv()
-                if kind == "error":
-                    raise MachineError(text)
-        except (EOFError, OSError):
-            pass  # it said no more
-        raise MachineError(child.how_it_died())
+        Watches all processes meanwhile. Raises MachineError for the death of an essential one.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = [n for n in names if self.children[n].answers or self.children[n].death]
+            if found:
+                return found
+            self._raise_deaths()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return []
+            self._look(left)
 
     def take(self, name: str) -> Any:
-        """Receive the answer of `name` that has come."""
-        try:
-            kind, result = self.children[name].control.recv()
-        except (EOFError, OSError) as error:
-            raise MachineError(self.children[name].how_it_died()) from error
+        """The answer of `name` that has come. Raises MachineError if it is an error, or a death."""
+        child = self.children[name]
+        failed = MachineError if child.essential else GuestFailed
+        if not child.answers:
+            self._raise_deaths()
+            raise failed(child.death)
+        kind, result = child.answers.popleft()
         if kind == "error":
-            raise MachineError(result)
+            raise failed(result)
         return result
 
-    def pids(self) -> dict[str, int]:
-        """The process ids, by name."""
-        return {name: child.process.pid for name, child in self.children.items()}
+    def check(self) -> None:
+        """Look at everybody. Raises MachineError if one has died that the machine needs."""
+        self._look(0)
+        self._raise_deaths()
 
-    def forget(self, name: str) -> None:
-        """`name` has been told to exit: wait for it, and watch it no longer."""
+    def blame(self) -> None:
+        """Something failed that would work if all were alive: raise MachineError if one is not."""
+        self._settle()
+        self._raise_deaths()
+
+    def _settle(self) -> None:
+        deadline = time.monotonic() + DEATHS_SETTLE_S
+        while (left := deadline - time.monotonic()) > 0:
+            self._look(left)
+
+    def _raise_deaths(self) -> None:
+        dead = {child.name: child.death for child in self.children.values() if child.death}
+        if self._server.poll() is not None:
+            dead[FORK_SERVER] = self._server_death()
+        if not any(name in dead for name in BLAME):
+            return
+        self._settle()
+        dead.update({child.name: child.death for child in self.children.values() if child.death})
+        if self._server.poll() is not None:
+            dead[FORK_SERVER] = self._server_death()
+        raise MachineError(next(dead[name] for name in BLAME if name in dead))
+
+    def _look(self, timeout_s: float) -> None:
+        """Take in what has come, once something has or the time is up."""
+        poller = select.poll()
+        living = [child for child in self.children.values() if not child.death]
+        for child in living:
+            poller.register(child.pidfd, select.POLLIN)
+            if not child.hung_up:
+                poller.register(child.control, select.POLLIN)
+        if self._server.poll() is None:
+            poller.register(self._server_control, select.POLLIN)
+        ready = {fd for fd, _ in poller.poll(max(0.0, timeout_s) * 1000)}
+        if self._server_control.fileno() in ready:
+            with contextlib.suppress(MachineError):  # its death is for who asks for deaths
+                message = self._server_says(time.monotonic(), "")
+                self._statuses[message[1]] = message[2]
+        for child in living:
+            if child.control.fileno() in ready and not child.hung_up:
+                child.listen()
+            for message in child.told:
+                self._heed(message)
+            child.told.clear()
+            if child.pidfd in ready:
+                child.ended(self._status_of(child.name))
+
+    def _heed(self, message: list[Any]) -> None:
+        """The hypervisor says that a guest has died: its process is to go, too."""
+        if message[0] == "died" and f"guest-{message[1]}" in self.children:
+            child = self.children[f"guest-{message[1]}"]
+            if not child.hung_up and not child.has_ended():
+                child.kill(f"{child.name} gave its hypercall connection up")
+
+    def _status_of(self, name: str) -> int | None:
+        deadline = time.monotonic() + 1
+        while name not in self._statuses:
+            try:
+                message = self._server_says(deadline, "")
+            except MachineError:
+                return None
+            self._statuses[message[1]] = message[2]
+        return self._statuses.pop(name)
+
+    def death_of(self, name: str) -> str:
+        """How `name` died, as far as has been seen; "" while it lives."""
+        return self.children[name].death
+
+    def pids(self) -> dict[str, int]:
+        """The process ids, by name, of who lives."""
+        living = {name: child.pid for name, child in self.children.items() if not child.death}
+        return {FORK_SERVER: self._server.pid, **living}
+
+    def machine_pids(self) -> list[int]:
+        """Those that play the machine: without the fork server."""
+        return [child.pid for child in self.children.values() if not child.death]
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def dismiss(self, name: str) -> None:
+        """Tell `name` to exit, wait for it, and watch it no longer. Raises MachineError."""
+        self.send(name, "exit")
+        self.expect(name, EXIT_TIMEOUT_S)
         child = self.children.pop(name)
-        child.process.join(EXIT_TIMEOUT_S)
-        self._reap(child)
+        readable(child.pidfd, EXIT_TIMEOUT_S)
+        child.kill()
+        child.close()
 
     def close(self) -> None:
         """End whatever still runs, and remove the run directory. Idempotent."""
         for child in self.children.values():
-            child.process.kill()
+            child.kill()
         for child in self.children.values():
-            self._reap(child)
+            readable(child.pidfd, EXIT_TIMEOUT_S)
+            child.close()
         self.children.clear()
+        self._server.kill()
+        self._server.wait()
+        self._server_control.close()
         shutil.rmtree(self.run_dir, ignore_errors=True)
         if self._janitor.stdin is not None and not self._janitor.stdin.closed:
-            with contextlib.suppress(OSError):  # somebody has killed the janitor
-                self._janitor.stdin.write(CLOSED)
-                self._janitor.stdin.close()
+            self._janitor.stdin.close()
         self._janitor.wait()
-
-    @staticmethod
-    def _reap(child: Child) -> None:
-        if child.process.is_alive():
-            child.process.kill()
-        child.process.join()
-        child.control.close()
-        child.process.close()

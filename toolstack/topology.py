@@ -47,13 +47,15 @@ class RunningMachine(Protocol):
     """What `Topology.start` returns, as far as a run of a load needs it.
 
     booted, connected, closed: taken when the processes are up, when every disk is Connected, and
-    when every disk is closed; None before. close_failure: why `closed` is None after `close`.
+    when every disk is closed; None before. close_failure: why `closed` is None after `close`;
+    failures: the guests that died or failed, and how.
     """
 
     booted: Snapshot | None
     connected: Snapshot | None
     closed: Snapshot | None
     close_failure: str
+    failures: dict[str, str]
     run_dir: str
     xenstore_path: str
 
@@ -107,6 +109,7 @@ class Topology(Config):
         "max_persistent_grants"
     )
     spin: Literal["adaptive", "off"] = "adaptive"
+    events: Literal["zeromq", "pipe"] = "zeromq"
     disk_mib: int = Field(64, ge=1, le=65536)
     buffer_mib: int = Field(8, ge=1, le=256)
     seed: int = Field(1, ge=0)

@@ -45,3 +45,10 @@ def create_vbd(store: XenStoreClient, domid: int, disk_mib: int) -> None:
 def take_offline(store: XenStoreClient, domid: int) -> None:
     """Tell the backend that this disk, once closed, is not to come back."""
     store.write(f"{backend_path(domid, XVDA)}/online", b"0")
+
+
+def forget_domain(store: XenStoreClient, domid: int) -> None:
+    """Remove the backends of a domain's disks, and its own directory, as `xl destroy` does."""
+    for path in (f"/local/domain/0/backend/vbd/{domid}", f"/local/domain/{domid}"):
+        if store.exists(path):
+            store.rm(path)

@@ -43,7 +43,12 @@ from hypervisor.hypercalls import Hypervisor
 
 RAM_FRAMES = 64
 POOL_PAGES = 16
+ROUNDS_MAX = 1000  # a changed core that never comes to rest is told, and not waited for
 DISK_SECTORS = 64 * SECTORS_PER_PAGE
+
+
+class WarmUpError(Exception):
+    """The tiny machine does not work: a core is broken."""
 
 
 def _page() -> np.ndarray:
@@ -114,7 +119,7 @@ class _TinyMachine:
     def serve(self) -> None:
         """Let the back work until it would sleep, mapping what it asks for."""
         back = self.back
-        while True:
+        for _ in range(ROUNDS_MAX):
             effect = worker.work(
                 back,
                 self.cursor,
@@ -137,6 +142,7 @@ class _TinyMachine:
             if effect == worker.UNMAP:
                 ops = back.unmap_ops[: int(back.back["unmap_ops"][0])]
                 self._hypercall(GNTTABOP_UNMAP_GRANT_REF, ops)
+        raise WarmUpError("the backend never comes to rest")
 
     def _hypercall(self, cmd: int, ops: np.ndarray) -> None:
         payload = bytearray(ops.tobytes())
@@ -150,8 +156,11 @@ def _run_load(machine: _TinyMachine, front: Blkfront) -> None:
     front.ios["frame"] = 1 + POOL_PAGES + np.arange(4)
     job = load.new_load(plan, front, np.zeros(DISK_SECTORS, np.uint32), machine.latency, 1, 0)
     args = (machine.pending, machine.mask, 2, machine.spin, machine.runnable)
-    while load.run(front, job, *args) != effects.DONE:
+    for _ in range(ROUNDS_MAX):
+        if load.run(front, job, *args) == effects.DONE:
+            return
         machine.serve()
+    raise WarmUpError("a load of 16 I/Os never ends")
 
 
 def _warm_gate(machine: _TinyMachine) -> None:
@@ -177,13 +186,21 @@ def warm() -> None:
         front.ios["operation"], front.ios["nr_sectors"] = operation, 12
         _enqueue_first(front, 1)
         args = (machine.pending, machine.mask, 2, machine.spin, machine.runnable)
-        while finish_queued(front, *args) == worker.WAIT or front.front["outstanding"][0]:
+        for _ in range(ROUNDS_MAX):
+            if finish_queued(front, *args) == effects.DONE:
+                break
             machine.serve()
+        else:
+            raise WarmUpError("an I/O never ends")
     end_every_access(front)
     front.front["grant_mode"] = PER_REQUEST
     _run_load(machine, front)
-    while phases.release_kept(machine.back) > 0:
+    for _ in range(ROUNDS_MAX):
+        if phases.release_kept(machine.back) == 0:
+            break
         phases.finish_unmap(machine.back)
+    else:
+        raise WarmUpError("the tree never gives up its last page")
     phases.page_address(machine.back, 0, 0)
     phases.touch(machine.back, 0)
     end_access(front.grants, grant_access(front.grants, 0, 0, False))

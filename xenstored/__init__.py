@@ -1,5 +1,6 @@
 """xenstored: the store that a machine's domains find each other through.
 
 Pure cores: `paths`, `permissions`, `tree`, `quotas`, `access`, `transactions`, `watches`, `outbox`,
-`store`, `session`, `requests`, `connection`; they import in this order. `server` alone has sockets.
+`session`, `store`, `requests`, `connection`, `schedule`; they import in this order. `server` alone
+has sockets and a clock.
 """

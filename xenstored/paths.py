@@ -42,11 +42,6 @@ def parse_domid(raw: bytes) -> int:
     return int(raw)
 
 
-def names(path: str) -> list[str]:
-    """The names from the root down to `path`; none for the root."""
-    return [] if path == ROOT else path[1:].split("/")
-
-
 def parent(path: str) -> str:
     """The path one level up; the root's is the root."""
     return path[: path.rindex("/")] or ROOT
@@ -55,12 +50,3 @@ def parent(path: str) -> str:
 def child(path: str, name: str) -> str:
     """The path of `name` under `path`."""
     return f"/{name}" if path == ROOT else f"{path}/{name}"
-
-
-def ancestors(path: str) -> list[str]:
-    """The paths above `path`, nearest first, the root last."""
-    above = []
-    while path != ROOT:
-        path = parent(path)
-        above.append(path)
-    return above

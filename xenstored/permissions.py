@@ -2,11 +2,15 @@
 
 Rules: the first entry names the owner, who may do everything, and what domains not named further on
 may do; domain 0 may do everything everywhere. A later entry is about the domain it names alone, and
-the first that names a domain counts.
+the first that names a domain counts. An entry holds for one life of its domid: it remembers how
+many domains of that number had been released before (`Lives`), so a release need not look for the
+nodes that name the domain, and a later domain of the number inherits nothing.
 
-Source: Xen's `docs/misc/xenstore.txt` and `xs_lib.h`.
+Source: Xen's `docs/misc/xenstore.txt` and `xs_lib.h`; lives: `domain_adjust_node_perms` of Xen's
+xenstored, which compares generations.
 """
 
+from collections.abc import Mapping
 from enum import IntFlag
 from typing import Final, NamedTuple
 
@@ -39,8 +43,10 @@ class Permission(NamedTuple):
 
     domid: int
     rights: Right
+    life: int = 0  # of the domid; see `Lives`
 
 
+Lives = Mapping[int, int]  # domid: how many domains of that number have been released; 0 left out
 Permissions = tuple[Permission, ...]
 
 DOM0_ONLY: Final[Permissions] = (Permission(DOMID_0, Right.NONE),)
@@ -70,7 +76,7 @@ def format_permissions(perms: Permissions) -> list[bytes]:
 
 
 def rights_of(domid: int, perms: Permissions) -> Right:
-    """What `domid` may do to a node with `perms`."""
+    """What `domid` may do to a node with `perms`, which are `alive`."""
     owner = perms[0]
     if privileged(domid) or owner.domid == domid:
         return _EVERYTHING
@@ -80,13 +86,23 @@ def rights_of(domid: int, perms: Permissions) -> Right:
     return owner.rights
 
 
-def inherited(domid: int, perms: Permissions) -> Permissions:
+def granted_now(perms: Permissions, lives: Lives) -> Permissions:
+    """`perms` as they are given now: for the present life of each domain named."""
+    return tuple(entry._replace(life=lives.get(entry.domid, 0)) for entry in perms)
+
+
+def alive(perms: Permissions, lives: Lives) -> Permissions:
+    """`perms` without a word of domains released since; domain 0 owns what was theirs."""
+    if all(lives.get(domid, 0) == life for domid, _, life in perms):
+        return perms
+    owner, *others = perms
+    if lives.get(owner.domid, 0) != owner.life:
+        owner = Permission(DOMID_0, owner.rights)
+    return (owner, *(entry for entry in others if lives.get(entry.domid, 0) == entry.life))
+
+
+def inherited(domid: int, perms: Permissions, lives: Lives) -> Permissions:
     """The permissions of what `domid` creates under a node with `perms`: a guest owns it."""
     if privileged(domid):
         return perms
-    return (Permission(domid, perms[0].rights), *perms[1:])
-
-
-def without(domid: int, perms: Permissions) -> Permissions:
-    """`perms` with no word of `domid` (who is not the owner): its number may be used again."""
-    return perms[:1] + tuple(entry for entry in perms[1:] if entry.domid != domid)
+    return (Permission(domid, perms[0].rights, lives.get(domid, 0)), *perms[1:])

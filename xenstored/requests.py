@@ -1,7 +1,7 @@
 """The requests: what each message type asks for, and its answer.
 
 Owns: the table from message type to handler. A handler gets the payload as it came, and returns the
-reply's; a `Refusal` becomes an ERROR reply.
+reply's, with what is to be told before it is sent; a `Refusal` becomes an ERROR reply.
 Rules: nothing in a payload says who is asking. What a guest may not ask for is refused (EACCES)
 before its payload is looked at. CONTROL, RESUME and SET_TARGET are not served (ENOSYS): there is
 nothing here that they could act on.
@@ -28,10 +28,14 @@ from xenstored.paths import ROOT, SPECIAL, home, parse_domid, resolve
 from xenstored.permissions import format_permissions, parse_permissions
 from xenstored.refusal import Refusal
 from xenstored.session import Session
-from xenstored.store import Store
+from xenstored.store import Store, Telling
 from xenstored.watches import Watch
 
+Answer = tuple[bytes, Telling | None]  # the reply's payload, and what is told before it
+Handler = Callable[[Store, Session, Packet], Answer]
+
 OK: Final = pack_strings(b"OK")
+DONE: Final[Answer] = (OK, None)
 
 # With the longest path an event still fits into a payload, so no watch is ever silent.
 TOKEN_MAX: Final = XENSTORE_PAYLOAD_MAX - XENSTORE_ABS_PATH_MAX - 2
@@ -107,16 +111,15 @@ def _set_perms(access: Access, payload: bytes) -> bytes:
     return OK
 
 
-def _on_nodes(operation: Callable[[Access, bytes], bytes]) -> "Handler":
+def _on_nodes(operation: Callable[[Access, bytes], bytes]) -> Handler:
     """A handler that works in a transaction or at once, as the packet's tx_id says."""
 
-    def handle(store: Store, session: Session, packet: Packet) -> bytes:
+    def handle(store: Store, session: Session, packet: Packet) -> Answer:
         if packet.tx_id != 0:
-            return operation(session.transaction(packet.tx_id), packet.payload)
-        access, before = store.access(session), store.tree.root
+            return operation(session.transaction(packet.tx_id), packet.payload), None
+        access = store.access(session)
         reply = operation(access, packet.payload)
-        store.publish(before, access.changed, session)
-        return reply
+        return reply, store.publish(access)
 
     return handle
 
@@ -124,17 +127,15 @@ def _on_nodes(operation: Callable[[Access, bytes], bytes]) -> "Handler":
 _set_node_perms = _on_nodes(_set_perms)
 
 
-def _set_any_perms(store: Store, session: Session, packet: Packet) -> bytes:
+def _set_any_perms(store: Store, session: Session, packet: Packet) -> Answer:
     """Of a node, or (by domain 0) of a special event: who may be told of it."""
     if not packet.payload.startswith(SPECIAL.encode()):
         return _set_node_perms(store, session, packet)
     name, *entries = strings(packet.payload, 2)
     if not session.privileged:
         raise Refusal("EACCES")
-    if name.decode("latin-1") not in store.special:
-        raise Refusal("EINVAL")
-    store.special[name.decode("latin-1")] = parse_permissions(entries)
-    return OK
+    store.set_special(name.decode("latin-1"), parse_permissions(entries))
+    return DONE
 
 
 def _watched(session: Session, payload: bytes) -> Watch[Session]:
@@ -149,73 +150,70 @@ def _watched(session: Session, payload: bytes) -> Watch[Session]:
     return Watch(session, resolve(raw, session.domid), token, base)
 
 
-def _watch(store: Store, session: Session, packet: Packet) -> bytes:
+def _watch(store: Store, session: Session, packet: Packet) -> Answer:
     store.watch(_watched(session, packet.payload))
-    return OK
+    return DONE
 
 
 def first_event(session: Session, packet: Packet) -> None:
     """A watch fires once when it is set, after its reply, whether there is a node or not."""
     watch = _watched(session, packet.payload)
-    session.tell(watch.shown(watch.path), watch.token, None)
+    session.tell(watch, watch.path, None)
 
 
-def _unwatch(store: Store, session: Session, packet: Packet) -> bytes:
+def _unwatch(store: Store, session: Session, packet: Packet) -> Answer:
     watch = _watched(session, packet.payload)
     store.unwatch(session, watch.path, watch.token)
-    return OK
+    return DONE
 
 
-def _reset_watches(store: Store, session: Session, packet: Packet) -> bytes:
+def _reset_watches(store: Store, session: Session, packet: Packet) -> Answer:
     store.reset(session)
-    return OK
+    return DONE
 
 
-def _transaction_start(store: Store, session: Session, packet: Packet) -> bytes:
+def _transaction_start(store: Store, session: Session, packet: Packet) -> Answer:
     if packet.tx_id != 0:
         raise Refusal("EBUSY")  # it is open already, and there is no nesting
-    return pack_strings(str(session.begin(store.tree)).encode())
+    return pack_strings(str(session.begin(store.tree)).encode()), None
 
 
-def _transaction_end(store: Store, session: Session, packet: Packet) -> bytes:
+def _transaction_end(store: Store, session: Session, packet: Packet) -> Answer:
     verdict = one_string(packet.payload)
     if verdict not in (b"T", b"F"):
         raise Refusal("EINVAL")
     transaction = session.end(packet.tx_id)
-    if verdict == b"T":
-        store.commit(transaction, session)
-    return OK
+    return OK, store.commit(transaction) if verdict == b"T" else None
 
 
-def _introduce(store: Store, session: Session, packet: Packet) -> bytes:
-    domid = parse_domid(
-        strings(packet.payload, 3)[0]
-    )  # page and port: the socket is in their place
+def _introduce(store: Store, session: Session, packet: Packet) -> Answer:
+    """The domain exists. What it talks over is not for this to say: there is no page to map and no
+    port to bind, and its connection comes from the toolstack (`XenStoreServer.introduce`).
+    """
+    domid = parse_domid(strings(packet.payload, 3)[0])
     if domid == DOMID_0:
         raise Refusal("EINVAL")
-    store.introduce(domid)
-    return OK
+    return OK, store.introduce(domid)
 
 
-def _release(store: Store, session: Session, packet: Packet) -> bytes:
+def _release(store: Store, session: Session, packet: Packet) -> Answer:
     domid = parse_domid(one_string(packet.payload))
     if domid == DOMID_0:
         raise Refusal("EINVAL")
-    if not store.release(domid):
+    telling = store.release(domid)
+    if telling is None:
         raise Refusal("ENOENT")
-    return OK
+    return OK, telling
 
 
-def _is_domain_introduced(store: Store, session: Session, packet: Packet) -> bytes:
+def _is_domain_introduced(store: Store, session: Session, packet: Packet) -> Answer:
     domid = parse_domid(one_string(packet.payload))
-    return pack_strings(b"T" if domid == DOMID_0 or domid in store.introduced else b"F")
+    known = domid == DOMID_0 or domid in store.introduced
+    return pack_strings(b"T" if known else b"F"), None
 
 
-def _get_domain_path(store: Store, session: Session, packet: Packet) -> bytes:
-    return pack_strings(home(parse_domid(one_string(packet.payload))).encode())
-
-
-Handler = Callable[[Store, Session, Packet], bytes]
+def _get_domain_path(store: Store, session: Session, packet: Packet) -> Answer:
+    return pack_strings(home(parse_domid(one_string(packet.payload))).encode()), None
 
 
 @dataclass(frozen=True)
@@ -248,8 +246,8 @@ REQUESTS: Final = {
 }
 
 
-def answer(store: Store, session: Session, packet: Packet) -> bytes:
-    """The reply's payload. Raises Refusal."""
+def answer(store: Store, session: Session, packet: Packet) -> Answer:
+    """The reply's payload, and what is to be told before it. Raises Refusal."""
     request = REQUESTS.get(packet.type)  # type: ignore[call-overload]
     if request is None:
         raise Refusal("ENOSYS")
@@ -257,5 +255,5 @@ def answer(store: Store, session: Session, packet: Packet) -> bytes:
         raise Refusal("EACCES")
     if request.in_transaction and packet.tx_id != 0:
         session.transaction(packet.tx_id)
-    reply: bytes = request.handle(store, session, packet)
-    return reply
+    answered: Answer = request.handle(store, session, packet)
+    return answered

@@ -1,168 +1,211 @@
-"""xenstored's sockets: one for each domain, all served from one thread.
+"""xenstored's sockets and its loop: one thread, the caller's.
 
-Owns: listening sockets, connections, the thread. Everything else is in the cores.
-Rules: the caller is whose socket it came in on. Nothing here blocks on a client: sockets are
-non-blocking, each client gets a few requests a turn, and what it does not read stays in its outbox,
-which is limited. The public methods may be called from any thread.
+Owns: dom0's listening socket, the clients' sockets, the loop; whose connection is whose. Everything
+else is in the cores, who is served next in `schedule.py`.
+Rules: whoever connects to the path is domain 0; a guest is whose socket the toolstack introduced it
+with, and has no other. Nothing here blocks on a client: sockets are non-blocking, a turn reads one
+chunk and serves one request or a slice of it, answers go out as they are ready, and what a client
+does not read stays in its outbox, which is limited. Between turns, at most TURN_NS apart but for
+one request, the loop looks who else has come.
 """
 
+import gc
 import logging
 import os
 import selectors
 import socket
-import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 from common.abi import DOMID_0
 from xenstored.connection import Connection
 from xenstored.quotas import Quotas
+from xenstored.schedule import Schedule
 from xenstored.session import DOMAIN_RELEASED, Session
-from xenstored.store import Store
+from xenstored.store import Store, go_on
 
 BACKLOG: Final = 64
-REQUESTS_A_TURN: Final = 16
 RECEIVE_BYTES: Final = 16 * 1024
+TURN_NS: Final = 2_000_000
 NO_DESCRIPTORS_PAUSE_S: Final = 0.05
 
 log = logging.getLogger(__name__)
 
+Callback = Callable[[], None]
+
 
 class XenStoreServer:
-    """A machine's xenstored, from `start` to `stop`; `listen` and `forget` at any time before."""
+    """A machine's xenstored. Not thread-safe: all but `stop` is for the thread that serves."""
 
-    def __init__(self, quotas: Quotas | None = None) -> None:
+    def __init__(
+        self, quotas: Quotas | None = None, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
         self._store = Store(quotas)
+        self._clock = clock
         self._selector = selectors.DefaultSelector()
-        self._listeners: dict[int, tuple[socket.socket, str]] = {}
+        self._listener: socket.socket | None = None
+        self._path = ""
         self._clients: dict[Session, tuple[socket.socket, Connection]] = {}
-        self._unfinished: set[Session] = set()  # have requests that may be served at once
-        self._lock = threading.Lock()
+        self._guests: dict[int, Session] = {}
+        # None among domain 0's clients: the announcements, which no client is to go on with.
+        self._schedule: Schedule[Session | None] = Schedule()
+        self._pausing = False  # the listener, as there are no descriptors
         self._stopping = False
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._selector.register(self._wake, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._serve, name="xenstored", daemon=True)
+        self._closed = False
 
-    def listen(self, domid: int, path: str) -> None:
-        """Make a unix socket at `path`; whoever connects to it *is* `domid`. Raises OSError."""
-        with self._lock:
-            assert domid not in self._listeners
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                listener.bind(path)
-                listener.listen(BACKLOG)
-            except OSError:
-                listener.close()
-                raise
-            listener.setblocking(False)
-            self._listeners[domid] = (listener, path)
-            self._selector.register(listener, selectors.EVENT_READ, domid)
+    # --- what the process's main calls ---
 
-    def forget(self, domid: int) -> None:
-        """Close and unlink the domain's socket, and end its connections."""
-        with self._lock:
-            self._forget(domid)
-        self._notify()
+    def listen(self, path: str) -> None:
+        """Make domain 0's unix socket at `path`. Raises OSError."""
+        assert self._listener is None
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(path)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+        listener.setblocking(False)
+        self._listener, self._path = listener, path
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
 
-    def start(self) -> None:
-        """Begin to serve."""
-        self._thread.start()
+    def introduce(self, domid: int, sock: socket.socket) -> None:
+        """The domain exists, and `sock`, which is ours from now on, is its connection.
+
+        Raises ValueError if it has one, and closes `sock`.
+        """
+        assert domid != DOMID_0
+        if domid in self._guests:
+            sock.close()
+            raise ValueError(f"domain {domid} has its connection")
+        self._guests[domid] = self._join(domid, sock)
+        self._store.announce(self._store.introduce(domid))
+        self._announce()
+
+    def release(self, domid: int) -> bool:
+        """The domain is gone, with its connection, watches, transactions, nodes and permissions.
+
+        False if it was not introduced. @releaseDomain has fired, unless there is so much to tell of
+        its nodes that it takes more than a turn: then it comes after that.
+        """
+        telling = self._store.release(domid)
+        self._store.announce(telling)
+        self._announce()
+        return telling is not None
+
+    def register(self, fd: int, callback: Callback) -> None:
+        """Call `callback` from `serve` whenever `fd` is readable."""
+        self._selector.register(fd, selectors.EVENT_READ, callback)
+
+    def unregister(self, fd: int) -> None:
+        """Look at `fd` no more. Before it is closed."""
+        self._selector.unregister(fd)
+
+    def serve(self) -> None:
+        """Serve until `stop`."""
+        # Nothing here makes cycles (a test says so), and the collector would stop everybody for as
+        # long as it takes to look at every node there is.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            self._serve()
+        finally:
+            if collecting:
+                gc.enable()
 
     def stop(self) -> None:
-        """End the thread, close everything, unlink the sockets that `listen` made. Idempotent."""
+        """End `serve`: from one of its callbacks."""
         self._stopping = True
-        self._notify()
-        if self._thread.ident is not None:
-            self._thread.join()
-        self._close()
 
-    def introduce(self, domid: int) -> None:
-        """The domain exists: tell whoever watches @introduceDomain."""
-        with self._lock:
-            self._store.introduce(domid)
-        self._notify()
+    def close(self) -> None:
+        """Close everything and unlink the path. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for session in list(self._clients):
+            self._drop(session)
+        if self._listener is not None:
+            self._listener.close()
+            with suppress(FileNotFoundError):  # its directory may be gone already
+                os.unlink(self._path)
+        self._selector.close()
 
-    def release(self, domid: int) -> None:
-        """The domain is gone: end its connections, forget its nodes, tell @releaseDomain."""
-        assert domid != DOMID_0
-        with self._lock:
-            self._store.release(domid)
-        self._notify()
-
-    def _notify(self) -> None:
-        """Make the thread look at what has changed."""
-        if not self._stopped():
-            os.eventfd_write(self._wake, 1)
-
-    def _stopped(self) -> bool:
-        return self._wake < 0
+    # --- the loop ---
 
     def _serve(self) -> None:
-        try:
-            while not self._stopping:
-                ready = self._selector.select(0 if self._unfinished else None)
-                with self._lock:
-                    for key, mask in ready:
-                        self._handle(key, mask)
-                    self._settle()
-        finally:
-            # After a bug of ours: clients see the end of the stream, and do not wait for ever.
-            if not self._stopping:
-                self._close()
+        while not self._stopping:
+            timeout = NO_DESCRIPTORS_PAUSE_S if self._pausing else None
+            ready = self._selector.select(0 if self._schedule else timeout)
+            if self._pausing and not ready:
+                self._listen_again()
+            for key, mask in ready:
+                # An earlier one of these may have ended it.
+                if self._selector.get_map().get(key.fd) is key:
+                    self._handle(key, mask)
+            self._turn()
 
     def _handle(self, key: selectors.SelectorKey, mask: int) -> None:
-        if key.fileobj == self._wake:
-            os.eventfd_read(self._wake)
-        elif isinstance(key.data, Session):
-            if key.data in self._clients and mask & selectors.EVENT_READ:
-                self._receive(key.data)
-            self._store.touch([key.data] if key.data in self._clients else [])
-        elif key.data in self._listeners and self._listeners[key.data][0] is key.fileobj:
-            self._accept(key.data)
+        if not isinstance(key.data, Session):
+            key.data()
+            return
+        session = key.data
+        if mask & selectors.EVENT_READ:
+            self._schedule.add(session.domid, session)
+        if mask & selectors.EVENT_WRITE:
+            self._send(session)
 
-    def _accept(self, domid: int) -> None:
-        try:
-            client, _ = self._listeners[domid][0].accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            log.warning("xenstored: domain %d cannot connect: %s", domid, error)
-            time.sleep(NO_DESCRIPTORS_PAUSE_S)  # the listener stays ready: do not spin on it
-            return
-        session = self._store.join(domid)
-        if session is None:
-            client.close()
-            return
-        client.setblocking(False)
-        self._clients[session] = (client, Connection(self._store, session))
-        self._selector.register(client, selectors.EVENT_READ, session)
+    def _turn(self) -> None:
+        """Serve whose turn it is, until it is time to look who else has come."""
+        now = self._clock()
+        until = now + TURN_NS
+        while now < until and not self._stopping and (chosen := self._schedule.next(now)):
+            domid, session = chosen
+            if session is None:
+                self._announce()
+            elif session in self._clients:
+                self._step(session)
+            self._flush()
+            since, now = now, self._clock()
+            self._schedule.charge(domid, now - since, now)
 
-    def _receive(self, session: Session) -> None:
+    def _step(self, session: Session) -> None:
         client, connection = self._clients[session]
-        try:
-            data = client.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._drop(session)
-            return
-        connection.feed(data)
-        self._unfinished.add(session)
+        if connection.wants_input:
+            try:
+                data = client.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._drop(session)
+                return
+            connection.feed(data)
+        connection.step(self._in_time())
+        self._store.touch([session])
 
-    def _settle(self) -> None:
-        """Serve a turn of each client with requests, then send what there is to send."""
-        unfinished, self._unfinished = self._unfinished, set()
-        for session in unfinished:
-            if session in self._clients:
-                self._clients[session][1].step(REQUESTS_A_TURN)
-                self._store.touch([session])
+    def _in_time(self) -> Callable[[], bool]:
+        until = self._clock() + TURN_NS
+        return lambda: self._clock() < until
+
+    def _announce(self) -> None:
+        """Tell what no client is to go on with, for a turn."""
+        in_time = self._in_time()
+        announcements = self._store.announcements
+        while announcements and go_on(announcements[0], in_time):
+            announcements.popleft()
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what there is to send."""
         while touched := self._store.take_touched():
             for session in touched:
                 if session in self._clients:
                     self._send(session)
+        if self._store.announcements:
+            self._schedule.add(DOMID_0, None)
 
     def _send(self, session: Session) -> None:
         client, connection = self._clients[session]
@@ -180,44 +223,47 @@ class XenStoreServer:
             self._drop(session)
             return
         if connection.runnable:
-            self._unfinished.add(session)
-        interest = selectors.EVENT_READ if connection.wants_input else 0
-        interest |= selectors.EVENT_WRITE if connection.outgoing() else 0
-        self._set_interest(client, session, interest)
-
-    def _set_interest(self, client: socket.socket, session: Session, interest: int) -> None:
-        registered = client in self._selector.get_map()
-        if interest == 0:
-            if registered:  # a selector takes no empty interest
-                self._selector.unregister(client)
-        elif not registered:
-            self._selector.register(client, interest, session)
-        elif self._selector.get_key(client).events != interest:
+            self._schedule.add(session.domid, session)
+        interest = 0 if connection.paused else selectors.EVENT_READ
+        interest |= selectors.EVENT_WRITE if session.outbox.size else 0
+        if self._selector.get_key(client).events != interest:
             self._selector.modify(client, interest, session)
+
+    # --- clients ---
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            client, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            log.warning("xenstored: domain 0 cannot connect: %s", error)
+            self._selector.unregister(self._listener)  # it stays ready: do not spin on it
+            self._pausing = True
+            return
+        self._join(DOMID_0, client)
+
+    def _listen_again(self) -> None:
+        assert self._listener is not None
+        self._pausing = False
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def _join(self, domid: int, client: socket.socket) -> Session:
+        client.setblocking(False)
+        session = self._store.join(domid)
+        self._clients[session] = (client, Connection(self._store, session))
+        self._selector.register(client, selectors.EVENT_READ, session)
+        return session
 
     def _drop(self, session: Session) -> None:
         client, connection = self._clients.pop(session)
-        self._unfinished.discard(session)
-        self._set_interest(client, session, 0)
+        self._schedule.remove(session.domid, session)
+        if self._guests.get(session.domid) is session:
+            del self._guests[session.domid]
+            self._schedule.forget(session.domid)
+        self._selector.unregister(client)
         client.close()
         connection.close()
-
-    def _forget(self, domid: int) -> None:
-        if domid in self._listeners:
-            listener, path = self._listeners.pop(domid)
-            self._selector.unregister(listener)
-            listener.close()
-            with suppress(FileNotFoundError):  # its directory may be gone already
-                os.unlink(path)
-        for session in [session for session in self._clients if session.domid == domid]:
-            self._drop(session)
-
-    def _close(self) -> None:
-        with self._lock:
-            if self._stopped():
-                return
-            for domid in list(self._listeners):
-                self._forget(domid)
-            self._selector.close()
-            os.close(self._wake)
-            self._wake = -1
+        if self._pausing:
+            self._listen_again()

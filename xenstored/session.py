@@ -1,7 +1,11 @@
 """One connected client: who it is, its open transactions, what waits to be sent to it.
 
-Rules: it is the domain whose socket it came in on. A guest that does not read what it asked to be
-told is cut off; domain 0 is not, see `store.py`. `closed` says why, and no more is done for it.
+Rules: it is the domain whose connection it is. Nobody waits for a client that does not read, and
+nothing is kept from it: while a guest's events in its outbox are at their limit, or all of them
+are, a further one is *folded*: the watch's own path is told, once until it is sent ("something
+happened there"). Watches may fire spuriously, so a client looks after what it watches either way.
+Xen forgets events instead (those over the memory quota, or not read for 20 s).
+`closed` says why no more is done for a client.
 """
 
 from typing import Final
@@ -13,6 +17,7 @@ from xenstored.quotas import Quotas, Usage
 from xenstored.refusal import Refusal
 from xenstored.transactions import Transaction
 from xenstored.tree import Tree
+from xenstored.watches import Watch
 
 TX_ID_MAX: Final = 0xFFFFFFFF
 DOMAIN_RELEASED: Final = "its domain is released"
@@ -39,7 +44,7 @@ class Session:
         while tx_id in self._transactions:
             tx_id = tx_id % TX_ID_MAX + 1
         self._last_tx_id = tx_id
-        self._transactions[tx_id] = Transaction(tree, self.domid, self._quotas)
+        self._transactions[tx_id] = Transaction(tree, self.usage, self._quotas)
         self.usage.transactions += 1
         return tx_id
 
@@ -54,6 +59,7 @@ class Session:
         transaction = self.transaction(tx_id)
         del self._transactions[tx_id]
         self.usage.transactions -= 1
+        transaction.end()
         return transaction
 
     def end_all(self) -> None:
@@ -61,11 +67,16 @@ class Session:
         for tx_id in list(self._transactions):
             self.end(tx_id)
 
-    def tell(self, path: bytes, token: bytes, charged: Usage | None) -> None:
-        """Queue a watch event, at the cost of `charged`."""
-        if self.closed is not None:
+    def tell(self, watch: "Watch[Session]", path: str, cause: int | None) -> None:
+        """Queue an event of `watch`, caused by a guest or by None that is accounted for."""
+        if self.closed is not None or watch in self.outbox.folded:
             return
-        payload = pack_strings(path, token)
-        self.outbox.event(pack(Packet(MessageType.WATCH_EVENT, 0, 0, payload)), charged)
-        if not self.privileged and self.outbox.size > self._quotas.output_bytes:
-            self.closed = f"{self.outbox.size} bytes wait for it and it does not read"
+        full = self.outbox.size >= self._quotas.output_bytes
+        if cause is not None:
+            full |= self.outbox.caused[cause] >= self._quotas.outstanding_events
+        payload = pack_strings(watch.shown(watch.path if full else path), watch.token)
+        data = pack(Packet(MessageType.WATCH_EVENT, 0, 0, payload))
+        if full:
+            self.outbox.fold(data, watch)
+        else:
+            self.outbox.event(data, cause)

@@ -1,46 +1,72 @@
-"""Transactions: a copy of the tree to work on, and the question at the end whether it still holds.
+"""Transactions: nodes as they were when first looked at, and the question at the end whether they
+still are.
 
 Rules: a transaction is refused at its end (EAGAIN) if any node that one of its answers depended on,
 missing ones too, has another generation by now. Whatever it changed it has looked at first, so what
-is then carried over to the store meets no surprise there. Nobody sees anything before.
+is then put into the store meets no surprise there. Nobody sees anything before.
+It holds no copy of the store: a node not looked at yet is seen as it is, later ones always as then.
+What it holds is charged to its domain until it ends.
 
-Source: Xen's `docs/misc/xenstore.txt`; the unit of conflict is a node, as since Xen 4.9.
+Source: Xen's `docs/misc/xenstore.txt` and the notes at the head of `xenstored_transaction.c`.
 """
 
+from collections.abc import Mapping
+from typing import Final
+
 from xenstored.access import Access
-from xenstored.permissions import privileged
-from xenstored.quotas import Quotas
 from xenstored.refusal import Refusal
-from xenstored.tree import Node, Tree
+from xenstored.tree import Node, memory_of
+
+SEEN_BYTES: Final = 250  # of memory, for a node kept in mind: besides its path, and it
 
 
 class Transaction(Access):
-    """An open transaction of `domid`, begun on `tree` as it is now."""
+    """An open transaction; `end` it in any case."""
 
-    def __init__(self, tree: Tree, domid: int, quotas: Quotas) -> None:
-        super().__init__(tree.snapshot(), domid, quotas)
-        self._owned_before = tree.owned(domid)
+    _nbytes = 0  # charged
+
+    def commit(self) -> None:
+        """Is all still as seen? Refused with EAGAIN (conflict), ENOSPC or ENOMEM (quota).
+
+        If not refused, `changed` is what to apply to the tree.
+        """
+        for path, node in self.seen.items():
+            now = self.tree.get(path)
+            if (now and now.generation) != (node and node.generation):
+                raise Refusal("EAGAIN")
+        self.check_quotas(self._gained)
+
+    def end(self) -> None:
+        """Nothing is charged any more."""
+        self.usage.transaction_bytes -= self._nbytes
+        self._nbytes = 0
 
     def _note(self, path: str, node: Node | None) -> None:
-        full = len(self.seen) >= self._quotas.transaction_nodes
-        if full and path not in self.seen and not privileged(self.domid):
-            raise Refusal("ENOSPC")
-        super()._note(path, node)
+        self._check_nodes(1)
+        self._charge(SEEN_BYTES + (len(path) if node is None else memory_of(path, node)))
+        self.seen[path] = node
 
-    def commit(self, tree: Tree) -> None:
-        """Carry the changes over to `tree`. Refused with EAGAIN (conflict) or ENOSPC (quota)."""
-        for path, generation in self.seen.items():
-            node = tree.get(path)
-            if (None if node is None else node.generation) != generation:
-                raise Refusal("EAGAIN")
-        gained = self.tree.owned(self.domid) - self._owned_before
-        over = tree.owned(self.domid) + gained > self._quotas.nodes
-        if gained > 0 and over and not privileged(self.domid):
-            raise Refusal("ENOSPC")
-        # In the order of first change, so a parent is there before its children.
-        for path in self.changed:
-            node = self.tree.get(path)
-            if node is not None:
-                tree.put(path, node.value, node.perms)
-            elif tree.get(path) is not None:
-                tree.remove(path)
+    def _change(self, changes: Mapping[str, Node | None], told: list[str]) -> None:
+        more = 0
+        for path, node in changes.items():
+            was = self.changed.get(path)
+            more += memory_of("", node) if node is not None else 0
+            more -= memory_of("", was) if was is not None else 0
+            more += SEEN_BYTES + len(path) if path not in self.seen else 0
+        self._charge(more)
+        try:
+            super()._change(changes, told)
+        except Refusal:
+            self._charge(-more)
+            raise
+
+    def _besides(self) -> int:
+        return super()._besides() - self._nbytes
+
+    def _charge(self, nbytes: int) -> None:
+        """Refuse (ENOMEM) to hold more than the domain may."""
+        held = self.tree.held(self.domid).nbytes + self.usage.nbytes
+        if not self._free and nbytes > 0 and held + nbytes > self._quotas.memory:
+            raise Refusal("ENOMEM")
+        self._nbytes += nbytes
+        self.usage.transaction_bytes += nbytes

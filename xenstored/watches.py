@@ -1,21 +1,22 @@
 """Watches: which are set, and which of them an event concerns.
 
-Rules: an event concerns the watches on its path and on everything above it, so finding them costs
-the path's depth, however many watches there are. When a node went with its parent, only watches set
-on exactly that node are told, as the parent's own event tells the rest. Whoever is told must have
-been able to read the node before or after, or be able to read its parent.
+Rules: an event concerns the watches on its path and on everything above it. Finding them costs the
+paths' depth once for all events of one request (`Above`), and what is found. When a node went with
+its parent, only watches set on exactly that node are told, as the parent's own event tells the
+rest. Whoever is told must have been able to read the node before or after, or be able to read its
+parent.
 
 Source: Xen's `docs/misc/xenstore.txt`; the permission rule is that of XSA-115.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from xenstored.paths import SPECIAL, ancestors, parent
-from xenstored.permissions import Permissions, Right, rights_of
+from xenstored.paths import ROOT, SPECIAL, parent
+from xenstored.permissions import Lives, Permissions, Right, alive, rights_of
 from xenstored.refusal import Refusal
-from xenstored.tree import Node, find
+from xenstored.tree import Node
 
 Owner = TypeVar("Owner")
 
@@ -28,9 +29,9 @@ class Event:
     readable: tuple[Permissions, ...]
     exact: bool = False
 
-    def known_to(self, domid: int) -> bool:
+    def known_to(self, domid: int, lives: Lives) -> bool:
         """May `domid` be told?"""
-        return any(rights_of(domid, perms) & Right.READ for perms in self.readable)
+        return any(rights_of(domid, alive(perms, lives)) & Right.READ for perms in self.readable)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +52,7 @@ class Watches(Generic[Owner]):
     """All watches, by path and by owner, in the order they were set."""
 
     def __init__(self) -> None:
-        self._by_path: dict[str, dict[tuple[Owner, bytes], Watch[Owner]]] = {}
+        self._by_path: dict[str, dict[Owner, dict[bytes, Watch[Owner]]]] = {}
         self._by_owner: dict[Owner, dict[tuple[str, bytes], Watch[Owner]]] = {}
 
     def check_new(self, watch: Watch[Owner]) -> None:
@@ -61,47 +62,90 @@ class Watches(Generic[Owner]):
 
     def add(self, watch: Watch[Owner]) -> None:
         """Set `watch`, which `check_new` has let pass."""
-        self._by_path.setdefault(watch.path, {})[watch.owner, watch.token] = watch
+        here = self._by_path.setdefault(watch.path, {})
+        here.setdefault(watch.owner, {})[watch.token] = watch
         self._by_owner.setdefault(watch.owner, {})[watch.path, watch.token] = watch
 
-    def remove(self, owner: Owner, path: str, token: bytes) -> None:
+    def remove(self, owner: Owner, path: str, token: bytes) -> Watch[Owner]:
         """Take a watch back. Refuses (ENOENT) what is not set."""
         mine = self._by_owner.get(owner, {})
-        if mine.pop((path, token), None) is None:
+        watch = mine.pop((path, token), None)
+        if watch is None:
             raise Refusal("ENOENT")
         if not mine:
             del self._by_owner[owner]
         here = self._by_path[path]
-        del here[owner, token]
+        del here[owner][token]
+        if not here[owner]:
+            del here[owner]
         if not here:
             del self._by_path[path]
+        return watch
 
-    def count(self, owner: Owner) -> int:
-        """How many watches `owner` has."""
-        return len(self._by_owner.get(owner, {}))
+    def of(self, owner: Owner) -> list[Watch[Owner]]:
+        """The watches that `owner` has set."""
+        return list(self._by_owner.get(owner, {}).values())
 
-    def drop(self, owner: Owner) -> None:
-        """Take all watches of `owner` back."""
-        for path, token in list(self._by_owner.get(owner, {})):
-            self.remove(owner, path, token)
+    def may_match(self, event: Event) -> bool:
+        """Could any watch be told of `event`?"""
+        return not event.exact or event.path in self._by_path
 
-    def concerned(self, event: Event) -> Iterator[Watch[Owner]]:
-        """The watches that `event` matches, whoever's they are."""
-        places = [event.path]
-        if not event.exact and not event.path.startswith(SPECIAL):
-            places += ancestors(event.path)
+    def concerned(self, event: Event, above: "Above") -> Iterator[list[Watch[Owner]]]:
+        """The watches that `event` matches, by place and owner: one owner's in each list.
+
+        What changes while this is iterated may or may not be in it.
+        """
+        if event.exact or event.path.startswith(SPECIAL):
+            places: Iterable[str] = (event.path,)
+        else:
+            places = above.places(event.path, self._by_path)
         for place in places:
-            yield from self._by_path.get(place, {}).values()
+            for watches in list(self._by_path.get(place, {}).values()):
+                yield list(watches.values())
 
 
-def events(before: Node, after: Node, changed: Iterable[str]) -> Iterator[Event]:
-    """What to tell of the nodes at `changed`, between two roots of the tree."""
-    for path in changed:
-        old, new = find(before, path), find(after, path)
+class Above:
+    """The watched places on and above paths, for the events of one request.
+
+    A path's places are its own and its parent's, so each node on the way up is climbed to once.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[str, _Places] = {}
+
+    def places(self, path: str, watched: Container[str]) -> Iterator[str]:
+        """Those of `watched` on or above `path`, nearest first."""
+        climbed = []
+        at = path
+        while at not in self._of:
+            climbed.append(at)
+            if at == ROOT:
+                break
+            at = parent(at)
+        found = self._of.get(at)
+        for step in reversed(climbed):
+            found = (step, found) if step in watched else found
+            self._of[step] = found
+        while found is not None:
+            yield found[0]
+            found = found[1]
+
+
+_Places = tuple[str, "_Places"] | None  # a watched path, and those above it
+
+
+def events(
+    before: Mapping[str, Node | None],
+    get: Callable[[str], Node | None],
+    told: Iterable[str],
+) -> Iterator[Event]:
+    """What to tell of the nodes at `told`. `before`: all changed nodes as they were; `get`: now."""
+    for path in told:
+        old, new = before[path], get(path)
         if old is None and new is None:
             continue  # made and removed in one transaction
-        above = find(after, parent(path))
+        above = get(parent(path))
         gone_with_parent = new is None and above is None
-        above = above or find(before, parent(path))
+        above = above or before.get(parent(path))
         nodes = [node for node in (old, new, above) if node is not None]
         yield Event(path, tuple(node.perms for node in nodes), gone_with_parent)

@@ -93,6 +93,21 @@ def test_the_table_has_a_row_for_each_case() -> None:
     assert "0.250" in text
 
 
+def test_the_table_is_legible_on_80_columns() -> None:
+    widest = machine("non-persistent", 12_345_678.0, guests=16)
+    widest |= {"rw": "randwrite", "p50_us": 25_313.4, "p99_us": 125_313.4}
+    console = Console(width=80, record=True)
+    print_verdict(console, medians([round_of(4e6, widest, *results().values())]))
+    lines = console.export_text().splitlines()
+    row = next(line for line in lines if "16 randwrite" in line)
+    assert row.split() == [
+        *["non-persistent", "16", "randwrite", "4k", "32"],
+        *["12,345,678", "3.086", "25,313", "125,313", "0.2"],
+    ]
+    header = next(line for line in lines if "IOPS" in line and "case" in line)
+    assert header.split("  ")[-1].strip() == "CPU s"
+
+
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
     draw(tmp_path / "bench.png", results())
     assert (tmp_path / "bench.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypervisor.memory_service import MemoryService
 
 from common.counters import BACKEND_COUNTERS, CPU_COUNTERS, FRONTEND_COUNTERS, HYPERVISOR_COUNTERS
 from common.histogram import BUCKETS
@@ -28,7 +29,6 @@ from common.machine_memory import (
     whole_pages,
 )
 from common.memory import Segment, create_segment
-from hypervisor.memory_service import MemoryService
 
 DOMAINS = (0, 1, 2)
 

@@ -5,61 +5,42 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 
 from common.xenstore import Transaction, XenStoreClient, XenStoreError
 from common.xenstore_wire import HEADER, MessageType, Packet, pack
-from xenstored.server import XenStoreServer
+from tests.xenstored.serving import TIMEOUT_S, Serving
 
 HOME = "/local/domain/1"
-TIMEOUT_S = 60.0
-
-
-class Machine:
-    """A xenstored with sockets for dom0 and guest 1."""
-
-    def __init__(self, run_dir: str) -> None:
-        self.run_dir = run_dir
-        self.server = XenStoreServer()
-        self.server.listen(0, self.path(0))
-        self.server.start()
-        self.server.introduce(1)
-        self.server.listen(1, self.path(1))
-
-    def path(self, domid: int) -> str:
-        return f"{self.run_dir}/xenstored-{domid}"
-
-    def client(self, domid: int) -> XenStoreClient:
-        return XenStoreClient(self.path(domid))
 
 
 @pytest.fixture
-def machine(run_dir: str) -> Iterator[Machine]:
-    machine = Machine(run_dir)
-    yield machine
-    machine.server.stop()
+def machine(run_dir: str) -> Iterator[Serving]:
+    serving = Serving(run_dir)
+    yield serving
+    serving.stop()
 
 
 @pytest.fixture
-def dom0(machine: Machine) -> Iterator[XenStoreClient]:
-    with machine.client(0) as client:
+def dom0(machine: Serving) -> Iterator[XenStoreClient]:
+    with XenStoreClient(machine.path) as client:
         client.mkdir(HOME)
         client.set_perms(HOME, ["n1"])
         yield client
 
 
 @pytest.fixture
-def other(machine: Machine) -> Iterator[XenStoreClient]:
+def other(machine: Serving) -> Iterator[XenStoreClient]:
     """A second client of dom0, which gets in the way."""
-    with machine.client(0) as client:
+    with XenStoreClient(machine.path) as client:
         yield client
 
 
 @pytest.fixture
-def guest(machine: Machine, dom0: XenStoreClient) -> Iterator[XenStoreClient]:
-    with machine.client(1) as client:
+def guest(machine: Serving, dom0: XenStoreClient) -> Iterator[XenStoreClient]:
+    with machine.guest(1) as client:
         yield client
 
 
@@ -143,6 +124,61 @@ def test_a_directory_is_listed_whole_however_long_it_is(dom0: XenStoreClient, co
         for name in names:
             transaction.write(f"/many/{name}", b"")
     assert sorted(dom0.directory("/many")) == names
+
+
+def test_none_is_no_such_node_and_nothing_else(
+    machine: Serving, dom0: XenStoreClient, guest: XenStoreClient
+) -> None:
+    dom0.write("/a/empty", b"")
+    assert (dom0.read_or_none("/a/none"), dom0.read_or_none("/a/empty")) == (None, b"")
+    assert refusal(lambda: guest.read_or_none("/a/none"))[0] == "EACCES"
+    assert refusal(lambda: dom0.read_or_none("//"))[0] == "EINVAL"
+    assert (dom0.read_directory("/a/none"), dom0.read_directory("/a/empty")) == (None, {})
+    assert refusal(lambda: guest.read_directory("/a"))[0] == "EACCES"
+    machine.stop()
+    assert refusal(lambda: dom0.read_or_none("/a"))[0] in ("ECONNRESET", "EPIPE")
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 100])
+def test_a_directory_is_read_with_the_values_of_its_children(
+    dom0: XenStoreClient, count: int
+) -> None:
+    values = {f"k{index}": str(index).encode() * 100 for index in range(count)}
+    for name, value in values.items():
+        dom0.write(f"/dir/{name}/below", b"")
+        dom0.write(f"/dir/{name}", value)
+    assert dom0.read_directory("/dir") == values
+    assert dom0.read_directory("/") == {"tool": b"", "local": b"", "dir": b""}
+
+
+def test_a_directory_that_somebody_changes_is_read_of_one_moment(
+    machine: Serving, dom0: XenStoreClient
+) -> None:
+    """Both children are always written together, so they are always the same."""
+    stop = threading.Event()
+
+    def change() -> None:
+        with XenStoreClient(machine.path) as other:
+            count = 0
+            while not stop.is_set():
+                count += 1
+                with other.transaction() as transaction:
+                    transaction.write("/dir/a", str(count).encode())
+                    transaction.write("/dir/b", str(count).encode())
+
+    dom0.write("/dir/a", b"0")
+    dom0.write("/dir/b", b"0")
+    thread = threading.Thread(target=change)
+    thread.start()
+    seen = set()
+    for _ in range(300):
+        values = dom0.read_directory("/dir")
+        assert values is not None
+        assert values["a"] == values["b"]
+        seen.add(values["a"])
+    stop.set()
+    thread.join()
+    assert len(seen) > 1
 
 
 # --- transactions -----------------------------------------------------------------------------
@@ -240,12 +276,12 @@ def test_a_transaction_that_has_only_written_repeats_itself(
 
 
 def test_two_clients_that_count_up_together_lose_nothing(
-    machine: Machine, dom0: XenStoreClient
+    machine: Serving, dom0: XenStoreClient
 ) -> None:
     dom0.write("/n", b"0")
 
     def count() -> None:
-        with machine.client(0) as client:
+        with XenStoreClient(machine.path) as client:
             for _ in range(25):
                 client.transact(
                     lambda node: node.write("/n", str(int(node.read("/n")) + 1).encode())
@@ -338,7 +374,7 @@ def test_a_guest_that_comes_and_goes_is_told_of(dom0: XenStoreClient) -> None:
     dom0.watch("@releaseDomain", "out")
     assert dom0.wait_event(TIMEOUT_S) == ("@introduceDomain", "in")
     assert dom0.wait_event(TIMEOUT_S) == ("@releaseDomain", "out")
-    assert (dom0.is_domain_introduced(1), dom0.is_domain_introduced(5)) == (True, False)
+    assert (dom0.is_domain_introduced(0), dom0.is_domain_introduced(5)) == (True, False)
     dom0.introduce(5)
     assert dom0.is_domain_introduced(5)
     assert dom0.wait_event(TIMEOUT_S) == ("@introduceDomain", "in")
@@ -355,27 +391,27 @@ def test_a_store_that_is_not_there_is_named(run_dir: str) -> None:
     assert refusal(lambda: XenStoreClient(path)) == ("ENOENT", path, "connect")
 
 
-def test_a_store_that_goes_away_ends_the_client(machine: Machine) -> None:
-    with machine.client(0) as client:
+def test_a_store_that_goes_away_ends_the_client(machine: Serving) -> None:
+    with XenStoreClient(machine.path) as client:
         client.mkdir("/a")
-        machine.server.stop()
+        machine.stop()
         name, path, operation = refusal(lambda: client.mkdir("/b"))
         assert name in ("ECONNRESET", "EPIPE")
-        assert (path, operation) == (machine.path(0), "MKDIR")
-        assert refusal(lambda: client.mkdir("/b")) == ("EBADF", machine.path(0), "MKDIR")
+        assert (path, operation) == (machine.path, "MKDIR")
+        assert refusal(lambda: client.mkdir("/b")) == ("EBADF", machine.path, "MKDIR")
 
 
-def test_a_waiter_hears_of_the_end_of_the_store(machine: Machine) -> None:
-    with machine.client(0) as client:
+def test_a_waiter_hears_of_the_end_of_the_store(machine: Serving) -> None:
+    with XenStoreClient(machine.path) as client:
         client.mkdir("/a")
-        machine.server.stop()
+        machine.stop()
         assert readable(client, TIMEOUT_S)
         assert refusal(lambda: client.wait_event(TIMEOUT_S))[0] == "ECONNRESET"
         assert refusal(client.events)[0] == "EBADF"
 
 
-def test_closing_twice_is_fine_and_gives_every_descriptor_back(machine: Machine) -> None:
-    client = machine.client(0)
+def test_closing_twice_is_fine_and_gives_every_descriptor_back(machine: Serving) -> None:
+    client = XenStoreClient(machine.path)
     client.mkdir("/a")
     fd = client.fileno()
     client.close()
@@ -385,17 +421,66 @@ def test_closing_twice_is_fine_and_gives_every_descriptor_back(machine: Machine)
     assert refusal(lambda: client.read("/a"))[0] == "EBADF"
 
 
-def test_a_closed_clients_watches_and_transactions_go_with_it(
-    machine: Machine, dom0: XenStoreClient
+def test_a_socket_can_be_handed_over_and_is_closed_with_the_client(machine: Serving) -> None:
+    connection = machine.connection(1)
+    fd = connection.fileno()
+    with XenStoreClient(connection) as client:
+        assert client.get_domain_path(1) == HOME
+        machine.release(1)
+        assert refusal(lambda: client.read("a"))[0] in ("ECONNRESET", "EPIPE")
+        assert refusal(lambda: client.read("a"))[:2] == ("EBADF", "socket")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+@pytest.fixture
+def silence() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The two ends of a connection whose other end says what a test says, if anything."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_a_reply_that_does_not_come_in_time_is_a_timeout_and_never_no_such_node(
+    silence: tuple[socket.socket, socket.socket],
 ) -> None:
-    """A guest may have 128 watches and 10 transactions, in all its connections together."""
-    opened = []
-    for _ in range(20):
-        with machine.client(1) as client:
-            for index in range(10):
-                client.watch(f"{HOME}/{index}", "token")
-            opened.append(client.transaction())
-            opened[-1].__enter__()
+    with XenStoreClient(silence[0], reply_timeout_s=0.05) as client:
+        assert refusal(lambda: client.read_or_none("/a")) == ("ETIMEDOUT", "socket", "READ")
+        assert refusal(lambda: client.exists("/a"))[0] == "EBADF"
+
+
+def test_a_store_that_does_not_read_is_a_timeout_too(
+    silence: tuple[socket.socket, socket.socket],
+) -> None:
+    silence[0].setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            silence[0].send(b"x" * 4096)
+    with XenStoreClient(silence[0], reply_timeout_s=0.05) as client:
+        assert refusal(lambda: client.write("/a", b"1")) == ("ETIMEDOUT", "socket", "WRITE")
+
+
+def test_without_a_limit_a_slow_store_is_waited_for_and_its_end_is_a_reset(
+    silence: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = silence
+    outcome: list[object] = []
+
+    def ask() -> None:
+        outcome.append(client.read("/a"))
+        outcome.append(refusal(lambda: client.read_or_none("/b"))[0])
+
+    with XenStoreClient(ours, reply_timeout_s=None) as client:
+        thread = threading.Thread(target=ask)
+        thread.start()
+        theirs.recv(100)
+        reply = pack(Packet(MessageType.READ, 1, 0, b"late"))
+        for byte in reply:
+            theirs.send(bytes([byte]))
+        theirs.recv(100)
+        theirs.close()
+        thread.join(TIMEOUT_S)
+    assert outcome == [b"late", "ECONNRESET"]
 
 
 @pytest.fixture

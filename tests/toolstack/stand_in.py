@@ -84,11 +84,12 @@ class StandIn:
         self.pids |= {f"guest-{domid}": 12 + domid for domid in self._domids()}
         self.times_closed = 0
         self._now_s, self._steps = 100.0, 0
-        self.verify_errors = self.io_errors = self.left_mapped = 0
+        self.verify_errors = self.io_errors = self.left_mapped = self.bad_requests = 0
         self.booted: Snapshot | None = self.snapshot()
         self.connected: Snapshot | None = self.snapshot()
         self.closed: Snapshot | None = None
         self.close_failure = ""
+        self.failures: dict[str, str] = {}
 
     def _domids(self) -> range:
         return range(1, self.topology.guests + 1)
@@ -128,7 +129,9 @@ class StandIn:
         return Snapshot(
             at_s=self._now_s,
             frontend={d: record(FRONTEND_COUNTERS, **front) for d in self._domids()},
-            backend={d: record(BACKEND_COUNTERS) for d in self._domids()},
+            backend={
+                d: record(BACKEND_COUNTERS, bad_requests=self.bad_requests) for d in self._domids()
+            },
             hypervisor={d: record(HYPERVISOR_COUNTERS, **hypervisor) for d in self._domids()},
             latency={d: latencies(*[50] * self._steps) for d in self._domids()},
             cpus=cpus,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,14 @@ from click.testing import CliRunner, Result
 from tests.toolstack.stand_in import StandIn, Starter
 from toolstack.__main__ import main
 from toolstack.cli import FLAGS, Flag, cli
+from toolstack.door import OF_RUN_SH
 
 ROOT = Path(__file__).parents[2]
+
+
+FLAGS_OF_RUN = ", ".join(
+    [name for flag in FLAGS for name in (*flag.opts, *flag.secondary_opts)] + ["--help"]
+)
 
 
 def grantlab(*args: str, starter: Starter | None = None) -> Result:
@@ -172,20 +179,22 @@ def test_results_are_written_for_each_mode(tmp_path: Path) -> None:
             ["--flush-policy", "foo"],
             "flush-policy: 'foo' is not one of mask, mask-2012, accessed, precise",
         ),
-        (["--gests", "4"], "no such flag --gests; did you mean --guests?"),
-        (["--no-verfy"], "no such flag --no-verfy; did you mean --no-verify?"),
-        (["--zzzzzz"], "no such flag --zzzzzz; see --help"),
-        (["--guests"], "option '--guests' requires an argument"),
-        (["--persistent=1"], "option '--persistent' does not take a value"),
-        (["--guests", "4", "more"], "got unexpected extra argument (more)"),
+        (["--gests", "4"], "run: no such flag --gests; did you mean --guests?"),
+        (["--no-verfy"], "run: no such flag --no-verfy; did you mean --no-verify?"),
+        (["--zzzzzz"], f"run: no such flag --zzzzzz; its flags are {FLAGS_OF_RUN}"),
+        (
+            ["--guests"],
+            "run: --guests needs a value, N: Guests, a process each: 1..64 (default: 4)",
+        ),
+        (["--persistent=1"], "run: --persistent takes no value"),
+        (
+            ["--guests", "4", "more"],
+            f"run: unexpected argument 'more'; it takes only flags: {FLAGS_OF_RUN}",
+        ),
     ],
 )
 def test_bad_input_is_one_line_before_anything_starts(args: list[str], line: str) -> None:
     assert refused(*args) == line
-
-
-def test_an_unknown_command_is_named() -> None:
-    assert "'simulat'" in refused("simulat")
 
 
 def test_a_bad_config_file_is_named_with_its_bad_setting(tmp_path: Path) -> None:
@@ -226,6 +235,7 @@ def test_a_machine_that_fails_is_one_line_and_is_closed() -> None:
     [
         ("verify_errors", 2, "8 verify errors"),
         ("io_errors", 1, "4 I/O errors"),
+        ("bad_requests", 2, "8 bad requests"),
         ("left_mapped", 1, "4 grants left mapped"),
     ],
 )
@@ -238,6 +248,7 @@ def test_an_unsound_run_prints_its_tables_and_fails(
     assert result.exit_code == 1
     assert result.stderr == f"grantlab: error: persistent: {said}\n"
     assert "IOPS" in result.stdout
+    assert re.search(r"bad requests +8\b", result.stdout) or name != "bad_requests"
     assert path.exists()
 
 
@@ -322,6 +333,7 @@ def test_help_teaches_allowed_values_defaults_examples_and_commands() -> None:
     assert "1..64 (default: 4)" in text
     assert text.count("./run.sh --") == 2
     assert "Commands: run" in text
+    assert all(f" {name} {what}" in text for name, what in OF_RUN_SH.items())
 
 
 def test_help_is_the_same_with_and_without_the_command_s_name() -> None:

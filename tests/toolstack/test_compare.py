@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from toolstack import compare
-from toolstack.cli import RunEnded
+from toolstack.door import RunEnded
 from toolstack.loadspec import LoadSpec
 from toolstack.results import Run
 from toolstack.simulate import simulate_run

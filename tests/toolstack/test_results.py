@@ -29,7 +29,7 @@ COUNTERS = [
     "grants_issued", "grants_ended", "map_ops", "unmap_ops", "copy_ops", "hypercalls", "flushes",
     "flush_entries", "ipis", "ipis_by_cpu", "flush_lock_waits", "notify_to_back",
     "notify_to_front", "bytes_copied_by_guest", "persistent_max", "overflow_segments",
-    "host_tlb_shootdowns",
+    "bad_requests", "host_tlb_shootdowns",
 ]  # fmt: skip
 
 BOOTED = snapshot(10.0, host_tlb_shootdowns=1000)
@@ -47,7 +47,7 @@ FINISHED = snapshot(
         2: {"ios": 60, "requests": 60, "segments": 60, "bytes_written": 512, "verify_errors": 2},
     },
     backend={
-        1: {"persistent_max": 8, "notify_to_front": 5, "overflow_segments": 1},
+        1: {"persistent_max": 8, "notify_to_front": 5, "overflow_segments": 1, "bad_requests": 4},
         2: {"persistent_max": 30, "notify_to_front": 6},
     },
     hypervisor={
@@ -62,6 +62,7 @@ FINISHED = snapshot(
 CLOSED = snapshot(
     14.0,
     frontend={1: {"grants_issued": 11}, 2: {"grants_issued": 11}},
+    backend={1: {"bad_requests": 4}},
     hypervisor={
         1: {"map_ops": 9, "unmap_ops": 9, "hypercalls": 8, "flushes": 3, "ipis": 6},
         2: {"map_ops": 31, "unmap_ops": 31, "hypercalls": 8},
@@ -129,6 +130,8 @@ def test_counters_are_those_of_the_load_alone(run: Run) -> None:
     assert (found["flushes"], found["ipis"], found["ipis_by_cpu"]) == (2, 5, [0, 5])
     assert (found["notify_to_front"], found["overflow_segments"]) == (11, 1)
     assert found["host_tlb_shootdowns"] == 42
+    assert found["bad_requests"] == 4
+    assert [guest["counters"]["bad_requests"] for guest in run["guests"]] == [4, 0]
 
 
 def test_set_up_and_tear_down_stand_by_themselves(run: Run) -> None:
@@ -185,10 +188,24 @@ def test_grants_left_are_those_still_mapped_when_all_is_closed() -> None:
 
 
 def test_faults_names_each_kind_with_its_number_and_mode(run: Run) -> None:
-    sound: dict[str, Any] = {**run, "totals": {**run["totals"], "verify_errors": 0}}
+    sound: dict[str, Any] = {
+        **run,
+        "totals": {**run["totals"], "verify_errors": 0},
+        "counters": {**run["counters"], "bad_requests": 0},
+    }
     assert faults([sound], [0]) == ""
     assert faults([sound, run], [3, 0]) == (
-        "persistent: 3 grants left mapped; persistent: 2 verify errors"
+        "persistent: 3 grants left mapped; persistent: 2 verify errors, 4 bad requests"
+    )
+
+
+@pytest.mark.parametrize("phase", ["setup", "teardown"])
+def test_a_bad_request_is_a_fault_whenever_it_came(run: Run, phase: str) -> None:
+    counted = dict(run["counters"], bad_requests=0)
+    counted[phase] = {**counted[phase], "bad_requests": 1}
+    totals = {**run["totals"], "verify_errors": 0}
+    assert faults([{**run, "totals": totals, "counters": counted}], [0]) == (
+        "persistent: 1 bad requests"
     )
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.xenstore_wire import HEADER, MessageType, Packet, pack
-from tests.xenstored.world import World, path
+from tests.xenstored.world import World, always, path
 from xenstored.connection import OUTPUT_PAUSE
 
 
@@ -14,9 +14,10 @@ def world():
     return World()
 
 
-def exchange(connection, data, budget=1000):
+def exchange(connection, data):
     connection.feed(data)
-    connection.step(budget)
+    for _ in range(1000):
+        connection.step(always)
     out = connection.outgoing()
     connection.sent(len(out))
     return out
@@ -46,13 +47,12 @@ def test_a_request_may_come_byte_by_byte(world):
     assert replies[-1]
 
 
-def test_many_requests_may_come_at_once_and_a_step_serves_as_many_as_it_may(world):
-    world.guest.connection.feed(pack(Packet(MessageType.GET_DOMAIN_PATH, 1, 0, path("1"))) * 10)
-    for left in (True, True, False):
-        world.guest.connection.step(4)
-        assert world.guest.connection.runnable == left
-    world.guest.read()
-    assert len(world.guest._replies) == 10
+def test_many_requests_may_come_at_once_and_a_step_serves_one(world):
+    world.guest.connection.feed(pack(Packet(MessageType.GET_DOMAIN_PATH, 1, 0, path("1"))) * 3)
+    for served, left in ((1, True), (2, True), (3, False)):
+        world.guest.serve(1)
+        world.guest.read()
+        assert (len(world.guest._replies), world.guest.connection.runnable) == (served, left)
 
 
 def test_a_payload_over_the_limit_ends_the_connection_after_what_came_before(world):
@@ -68,19 +68,19 @@ def test_a_client_that_does_not_read_is_not_served_and_not_read_until_it_does(wo
     world.dom0.do("write /local/domain/1/x " + "v" * 4000)
     connection = world.guest.connection
     connection.feed(pack(Packet(MessageType.READ, 1, 0, path("x"))) * 100)
-    connection.step(1000)
+    world.guest.serve()
     assert OUTPUT_PAUSE <= world.guest.session.outbox.size < OUTPUT_PAUSE + 4112
     assert not connection.wants_input and not connection.runnable
     while connection.outgoing() or connection.runnable:
         connection.sent(len(connection.outgoing()))
-        connection.step(1)
+        connection.step(always)
     assert connection.wants_input
 
 
 def test_what_is_not_served_when_the_client_goes_is_never_served(world):
     world.guest.post(MessageType.MKDIR, path("late"))
     world.guest.connection.close()
-    world.guest.connection.step(10)
+    world.guest.serve(10)
     assert world.dom0.do("read /local/domain/1/late") == "ENOENT"
 
 
@@ -125,7 +125,7 @@ def test_random_requests_are_all_answered_and_reach_nothing_of_others(requests, 
     while data:
         cut = cuts.randint(1, 100)
         guest.connection.feed(data[:cut])
-        guest.connection.step(100)
+        guest.serve(100)
         guest.read()
         data = data[cut:]
     assert [reply.req_id for reply in guest._replies] == list(range(len(requests)))

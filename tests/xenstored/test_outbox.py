@@ -1,5 +1,4 @@
 from xenstored.outbox import Outbox
-from xenstored.quotas import Usage
 
 
 def test_messages_leave_in_order_in_whatever_pieces_the_socket_takes():
@@ -46,22 +45,38 @@ def test_replies_in_the_same_words_are_all_sent():
     assert outbox.pending(100) == b"OKOK"
 
 
-def test_an_event_is_charged_until_its_last_byte_is_sent():
-    outbox, usage = Outbox(), Usage(1)
-    outbox.event(b"event", usage)
-    outbox.event(b"event", usage)
-    assert usage.outstanding_events == 1
-    assert outbox.sent(4) == set()
-    assert usage.outstanding_events == 1
-    assert outbox.sent(1) == {usage}
-    assert usage.outstanding_events == 0
-
-
-def test_clearing_gives_all_charges_back():
-    outbox, usage = Outbox(), Usage(1)
-    outbox.event(b"one", usage)
-    outbox.reply(b"two")
-    outbox.event(b"three", usage)
+def test_an_event_is_counted_for_its_cause_until_its_last_byte_is_sent():
+    outbox = Outbox()
+    outbox.event(b"event", 1)
+    outbox.event(b"event", 1)
+    assert outbox.caused == {1: 1}
+    outbox.sent(4)
+    assert outbox.caused == {1: 1}
     outbox.sent(1)
-    assert outbox.clear() == {usage}
-    assert (usage.outstanding_events, outbox.size, outbox.pending(1)) == (0, 0, b"")
+    assert outbox.caused == {}
+
+
+def test_a_watch_is_folded_until_the_first_byte_of_its_event_is_sent():
+    outbox = Outbox()
+    outbox.fold(b"event", "watch")
+    assert outbox.folded == {"watch"}
+    outbox.sent(1)
+    assert outbox.folded == set()
+
+
+def test_what_waits_in_the_same_words_already_is_not_folded_again():
+    outbox = Outbox()
+    outbox.event(b"event", None)
+    outbox.fold(b"event", "watch")
+    assert outbox.pending(100) == b"event"
+
+
+def test_clearing_forgets_all_causes():
+    outbox = Outbox()
+    outbox.event(b"one", 1)
+    outbox.reply(b"two")
+    outbox.event(b"three", 2)
+    outbox.fold(b"four", "watch")
+    outbox.sent(1)
+    outbox.clear()
+    assert (outbox.caused, outbox.folded, outbox.size, outbox.pending(1)) == ({}, set(), 0, b"")

@@ -1,12 +1,14 @@
 import pytest
 
 from xenstored.permissions import (
+    Permission,
     Right,
+    alive,
     format_permissions,
+    granted_now,
     inherited,
     parse_permissions,
     rights_of,
-    without,
 )
 from xenstored.refusal import Refusal
 
@@ -56,9 +58,17 @@ def test_formatting_normalises_the_domid():
 
 
 def test_a_guest_owns_what_it_creates_and_dom0_leaves_the_owner_as_it_was():
-    assert inherited(5, perms("r1 b2")) == perms("r5 b2")
-    assert inherited(0, perms("r1 b2")) == perms("r1 b2")
+    assert inherited(5, perms("r1 b2"), {}) == perms("r5 b2")
+    assert inherited(0, perms("r1 b2"), {}) == perms("r1 b2")
 
 
-def test_a_domain_can_be_struck_out_of_what_others_own():
-    assert without(2, perms("n1 r2 b3 w2")) == perms("n1 b3")
+def test_what_is_given_to_a_domain_is_given_for_its_present_life():
+    given = granted_now(perms("n1 r2 b3"), {2: 4})
+    assert [entry.life for entry in given] == [0, 4, 0]
+    assert alive(given, {2: 4}) is given
+    assert alive(given, {2: 5}) == perms("n1 b3")
+    assert inherited(2, perms("n1"), {2: 4}) == (Permission(2, Right.NONE, 4),)
+
+
+def test_what_a_released_domain_owned_is_domain_0s():
+    assert alive(perms("r1 b2"), {1: 1}) == perms("r0 b2")

@@ -18,7 +18,7 @@ def test_a_creation_over_the_quota_creates_no_part_of_the_path():
     world = World(nodes=3)
     assert world.guest.do("mkdir a/b/c") == "ENOSPC"
     assert world.guest.do("ls /local/domain/1") == b""
-    assert world.store.tree.owned(1) == 1
+    assert world.store.tree.held(1).nodes == 1
 
 
 def test_one_guests_nodes_are_not_charged_to_another():
@@ -47,13 +47,12 @@ def test_a_node_has_a_limited_number_of_permissions():
     assert world.guest.do("perms /local/domain/1 n1 r2 r0") == "ENOSPC"
 
 
-def test_watches_are_limited_for_all_connections_of_a_domain_together():
+def test_watches_are_limited_and_taking_one_back_gives_room():
     world = World(watches=2)
-    second = world.client(1)
     assert world.guest.do("watch a t") == OK
-    assert second.do("watch a t") == OK
+    assert world.guest.do("watch a u") == OK
     assert world.guest.do("watch b t") == "E2BIG"
-    assert second.do("unwatch a t") == OK
+    assert world.guest.do("unwatch a t") == OK
     assert world.guest.do("watch b t") == OK
 
 
@@ -103,22 +102,119 @@ def test_two_transactions_cannot_pass_the_node_quota_together():
     assert world.guest.do("mkdir /shared/y", tx=second) == OK
     assert world.guest.end(first) == OK
     assert world.guest.end(second) == "ENOSPC"
-    assert world.store.tree.owned(1) == 3
+    assert world.store.tree.held(1).nodes == 3
 
 
-def test_a_guest_has_a_limited_number_of_connections_and_closing_one_gives_room():
-    world = World(connections=2)
-    second = world.client(1)
-    assert world.store.join(1) is None
-    second.connection.close()
-    assert world.store.join(1) is not None
+def test_a_request_outside_a_transaction_looks_at_no_more_nodes_than_one_inside():
+    world = World(transaction_nodes=4)
+    for name in ("top", "top/a", "top/b", "top/c"):
+        world.guest.do(f"mkdir {name}")
+    assert world.guest.do("rm top") == "ENOSPC"  # these, and the home
+    assert world.guest.do("mkdir v/w/x/y") == "ENOSPC"
+    assert world.guest.do("ls /local/domain/1") == b"top\0"
+    assert world.guest.do("rm top/a") == OK
+    assert world.guest.do("rm top") == OK
+
+
+def used(world):
+    """Bytes of memory that guest 1 is charged with."""
+    return world.store.tree.held(1).nbytes + world.guest.session.usage.nbytes
+
+
+def test_memory_is_charged_for_nodes_watches_and_transactions_and_given_back():
+    world = World()
+    least = used(world)
+    steps = []
+    world.guest.do("write a 12345")
+    steps.append(used(world) - least)
+    world.guest.do("watch a token")
+    steps.append(used(world) - least)
+    tx = world.guest.begin()
+    world.guest.do("read a", tx=tx)
+    world.guest.do("read none", tx=tx)
+    world.guest.do("write a/new 1", tx=tx)
+    world.guest.do("rm a", tx=tx)
+    steps.append(used(world) - least)
+    assert steps == sorted(set(steps))
+    assert world.guest.end(tx) == OK
+    assert world.guest.do("unwatch a token") == OK
+    assert used(world) == least
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "write a 1",
+        "mkdir a",
+        "watch a t",
+        "read /local/domain/1",
+        "write /local/domain/1 " + "x" * 1900,
+    ],
+)
+def test_a_request_over_the_memory_quota_is_enomem_and_changes_nothing(operation):
+    world = World()
+    in_transaction = operation.startswith("read")
+    tx = world.guest.begin() if in_transaction else 0
+    world.store.quotas.__dict__["memory"] = used(world) + 500
+    before, charged = world.nodes(), used(world)
+    assert world.guest.do(operation, tx=tx) == "ENOMEM"
+    assert (world.nodes(), used(world)) == (before, charged)
+
+
+def test_a_transaction_cannot_hold_more_memory_than_is_left_nor_lose_count_when_refused():
+    world = World()
+    tx = world.guest.begin()
+    world.guest.do("write a 1", tx=tx)
+    world.store.quotas.__dict__["memory"] = used(world) + 1000
+    charged = used(world)
+    assert world.guest.do("write a " + "x" * 2000, tx=tx) == "ENOMEM"
+    assert used(world) == charged
+    assert world.guest.do("read a", tx=tx) == b"1"
+    assert world.guest.end(tx, "F") == OK
+    assert world.guest.session.usage.nbytes == 0
+
+
+def test_what_another_quota_refuses_is_not_charged():
+    world = World(nodes=2)
+    tx = world.guest.begin()
+    world.guest.do("mkdir a", tx=tx)
+    charged = []
+    for _ in range(2):
+        assert world.guest.do("mkdir b", tx=tx) == "ENOSPC"
+        charged.append(used(world))
+    assert charged[0] == charged[1]
+
+
+def test_transactions_and_watches_leave_less_memory_for_nodes():
+    world = World()
+    tx = world.guest.begin()
+    world.guest.do("write a " + "x" * 2000, tx=tx)
+    world.store.quotas.__dict__["memory"] = used(world) + 1000
+    assert world.guest.do("write b " + "x" * 2000) == "ENOMEM"
+    assert world.guest.end(tx, "F") == OK
+    assert world.guest.do("write b " + "x" * 2000) == OK
+
+
+def test_what_a_guest_writes_into_anothers_node_is_charged_to_the_owner():
+    world = World()
+    world.guest.do("mkdir board")
+    world.guest.do("perms board n1 b2")
+    world.store.quotas.__dict__["memory"] = used(world) + 500
+    assert world.other.do("write /local/domain/1/board " + "x" * 400) == OK
+    assert world.other.do("write /local/domain/1/board " + "x" * 501) == "ENOMEM"
 
 
 def test_dom0_has_no_quotas():
-    world = World(nodes=1, node_bytes=1, permissions=1, watches=0, transactions=0, connections=1)
+    world = World(
+        nodes=1,
+        node_bytes=1,
+        permissions=1,
+        watches=0,
+        transactions=0,
+        transaction_nodes=1,
+        memory=1,
+    )
     assert world.dom0.do("write /a/b/c " + "x" * 4000) == OK
     assert world.dom0.do("perms /a n0 r1 r2 r3") == OK
     assert world.dom0.do("watch /a t") == OK
-    world.dom0.begin()
-    world.client(0)
-    world.client(0)
+    assert world.dom0.do("write /a/d 1", tx=world.dom0.begin()) == OK

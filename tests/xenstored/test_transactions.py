@@ -23,10 +23,35 @@ def test_nobody_sees_a_change_before_the_commit_and_everybody_after(world):
     assert world.dom0.do("read /top/a") == b"2"
 
 
-def test_a_transaction_sees_the_store_as_it_was_when_it_began(world):
+def test_what_a_transaction_has_looked_at_stays_as_it_was(world):
     tx = world.dom0.begin()
-    world.dom0.do("write /top/a 2")
     assert world.dom0.do("read /top/a", tx=tx) == b"1"
+    assert world.dom0.do("read /top/new", tx=tx) == "ENOENT"
+    world.dom0.do("write /top/a 2")
+    world.dom0.do("write /top/new 2")
+    assert world.dom0.do("read /top/a", tx=tx) == b"1"
+    assert world.dom0.do("read /top/new", tx=tx) == "ENOENT"
+
+
+def test_what_it_has_not_looked_at_is_as_it_is_and_one_mixed_view_is_a_conflict(world):
+    tx = world.dom0.begin()
+    assert world.dom0.do("ls /top", tx=tx) == b"a\0b\0c\0"
+    world.dom0.do("write /top/b 2")
+    world.dom0.do("rm /top/c")
+    assert world.dom0.do("read /top/b", tx=tx) == b"2"
+    assert world.dom0.do("read /top/c/d", tx=tx) == "ENOENT"
+    assert world.dom0.do("rm /top", tx=tx) == OK
+    assert world.dom0.end(tx) == "EAGAIN"
+    assert world.dom0.do("ls /top") == b"a\0b\0"
+
+
+def test_a_node_that_came_under_one_seen_without_it_can_be_used_and_is_a_conflict(world):
+    tx = world.dom0.begin()
+    assert world.dom0.do("ls /top/a", tx=tx) == b""
+    world.dom0.do("mkdir /top/a/new")
+    assert world.dom0.do("rm /top/a/new", tx=tx) == OK
+    assert world.dom0.do("write /top/a/new/x 1", tx=tx) == OK
+    assert world.dom0.end(tx) == "EAGAIN"
 
 
 def test_a_discarded_transaction_leaves_nothing(world):
@@ -161,3 +186,36 @@ def test_a_guests_permissions_hold_inside_a_transaction(world):
     assert world.guest.do("write mine 1", tx=tx) == OK
     assert world.guest.end(tx) == OK
     assert world.dom0.do("perms? /local/domain/1/mine") == b"n1\0"
+
+
+DEEP = 950  # levels; with its home a guest may own 1,000 nodes
+
+
+class Counted(dict):
+    """The tree's table of nodes; counts what is put into it and taken out."""
+
+    changes = 0
+
+    def __setitem__(self, key, value):
+        Counted.changes += 1
+        super().__setitem__(key, value)
+
+    def pop(self, *args):
+        Counted.changes += 1
+        return super().pop(*args)
+
+
+def deep_commit(world, levels):
+    """How many nodes a commit touches that has made a path of so many levels, one by one."""
+    tx = world.guest.begin()
+    for level in range(1, levels + 1):
+        assert world.guest.do("mkdir " + "/".join("d" * level), tx=tx) == OK
+    world.store.tree._nodes = Counted(world.store.tree._nodes)
+    Counted.changes = 0
+    assert world.guest.end(tx) == OK
+    return Counted.changes
+
+
+def test_a_commit_puts_each_changed_node_in_its_place_once_however_deep(world):
+    assert deep_commit(world, DEEP) == DEEP + 1  # and the home, whose child is new
+    assert world.store.tree.held(1).nodes == DEEP + 1

@@ -4,6 +4,7 @@ import pytest
 
 from common.xenstore_wire import MessageType
 from tests.xenstored.world import OK, World, path
+from xenstored.watches import Above
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_a_watch_fires_once_when_it_is_set_even_on_nothing(world):
 
 def test_the_reply_to_a_watch_comes_before_its_first_event(world):
     world.dom0.post(MessageType.WATCH, path("/a", "t"))
-    world.dom0.connection.step(1)
+    world.dom0.serve(1)
     first = world.dom0.connection.outgoing()
     assert int.from_bytes(first[:4], "little") == MessageType.WATCH
     assert b"OK\0" in first and first.endswith(b"/a\0t\0")
@@ -153,8 +154,8 @@ def test_only_dom0_hears_of_domains_coming_and_going(world):
     for client in (world.dom0, world.guest):
         told(client, "@introduceDomain", "i")
         told(client, "@releaseDomain", "r")
-    world.store.introduce(9)
-    world.store.release(9)
+    world.introduce(9)
+    world.release(9)
     assert world.dom0.events() == [("@introduceDomain", "i"), ("@releaseDomain", "r")]
     assert world.guest.events() == []
 
@@ -163,12 +164,32 @@ def test_dom0_can_let_a_guest_hear_of_domains(world):
     assert world.dom0.do("perms @introduceDomain n0 r1") == OK
     told(world.guest, "@introduceDomain")
     told(world.other, "@introduceDomain")
-    world.store.introduce(9)
+    world.introduce(9)
     assert world.guest.events() == [("@introduceDomain", "t")]
     assert world.other.events() == []
 
 
 def test_a_watch_on_the_root_is_not_a_watch_on_domains(world):
     told(world.dom0, "/")
-    world.store.introduce(9)
+    world.introduce(9)
     assert world.dom0.events() == []
+
+
+class Asked(set):
+    """Watched paths; counts how often one is asked for."""
+
+    count = 0
+
+    def __contains__(self, path):
+        self.count += 1
+        return super().__contains__(path)
+
+
+def test_the_watches_above_a_deep_path_are_looked_for_once_for_all_events_of_a_request():
+    deep = ["/a" * level for level in range(1, 301)]
+    watched, above = Asked({"/", "/a/a", deep[-1]}), Above()
+    assert list(above.places(deep[2], watched)) == ["/a/a", "/"]
+    found = [list(above.places(path, watched)) for path in deep]
+    assert found[:3] == [["/"], ["/a/a", "/"], ["/a/a", "/"]]
+    assert found[-1] == [deep[-1], "/a/a", "/"]
+    assert watched.count == len(deep) + 1

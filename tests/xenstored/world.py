@@ -3,7 +3,8 @@
 from common.xenstore_wire import MessageType, Packet, Parser, pack, pack_strings, unpack_strings
 from xenstored.connection import Connection
 from xenstored.quotas import Quotas
-from xenstored.store import Store
+from xenstored.store import Store, go_on
+from xenstored.tree import subtree
 
 Reply = bytes | str  # a payload, or the name of an error
 
@@ -12,9 +13,7 @@ class Client:
     """One client of `domid`; it reads all that there is for it whenever it asks."""
 
     def __init__(self, store: Store, domid: int) -> None:
-        session = store.join(domid)
-        assert session is not None
-        self.session = session
+        self.session = session = store.join(domid)
         self.connection = Connection(store, session)
         self._parser = Parser()
         self._events: list[tuple[str, str]] = []
@@ -24,7 +23,7 @@ class Client:
     def ask(self, kind: MessageType, payload: bytes = b"\0", tx: int = 0) -> Reply:
         """Send one request, as bytes, and return its reply."""
         self.post(kind, payload, tx)
-        self.connection.step(1)
+        self.connection.step(always)
         self.read()
         (reply,) = self._replies
         self._replies.clear()
@@ -33,6 +32,11 @@ class Client:
             return reply.payload.rstrip(b"\0").decode()
         assert reply.type == kind
         return reply.payload
+
+    def serve(self, count: int = 1000) -> None:
+        """Serve what was posted, while the client can be served, to the end of each request."""
+        for _ in range(count):
+            self.connection.step(always)
 
     def post(self, kind: MessageType, payload: bytes, tx: int = 0) -> None:
         """Send a request and leave it unserved."""
@@ -89,6 +93,11 @@ VERBS = {
 OK = b"OK\0"
 
 
+def always() -> bool:
+    """For whom there is no hurry."""
+    return True
+
+
 def path(*strings: str) -> bytes:
     """A payload of strings."""
     return pack_strings(*(string.encode() for string in strings))
@@ -101,7 +110,7 @@ class World:
         self.store = Store(Quotas(**quotas))
         self.dom0 = Client(self.store, 0)
         for domid in (1, 2):
-            self.store.introduce(domid)
+            self.introduce(domid)
             self.dom0.do(f"mkdir /local/domain/{domid}")
             self.dom0.do(f"perms /local/domain/{domid} n{domid}")
         self.guest, self.other = Client(self.store, 1), Client(self.store, 2)
@@ -109,3 +118,17 @@ class World:
     def client(self, domid: int) -> Client:
         """One more client of `domid`."""
         return Client(self.store, domid)
+
+    def introduce(self, domid: int) -> None:
+        """The domain comes, and all who want to know are told."""
+        assert go_on(self.store.introduce(domid), always)
+
+    def release(self, domid: int) -> bool:
+        """The domain goes, and all who want to know are told; False if it was not there."""
+        telling = self.store.release(domid)
+        return telling is not None and go_on(telling, always)
+
+    def nodes(self) -> dict[str, int]:
+        """Every path, and its node's generation: equal if nothing has changed."""
+        found = subtree(self.store.tree.get, "/")
+        return {path: node.generation for path, node in found}

@@ -1,0 +1,171 @@
+"""A domain's birth and death: the domctls, for the toolstack and dom0's drivers.
+
+Owns: what there is of a domain besides the cores' state: its segments, its hypercall connections,
+its ports' wake-up lines, and in which order they come and go.
+Rules: only domain 0 may ask. A creation that fails leaves nothing. A domain that is destroyed is
+dying until dom0 has unmapped the last of its pages and xenstored has forgotten it: so long its
+domid stays taken.
+"""
+
+import errno
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from common.abi import DOMID_0, XEN_PAGE_SIZE
+from common.hypercall import (
+    DOMCTL_CREATEDOMAIN,
+    DOMCTL_DESTROYDOMAIN,
+    DOMCTL_DOMAIN,
+    DOMCTL_GET_MEMORY,
+    DOMCTL_GET_VCPU,
+    DOMCTL_MEMORY,
+    DOMCTL_VCPU,
+)
+from common.machine_memory import DOMAIN_SEGMENTS, GUESTS_MAX, STATS
+from common.memory import SharedMemoryError
+from hypervisor.connections import Connections
+from hypervisor.event_calls import EventCalls
+from hypervisor.hypercalls import Hypervisor
+from hypervisor.segments import Segments
+
+# What a domain may be built with; 64 grant frames are Xen's default limit.
+VCPUS_MAX: Final = 256
+RAM_FRAMES_MAX: Final = 0xFFFFFFFF  # a frame is a u32; what fits is for shared memory to say
+GRANT_FRAMES_MAX: Final = 64
+
+# Descriptors that go with an answer: those that stay ours, those to be closed once they are sent.
+Handed = tuple[list[int], list[int]]
+
+
+class Domctl:
+    """Makes and unmakes domains.
+
+    counters: HYPERVISOR_COUNTERS by domid. say_dead(domid): tell xenstored and the toolstack.
+    say_why(text): tell the toolstack why a creation answers ENOMEM.
+    """
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        segments: Segments,
+        connections: Connections,
+        events: EventCalls,
+        counters: np.ndarray,
+        say_dead: Callable[[int], None],
+        say_why: Callable[[str], None],
+    ) -> None:
+        self._hypervisor, self._segments = hypervisor, segments
+        self._connections, self._events = connections, events
+        self._counters, self._say_dead, self._say_why = counters, say_dead, say_why
+
+    def call(self, caller: int, cmd: int, payload: bytearray, handed: Handed) -> int:
+        """One domctl over `payload`; 0 or -errno. `handed` takes what goes with the answer."""
+        if caller != DOMID_0:
+            return -errno.EPERM
+        dtype, method = DOMCTLS.get(cmd, (None, None))
+        if dtype is None or method is None:
+            return -errno.ENOSYS
+        if len(payload) != dtype.itemsize:
+            return -errno.EINVAL
+        return method(self, np.frombuffer(bytes(payload), dtype)[0], handed)
+
+    def create(self, domid: int, nr_vcpus: int, ram_frames: int, grant_frames: int) -> None:
+        """A domain on new memory. Raises SharedMemoryError, OSError, and then there is nothing."""
+        made = self._segments.make
+        try:
+            ram = made(domid, "ram", ram_frames * XEN_PAGE_SIZE)
+            grant = made(domid, "grant", grant_frames * XEN_PAGE_SIZE)
+            event = made(domid, "event", 2 * XEN_PAGE_SIZE)
+            if domid != DOMID_0:
+                made(domid, "stats", STATS.itemsize)
+        except BaseException:
+            self._segments.forget(domid)
+            raise
+        self._hypervisor.create_domain(
+            domid,
+            nr_vcpus=nr_vcpus,
+            ram=ram,
+            grant_frames=grant,
+            shared_info=event[:XEN_PAGE_SIZE],
+            far_events=event[XEN_PAGE_SIZE:],
+            counters=self._counters[domid : domid + 1],
+            in_store=domid != DOMID_0,
+        )
+
+    def destroy(self, domid: int) -> None:
+        """End a living guest, and say so."""
+        self._hypervisor.destroy_domain(domid)
+        self._events.forget(domid)
+        self._connections.forget(domid)
+        self._segments.forget(domid)
+        self._say_dead(domid)
+
+    def _create_guest(self, order: np.void, handed: Handed) -> int:
+        domid = int(order["domid"])
+        if not 1 <= domid <= GUESTS_MAX:
+            return -errno.EINVAL
+        if domid in self._hypervisor.domains:  # dying ones too
+            return -errno.EEXIST
+        sizes = [int(order[field]) for field in ("nr_vcpus", "ram_frames", "grant_frames")]
+        for size, most in zip(sizes, (VCPUS_MAX, RAM_FRAMES_MAX, GRANT_FRAMES_MAX), strict=True):
+            if not 1 <= size <= most:
+                return -errno.EINVAL
+        try:
+            connection = self._connections.make(domid, 0)
+            try:
+                self.create(domid, *sizes)
+            except BaseException:
+                self._connections.forget(domid)
+                handed[1].append(connection)
+                raise
+        except (SharedMemoryError, OSError) as error:
+            self._say_why(str(error))
+            return -errno.ENOMEM
+        stays, spent = handed
+        spent.append(connection)
+        for name in DOMAIN_SEGMENTS:
+            fd = self._segments.descriptor(domid, name)
+            assert fd is not None
+            stays.append(fd)
+        return 0
+
+    def _destroy_guest(self, order: np.void, _: Handed) -> int:
+        domid = int(order["domid"])
+        if domid == DOMID_0:
+            return -errno.EINVAL
+        if self._hypervisor.domains.find(domid) is None:
+            return -errno.ESRCH
+        self.destroy(domid)
+        return 0
+
+    def _get_vcpu(self, order: np.void, handed: Handed) -> int:
+        dom0 = self._hypervisor.domains.find(DOMID_0)
+        assert dom0 is not None
+        if int(order["vcpu"]) >= dom0.nr_vcpus:
+            return -errno.EINVAL
+        try:
+            handed[1].append(self._connections.make(DOMID_0, int(order["vcpu"])))
+        except OSError as error:
+            return -(error.errno or errno.EMFILE)
+        return 0
+
+    def _get_memory(self, order: np.void, handed: Handed) -> int:
+        """All but grant tables, which are between a domain and the hypervisor."""
+        name = bytes(order["segment"]).decode("ascii", "replace")
+        fd = self._segments.descriptor(int(order["domid"]), name)
+        if fd is None or name == "grant":
+            return -errno.ESRCH
+        handed[0].append(fd)
+        return 0
+
+
+_Method = Callable[[Domctl, np.void, Handed], int]
+
+DOMCTLS: Final[dict[int, tuple[np.dtype, _Method]]] = {
+    DOMCTL_CREATEDOMAIN: (DOMCTL_DOMAIN, Domctl._create_guest),
+    DOMCTL_DESTROYDOMAIN: (DOMCTL_DOMAIN, Domctl._destroy_guest),
+    DOMCTL_GET_VCPU: (DOMCTL_VCPU, Domctl._get_vcpu),
+    DOMCTL_GET_MEMORY: (DOMCTL_MEMORY, Domctl._get_memory),
+}

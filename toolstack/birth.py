@@ -1,0 +1,121 @@
+"""How a machine's processes are born, in Xen's order.
+
+Owns: which descriptors each process is born with, and the order of a domain's birth: the hypervisor
+makes it; the toolstack introduces it to xenstored with one end of a socket pair, and gives the
+guest the other; then the guest is forked with what is its own.
+"""
+
+import errno
+import os
+import socket
+from dataclasses import asdict
+from typing import Final
+
+import numpy as np
+
+from backend.vbd import BackendOptions, bounce_frame_of
+from common.abi import HYPERVISOR_DOMCTL, XEN_PAGE_SIZE
+from common.event_channel import events_dir
+from common.hypercall import DOMCTL_CREATEDOMAIN, DOMCTL_DOMAIN, Hypercalls
+from common.machine_memory import MachineMemory, stats_of
+from common.xenstore import XenStoreClient
+from frontend.guest import GuestConfig
+from frontend.vbd import BUFFER_FRAME
+from hypervisor.broker import BrokerConfig
+from toolstack.guest_stats import GuestStats
+from toolstack.supervisor import MachineError, Supervisor
+from toolstack.topology import Topology
+
+GRANT_FRAMES: Final = 4  # Linux asks for this many at boot: 2,048 grefs
+ANSWER_TIMEOUT_S: Final = 60.0
+
+
+class Builder:
+    """Starts the hypervisor and xenstored, and then domains. Raises MachineError, and what its
+    clients raise.
+
+    memory, store: the toolstack's, which is in domain 0.
+    """
+
+    def __init__(self, topology: Topology, supervisor: Supervisor, store_path: str) -> None:
+        self._topology, self._supervisor = topology, supervisor
+        self._store_path = store_path
+        here, ours = _pair()
+        dom0, self._dom0 = _pair()
+        virq, store_virq = _pair()
+        self._hypercalls = Hypercalls(here)
+        supervisor.start(
+            "hypervisor", "hypervisor", asdict(self._broker_config()), _given(virq, dom0, ours)
+        )
+        supervisor.start("xenstored", "xenstored", {"store_path": store_path}, _given(store_virq))
+        for name in ("hypervisor", "xenstored"):
+            supervisor.expect(name, ANSWER_TIMEOUT_S)
+        self.memory = MachineMemory(self._hypercalls)
+        self.store = XenStoreClient(store_path)
+
+    def _broker_config(self) -> BrokerConfig:
+        topology = self._topology
+        return BrokerConfig(
+            self._supervisor.topology_id,
+            topology.dom0_vcpus,
+            topology.flush_policy,
+            bounce_frame_of(topology.guests + 1 if topology.grant_copy else 1),
+            topology.events,
+        )
+
+    def create_domain(self, domid: int) -> list[int]:
+        """Make a domain, and have xenstored know it; what its process is to be born with."""
+        order = np.zeros(1, DOMCTL_DOMAIN)
+        order["domid"], order["nr_vcpus"], order["grant_frames"] = domid, 1, GRANT_FRAMES
+        buffer_frames = self._topology.buffer_mib * (1 << 20) // XEN_PAGE_SIZE
+        order["ram_frames"] = BUFFER_FRAME + buffer_frames
+        rc, descriptors = self._hypercalls.call_for_descriptors(
+            HYPERVISOR_DOMCTL, DOMCTL_CREATEDOMAIN, order
+        )
+        if rc == -errno.ENOMEM:
+            self._supervisor.expect("hypervisor", ANSWER_TIMEOUT_S)  # says which segment, and why
+        if rc < 0:
+            raise MachineError(f"domain {domid} cannot be created: {os.strerror(-rc)}")
+        hypercalls, *segments = descriptors
+        theirs, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            self._supervisor.send("xenstored", "introduce", domid, descriptors=[theirs.fileno()])
+        self._supervisor.expect("xenstored", ANSWER_TIMEOUT_S)
+        if self._topology.events == "zeromq":
+            os.mkdir(events_dir(self._supervisor.run_dir, domid), 0o700)
+        return [hypercalls, its.detach(), *segments]
+
+    def stats(self, domid: int) -> GuestStats:
+        """What the domain will count, mapped now: it may be gone before it is looked at."""
+        return GuestStats(stats_of(self.memory.segment("stats", domid)))
+
+    def start_dom0(self, options: BackendOptions) -> None:
+        """Fork dom0's backend."""
+        config = {
+            "run_dir": self._supervisor.run_dir,
+            "store_path": self._store_path,
+            "options": asdict(options),
+        }
+        self._supervisor.start("dom0", "dom0", config, _given(self._dom0))
+
+    def start_guest(self, domid: int, name: str, device: int, descriptors: list[int]) -> None:
+        """Fork a guest, born with `descriptors`."""
+        topology = self._topology
+        config = GuestConfig(
+            domid,
+            device,
+            topology.persistent,
+            topology.spin == "adaptive",
+            topology.events,
+            events_dir(self._supervisor.run_dir, domid),
+        )
+        self._supervisor.start(name, "guest", asdict(config), descriptors)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def _given(*ends: socket.socket) -> list[int]:
+    """Descriptors that a process is born with: its own from then on, and no longer ours."""
+    return [end.detach() for end in ends]

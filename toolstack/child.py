@@ -1,0 +1,107 @@
+"""One process of a machine as its supervisor sees it: what it answered, logged, and how it ended.
+
+Owns: what is believed of a child. A guest's messages are a guest's: their number, length and
+characters are bounded here, and who breaks the form is killed.
+"""
+
+import contextlib
+import os
+import select
+import signal
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from common.control import Control, ControlLost, Message, one_line
+
+MESSAGES_A_LOOK: Final = 32
+ANSWERS_MAX: Final = 16  # that nobody has taken: more than is ever asked at once
+LOG_LINES_MAX: Final = 20
+
+Log = Callable[[str], None]
+
+
+class Child:
+    """A process by its name, pid, pidfd (this object's), and our end of its control connection.
+
+    death: why there is nothing more to expect of it, or "".
+    """
+
+    def __init__(self, name: str, pid: int, pidfd: int, control: Control, log: Log) -> None:
+        self.name, self.pid, self.pidfd, self.control = name, pid, pidfd, control
+        self.answers: deque[tuple[str, Any]] = deque()
+        self.told: deque[Message] = deque()  # what is no answer
+        self.death = ""
+        self.hung_up = False  # its end of the control connection is gone
+        self._fault = ""
+        self._log, self._log_lines = log, 0
+
+    @property
+    def essential(self) -> bool:
+        """Does the machine end with it? All but guests are."""
+        return not self.name.startswith("guest-")
+
+    def listen(self) -> None:
+        """Take in the messages that have come."""
+        try:
+            for _ in range(MESSAGES_A_LOOK):
+                message = self.control.receive(0)
+                if message is None:
+                    return
+                self._take(message)
+        except ControlLost as error:
+            self.hung_up = True
+            self.kill("" if str(error) == "is gone" else f"{self.name} {error}")
+
+    def _take(self, message: Message) -> None:
+        kind, value = message[0], message[1] if len(message) > 1 else None
+        if kind in ("ok", "error"):
+            if len(self.answers) >= ANSWERS_MAX:
+                raise ControlLost("answers what it was not asked")
+            self.answers.append((kind, one_line(value) if kind == "error" else value))
+        elif kind == "log":
+            self._log_lines += 1
+            if self._log_lines <= LOG_LINES_MAX:
+                self._log(f"{self.name}: {one_line(value)}")
+            elif self._log_lines == LOG_LINES_MAX + 1:
+                self._log(f"{self.name}: (its further lines are not shown)")
+        elif self.essential:
+            self.told.append(message)
+        else:
+            raise ControlLost(f"sent a message of no kind it may send: {one_line(kind)}")
+
+    def kill(self, fault: str = "") -> None:
+        """End it now; `fault`: what it did, if it is to blame."""
+        self._fault = self._fault or fault
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def has_ended(self) -> bool:
+        """Has the process ended?"""
+        return readable(self.pidfd, 0)
+
+    def ended(self, status: int | None) -> None:
+        """It has; status: as waitstatus_to_exitcode has it, None if nobody knows."""
+        if not self.hung_up:
+            self.listen()  # its last words
+        last_words = [text for kind, text in self.answers if kind == "error"]
+        if self._fault:
+            self.death = self._fault
+        elif last_words:
+            self.death = last_words[-1]
+        elif status is not None and status < 0:
+            self.death = f"{self.name} was killed by {signal.Signals(-status).name}"
+        else:
+            self.death = f"{self.name} ended unexpectedly (exit status {status})"
+
+    def close(self) -> None:
+        """Forget it."""
+        self.control.close()
+        os.close(self.pidfd)
+
+
+def readable(fd: int, timeout_s: float) -> bool:
+    """Is `fd` readable within that time? (select(2) knows no descriptor over 1,023.)"""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(max(0.0, timeout_s) * 1000))

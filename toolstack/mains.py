@@ -1,0 +1,19 @@
+"""The entries of the machine's processes, with all they import: for the fork server to bring in."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from backend import dom0
+from frontend import guest
+from hypervisor import broker
+from xenstored import daemon
+
+# main(config, descriptors): plain values, and the descriptors that the process is born with.
+Main = Callable[[dict[str, Any], list[int]], None]
+
+MAINS: Final[dict[str, Main]] = {
+    "hypervisor": broker.main,
+    "xenstored": daemon.main,
+    "dom0": dom0.main,
+    "guest": guest.main,
+}
