@@ -135,6 +135,18 @@ def test_no_import_goes_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_no_import_of_ours_is_hidden(path: Path) -> None:
+    """By importlib or __import__ a circle would go unseen."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func).split(".")[-1]
+            if called in ("import_module", "__import__", "reload"):
+                named = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+                assert named, f"line {node.lineno}: who knows what is imported"
+                assert str(named[0]).split(".")[0] not in PACKAGES, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_nothing_is_swallowed_in_silence(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ExceptHandler):

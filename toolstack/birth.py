@@ -23,8 +23,8 @@ from frontend.guest import GuestConfig
 from frontend.vbd import BUFFER_FRAME
 from hypervisor.broker import BrokerConfig
 from toolstack.guest_stats import GuestStats
+from toolstack.settings import Settings
 from toolstack.supervisor import MachineError, Supervisor
-from toolstack.topology import Topology
 
 GRANT_FRAMES: Final = 4  # Linux asks for this many at boot: 2,048 grefs
 ANSWER_TIMEOUT_S: Final = 60.0
@@ -37,7 +37,7 @@ class Builder:
     memory, store: the toolstack's, which is in domain 0.
     """
 
-    def __init__(self, topology: Topology, supervisor: Supervisor, store_path: str) -> None:
+    def __init__(self, topology: Settings, supervisor: Supervisor, store_path: str) -> None:
         self._topology, self._supervisor = topology, supervisor
         self._store_path = store_path
         here, ours = _pair()

@@ -8,7 +8,7 @@ and the snapshots that set-up, run and tear-down are measured between. The proce
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import TracebackType
@@ -26,9 +26,9 @@ from toolstack.disk import GuestDisk
 from toolstack.guest_stats import GuestStats
 from toolstack.loadspec import LoadSpec
 from toolstack.results import counters
+from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot, host_tlb_shootdowns
 from toolstack.supervisor import GuestFailed, MachineError, Supervisor
-from toolstack.topology import Topology
 from toolstack.vbd_config import XVDA, create_vbd, forget_domain, take_offline
 
 __all__ = ["Guest", "GuestFailed", "Machine", "MachineError"]
@@ -49,7 +49,7 @@ class Guest:
 class Machine:
     """Boot with `start`; a context manager that closes. See `Topology.start`."""
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Settings) -> None:
         self.topology = topology
         self.booted: Snapshot | None = None
         self.connected: Snapshot | None = None
@@ -178,7 +178,7 @@ class Machine:
 
     # --- loads ------------------------------------------------------------------------------
 
-    def load(self, spec: LoadSpec, every_s: float = 0.5) -> Iterator[Snapshot]:
+    def load(self, spec: LoadSpec, every_s: float = 0.5) -> Generator[Snapshot, None, None]:
         """Run `spec` on every living guest at once; a snapshot every `every_s`, one at the end.
 
         Left early, it stops the guests' loads first. A guest that fails or dies does not stop the

@@ -7,17 +7,10 @@ from typing import Any
 
 import pytest
 
-from toolstack import topology as topology_module
+from toolstack import settings
 from toolstack.loadspec import LoadSpec
-from toolstack.topology import (
-    MAPPINGS_PER_RING,
-    MAPPINGS_RESERVED,
-    MODES,
-    ConfigError,
-    Mode,
-    Topology,
-    max_map_count,
-)
+from toolstack.settings import MAPPINGS_PER_RING, MAPPINGS_RESERVED, max_map_count
+from toolstack.topology import MODES, ConfigError, Mode, Topology
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +19,7 @@ def host_with_the_usual_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def allow(monkeypatch: pytest.MonkeyPatch, limit: int | None) -> None:
-    monkeypatch.setattr(topology_module, "max_map_count", lambda: limit)
+    monkeypatch.setattr(settings, "max_map_count", lambda: limit)
 
 
 def error_of(**settings: Any) -> str:
