@@ -68,7 +68,6 @@ class Settings(Config):
     disk_mib: int = Field(64, ge=1, le=65536)
     buffer_mib: int = Field(8, ge=1, le=256)
     seed: int = Field(1, ge=0)
-    boot_timeout_s: float = Field(60.0, gt=0, le=3600)
 
     @property
     def mode(self) -> Mode:
