@@ -1,6 +1,8 @@
 """What nobody has done is never answered as okay: a driver that forgets, a hypercall that fails."""
 
 import errno
+import select
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,13 +10,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import zmq
 
 from backend import worker
 from backend.ring_thread import RingThread
 from common import abi
 from common.atomics import load_acquire, store_release
-from common.hypercall import HYPERCALL, Hypercalls, hypercall_address
+from common.hypercall import HYPERCALL, MESSAGE_MAX, Hypercalls
 from common.hypercall_gate import (
     ANSWERED,
     POSTED,
@@ -174,21 +175,17 @@ def test_a_call_that_fails_in_the_gate_is_an_error_of_its_requests(mode: str) ->
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_call_that_fails_by_message_is_an_error_of_its_requests(
-    mode: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_call_that_fails_by_message_is_an_error_of_its_requests(mode: str) -> None:
     pair = Pair(mode, gather_max=32)
-    run_dir = str(tmp_path_factory.mktemp("rc"))
-    socket = zmq.Context.instance().socket(zmq.REP)
-    socket.bind(hypercall_address(run_dir, abi.DOMID_0, 0))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def refuse() -> None:
-        if socket.poll(20):
-            message = bytearray(socket.recv())
+        if select.select([theirs], [], [], 0.02)[0]:
+            message = bytearray(theirs.recv(MESSAGE_MAX))
             np.frombuffer(message, HYPERCALL, count=1)["rc"] = -errno.EINVAL
-            socket.send(message)
+            theirs.send(message)
 
-    hypercalls, none = Hypercalls(run_dir, abi.DOMID_0), cast(Any, None)
+    hypercalls, none = Hypercalls(ours), cast(Any, None)
     hands = RingThread(
         pair.back, pair.store, none, hypercalls, none, no_gate(), -1, none, none, none
     )
@@ -203,6 +200,6 @@ def test_a_call_that_fails_by_message_is_an_error_of_its_requests(
             assert pair.ask(*requests(pair)) == FAILED
     finally:
         hypercalls.close()
-        socket.close()
+        theirs.close()
     nothing_moved(pair)
     pair.check()
