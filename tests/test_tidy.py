@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
-    "common", "hypervisor", "xenstored", "frontend", "backend", "simulator", "toolstack", "bench",
+    "common", "hypervisor", "xenstored", "frontend", "hostile", "backend", "simulator",
+    "toolstack", "bench",
 )  # fmt: skip
 SIBLINGS = {"hypervisor", "xenstored", "frontend", "backend"}
 MAY_IMPORT = {
@@ -16,9 +17,10 @@ MAY_IMPORT = {
     "hypervisor": {"common", "hypervisor"},
     "xenstored": {"common", "xenstored"},
     "frontend": {"common", "frontend"},
+    "hostile": {"common", "frontend", "hostile"},
     "backend": {"common", "backend"},
     "simulator": {"common", *SIBLINGS, "simulator"},
-    "toolstack": {"common", *SIBLINGS, "simulator", "toolstack"},
+    "toolstack": {"common", *SIBLINGS, "hostile", "simulator", "toolstack"},
     "bench": set(PACKAGES),
 }
 FILE_LINES_MAX = 400

@@ -24,6 +24,7 @@ from toolstack.birth import Builder
 from toolstack.cpu_time import CpuTime
 from toolstack.disk import GuestDisk
 from toolstack.guest_stats import GuestStats
+from toolstack.latecomers import Latecomers
 from toolstack.loadspec import LoadSpec
 from toolstack.results import counters
 from toolstack.settings import Settings
@@ -86,6 +87,7 @@ class Machine:
         supervisor.await_fork_server()
         self._builder = Builder(topology, supervisor, self.xenstore_path)
         self._store, self._memory = self._builder.store, self._builder.memory
+        self._latecomers = Latecomers(self._builder, supervisor, self._store, topology.disk_mib)
         descriptors = {}
         for domid in self._domids:
             descriptors[domid] = self._builder.create_domain(domid)
@@ -242,6 +244,24 @@ class Machine:
             except MachineError:
                 return  # something died: whoever closes the machine ends the others
 
+    # --- guests that come and go ------------------------------------------------------------
+
+    def add_guest(self, domid: int, attack: str = "") -> None:
+        """One more guest, with a disk: Connected on return, or a hostile one that is to `attack`
+        (hostile/attacks.py). Loads and results do not know it. Raises MachineError.
+        """
+        with self._blamed():
+            self._latecomers.add(domid, attack)
+
+    def remove_guest(self, domid: int) -> str:
+        """End a guest that `add_guest` made; how it had died before, or ""."""
+        with self._blamed():
+            return self._latecomers.remove(domid)
+
+    def stats_of(self, domid: int) -> GuestStats:
+        """What a guest that `add_guest` made counts, as far as it is believed."""
+        return self._latecomers.stats[domid]
+
     # --- the end ----------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -260,6 +280,7 @@ class Machine:
     def _shut_down(self) -> None:
         supervisor = self._supervisor
         supervisor.check()
+        self._latecomers.remove_all()
         leaving = [name for name in self._names.values() if not self._is_dead(name)]
         for domid, name in self._names.items():
             if name in leaving:
