@@ -10,12 +10,15 @@ A process answers each command with ("ok", value) or ("error", text), in order; 
 send ("log", text) and the like.
 """
 
+import inspect
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgpack
+
+from common.descriptors import receive_with_descriptors
 
 MESSAGE_MAX: Final = 160 * 1024  # what a unix socket's default buffer holds as one packet
 DATA_MAX: Final = 128 * 1024  # bytes of a disk in one message
@@ -77,8 +80,8 @@ class Control:
         """Wait for a message and what came with it (close-on-exec). Raises ControlLost."""
         try:
             self._socket.settimeout(None)
-            packed, descriptors, _, _ = socket.recv_fds(
-                self._socket, MESSAGE_MAX + 1, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
+            packed, descriptors = receive_with_descriptors(
+                self._socket, MESSAGE_MAX + 1, DESCRIPTORS_MAX
             )
         except OSError as error:
             raise ControlLost(str(error)) from error
@@ -127,7 +130,14 @@ def answer(control: Control, message: Message, commands: CommandTable) -> None:
     command = commands.get(word)
     if command is None:
         allowed = ", ".join(sorted(commands))
-        control.send("error", f"no such command {word!r}; allowed are {allowed}")
+        control.send(
+            "error", one_line(f"no such command {word[:TEXT_MAX]!r}; allowed are {allowed}")
+        )
+        return
+    try:
+        inspect.signature(command).bind(*arguments)
+    except TypeError as error:
+        control.send("error", one_line(f"{word}: {error}"))
         return
     try:
         result = command(*arguments)
@@ -142,7 +152,10 @@ class CommandError(Exception):
 
 
 def one_line(text: object) -> str:
-    """What another process says, fit for a terminal: printable, one line, not long."""
-    words = " ".join(str(text).split())
+    """What another process says, fit for a terminal: printable, one line, not long.
+
+    What is no text is not shown: lists in lists would recurse in us.
+    """
+    words = " ".join(text.split()) if isinstance(text, str) else f"(a {type(text).__name__})"
     shown = "".join(char if char.isprintable() else "?" for char in words)
     return shown if len(shown) <= TEXT_MAX else f"{shown[:TEXT_MAX]}..."

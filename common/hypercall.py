@@ -22,6 +22,7 @@ from common.abi import (
     HYPERVISOR_EVENT_CHANNEL_OP,
     HYPERVISOR_GRANT_TABLE_OP,
 )
+from common.descriptors import receive_with_descriptors
 
 HYPERCALL: Final = np.dtype([("number", "<u4"), ("cmd", "<u4"), ("rc", "<i4"), ("pad", "<u4")])
 MESSAGE_MAX: Final = 32 << 10  # a full ring's 352 maps take 11 KiB; calls are served one at a time
@@ -77,7 +78,7 @@ class Hypercalls:
             self._send(number, cmd, args)
             reply = self._socket.recv(MESSAGE_MAX + 1)
         except OSError as error:
-            raise HypercallError(f"the hypervisor does not answer: {error}") from error
+            raise self._lost(error) from error
         return self._filled(args, reply)
 
     def call_for_descriptors(
@@ -86,12 +87,17 @@ class Hypercalls:
         """The same, and what came with the reply (close-on-exec, the caller's to close)."""
         try:
             self._send(number, cmd, args)
-            reply, descriptors, _, _ = socket.recv_fds(
-                self._socket, MESSAGE_MAX + 1, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
+            reply, descriptors = receive_with_descriptors(
+                self._socket, MESSAGE_MAX + 1, DESCRIPTORS_MAX
             )
         except OSError as error:
-            raise HypercallError(f"the hypervisor does not answer: {error}") from error
+            raise self._lost(error) from error
         return self._filled(args, reply), descriptors
+
+    def _lost(self, error: OSError) -> HypercallError:
+        """Nothing is asked here again: an answer that comes late would be taken for another's."""
+        self._socket.close()
+        return HypercallError(f"the hypervisor does not answer: {error}")
 
     def _send(self, number: int, cmd: int, args: np.ndarray) -> None:
         self._header["number"], self._header["cmd"] = number, cmd

@@ -123,9 +123,17 @@ class ZmqCarrier:
         return True
 
     def wake(self) -> None:
-        """If it has wake-ups that it has not read, one more would tell it nothing."""
-        with contextlib.suppress(zmq.Again):
+        """If wake-ups are on their way to it, one more would tell it nothing.
+
+        ZeroMQ's send counts those that have arrived, too, until it has looked whether they have:
+        it does so once a millisecond, or when asked for ZMQ_EVENTS.
+        """
+        try:
             self._socket.send(WAKE, zmq.NOBLOCK)
+        except zmq.Again:
+            if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+                with contextlib.suppress(zmq.Again):
+                    self._socket.send(WAKE, zmq.NOBLOCK)
 
     def drain(self) -> None:
         """Receive what is there."""
