@@ -31,7 +31,7 @@ from common.event_channel import EventChannel
 from common.hypercall import Hypercalls
 from common.hypercall_gate import Gate, collect
 from common.process import name_thread
-from common.spinning import slept, starts_to_run, stops_running
+from common.spinning import slept
 
 SLEEP_MS: Final = 20  # then look whether to stop; an event ends the sleep at once
 BATCHES_PER_SLICE: Final = 10_000
@@ -80,14 +80,13 @@ class RingThread:
         gate: Gate,
         ram_fd: int,
         spin: np.ndarray,
-        runnable: np.ndarray,
         on_broken: Callable[[str], None],
     ) -> None:
         self._dev, self._store, self._channel = dev, store, channel
         self._hypercalls, self._vcpu = hypercalls, vcpu
         self._gate, self._ram_fd = gate, ram_fd
         self._cursor = np.zeros(1, worker.CURSOR)
-        self._spin, self._runnable, self._on_broken = spin, runnable, on_broken
+        self._spin, self._on_broken = spin, on_broken
         self._stopping = False
         remote = int(dev.back["remote_domid"][0])
         self._thread = threading.Thread(target=self._main, name=f"blkback-{remote}", daemon=True)
@@ -108,20 +107,12 @@ class RingThread:
 
     def _main(self) -> None:
         name_thread(self._thread.name)
-        self._wake_up()
+        self._vcpu.run()
         try:
             self._serve()
             self._unmap_kept()
         finally:
-            self._go_idle()
-
-    def _wake_up(self) -> None:
-        starts_to_run(self._runnable)
-        self._vcpu.run()
-
-    def _go_idle(self) -> None:
-        self._vcpu.idle()
-        stops_running(self._runnable)
+            self._vcpu.idle()
 
     def _serve(self) -> None:
         dev, channel, cursor = self._dev, self._channel, self._cursor
@@ -133,7 +124,6 @@ class RingThread:
                 channel.far_mask,
                 channel.port,
                 self._spin,
-                self._runnable,
                 BATCHES_PER_SLICE,
                 self._gate,
                 self._ram_fd,
@@ -155,11 +145,11 @@ class RingThread:
                 return
             elif effect == worker.WAIT:
                 dev.counters["waits"] += np.uint64(1)
-                self._go_idle()
+                self._vcpu.idle()
                 began_ns = time.monotonic_ns()
                 channel.wait(SLEEP_MS)
                 slept(self._spin, time.monotonic_ns() - began_ns)
-                self._wake_up()
+                self._vcpu.run()
 
     def _map(self) -> None:
         ops = self._dev.map_ops[: int(self._dev.back["map_ops"][0])]

@@ -212,7 +212,6 @@ class _Connection:
             self._gate(vbd),
             self._ram_fd,
             new_spin(options.adaptive_spin),
-            vbd._memory.segment("sched").bytes[:4].view(np.uint32),
             vbd._report_broken,
         )
 

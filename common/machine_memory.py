@@ -6,8 +6,8 @@ file descriptor. No segment has a name that could be left behind.
 
 Segments of each domain: `ram` (its frames), `grant` (grant-table frames: domain and hypervisor
 only), `event` (shared-info page, then the far ends' words), `stats` (what the guest counts).
-Segments of the machine: `host` (what hypervisor and dom0 count, and the CPUs' state), `sched`
-(runnable threads), `accessed` (four u64 a maptrack handle), `gate` (dom0's posted hypercalls).
+Segments of the machine: `host` (what hypervisor and dom0 count, and the CPUs' state),
+`accessed` (four u64 a maptrack handle), `gate` (dom0's posted hypercalls).
 """
 
 import os
@@ -32,7 +32,7 @@ CPUS_MAX: Final = 256
 MAPTRACK_HANDLES_MAX: Final = 1024 * 256  # Xen's default: 1,024 frames of 256 entries
 
 DOMAIN_SEGMENTS: Final = ("ram", "grant", "event", "stats")
-MACHINE_SEGMENTS: Final = ("host", "sched", "accessed", "gate")
+MACHINE_SEGMENTS: Final = ("host", "accessed", "gate")
 
 REQUEST: Final = np.dtype([("domid", "<u2"), ("pad", "<u2"), ("segment", "S12")])
 GRANTED: Final = b"+"

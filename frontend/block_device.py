@@ -150,7 +150,7 @@ class BlockDevice:
     def _run(self, count: int) -> None:
         dev, driver = self._dev, self._driver
         _enqueue_first(dev, count)
-        driver.run(lambda: finish_queued(dev, *driver.event_args, *driver.spin_args), lambda: None)
+        driver.run(lambda: finish_queued(dev, *driver.event_args, driver.spin), lambda: None)
         dev.front["done"] = 0
         failed = np.flatnonzero(dev.ios["status"][:count] != BLKIF_RSP_OKAY)
         if len(failed):

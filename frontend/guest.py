@@ -58,7 +58,6 @@ class Guest:
         self._store = XenStoreClient(config.store_path)
         self._memory = MachineMemory(config.run_dir, config.domid)
         self._hypercalls = Hypercalls(config.run_dir, config.domid)
-        self._runnable = self._memory.segment("sched").bytes[:4].view(np.uint32)
         self._latency = stats_of(self._memory.segment("stats", config.domid))["latency"][0]
         self._vbd = FrontendVbd(
             self._store,
@@ -117,7 +116,7 @@ class Guest:
         dev, channel, disk = self._vbd.dev, self._vbd.channel, self._vbd.disk
         assert dev is not None and channel is not None and disk is not None
         spin = new_spin(self._config.adaptive_spin)
-        self._driver = Driver(dev, channel, spin, self._runnable)
+        self._driver = Driver(dev, channel, spin)
         self._versions = np.zeros(disk.nr_sectors, np.uint32)
         self._device = BlockDevice(
             self._driver, disk.nr_sectors, self._vbd.buffers(), BUFFER_FRAME, self._forget
@@ -146,7 +145,7 @@ class Guest:
         self._stop_load = stop
         try:
             driver.run(
-                lambda: int(run(dev, job, *driver.event_args, *driver.spin_args)),
+                lambda: int(run(dev, job, *driver.event_args, driver.spin)),
                 self._between_slices,
             )
         finally:

@@ -78,7 +78,6 @@ class Broker:
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         host = host_of(self._make(DOMID_0, "host", HOST.itemsize))
-        sched = self._make(DOMID_0, "sched", XEN_PAGE_SIZE)
         gate = self._make(DOMID_0, "gate", gate_bytes(config.nr_cpus))
         accessed = self._make(DOMID_0, "accessed", MAPTRACK_HANDLES_MAX * 32)
         cpus = Cpus(
@@ -91,8 +90,7 @@ class Broker:
         )
         self._counters = host["hypervisor"][0]
         self._hypervisor = Hypervisor(cpus)
-        runnable = sched.bytes[:4].view(np.uint32)
-        self._gate = GateServer(self._hypervisor, gate.bytes, config.nr_cpus, runnable)
+        self._gate = GateServer(self._hypervisor, gate.bytes, config.nr_cpus)
         self._create(DOMID_0, config.nr_cpus, config.dom0_ram_frames, 1)
         self._store.listen(DOMID_0, config.store_path)
         self._poller.register(control.fileno(), zmq.POLLIN)

@@ -27,7 +27,6 @@ from common.machine_memory import (
     memory_address,
 )
 
-GUEST_MACHINE_SEGMENTS: Final = ("sched",)
 CALLERS_MAX: Final = 64  # connections waiting for their caller to speak, of one domain
 POLL_S: Final = 0.2
 NO_DESCRIPTORS_PAUSE_S: Final = 0.05
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 def may_have(caller: int, name: str, domid: int) -> bool:
     """May domain `caller` have segment `name` of `domid`?"""
     if name in MACHINE_SEGMENTS:
-        return caller == DOMID_0 or name in GUEST_MACHINE_SEGMENTS
+        return caller == DOMID_0
     if name not in DOMAIN_SEGMENTS:
         return False
     return caller == domid or (caller == DOMID_0 and name != "grant")
