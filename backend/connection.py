@@ -127,7 +127,6 @@ class Connection:
             self._gate(),
             self._ram_fd,
             new_spin(options.adaptive_spin),
-            np.zeros(1, np.uint32),
             lambda reason: on_end(RingEnded(place.domid, place.device, self.number, reason)),
         )
 

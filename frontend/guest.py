@@ -26,6 +26,7 @@ from common.hypercall import Hypercalls
 from common.machine_memory import stats_of
 from common.memory import map_segment
 from common.spinning import new_spin
+from common.time_slice import ask_for_short_slices
 from common.wakeups import Events
 from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
@@ -145,7 +146,7 @@ class Guest:
         dev, channel, disk = self._vbd.dev, self._vbd.channel, self._vbd.disk
         assert dev is not None and channel is not None and disk is not None
         spin = new_spin(self._config.adaptive_spin)
-        self._driver = Driver(dev, channel, spin, np.zeros(1, np.uint32))
+        self._driver = Driver(dev, channel, spin)
         self._versions = np.zeros(disk.nr_sectors, np.uint32)
         self._device = BlockDevice(
             self._driver,
@@ -184,7 +185,7 @@ class Guest:
         self._stop_load = stop
         try:
             driver.run(
-                lambda: int(run(dev, job, *driver.event_args, *driver.spin_args)),
+                lambda: int(run(dev, job, *driver.event_args, driver.spin)),
                 self._between_slices,
                 self._others(),
             )
@@ -277,6 +278,8 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
         hypercalls, store = (socket.socket(fileno=fd) for fd in descriptors[1:3])
         ram, grant, event, stats = (map_segment(fd) for fd in descriptors[3:])
         client = XenStoreClient(store)
+        if settings.adaptive_spin:
+            ask_for_short_slices()
         if unsealed := seal(settings.events):
             logging.warning("not sealed: %s", unsealed)
         record = stats_of(stats)

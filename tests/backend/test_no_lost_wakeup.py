@@ -38,14 +38,14 @@ def test_a_request_that_comes_at_any_moment_of_going_to_sleep_is_served(
         monkeypatch,
         worker._idle,
         pair.back,
-        (pair.spin, pair.runnable),
+        (pair.spin,),
         (worker, phases),
         moment,
         push,
     )
     notified = clear_pending(pair.back_events[0], PORT)
     assert goes_on or notified, "it sleeps, and nobody will wake it"
-    args = (*pair.front_events, PORT, pair.spin, pair.runnable, 100, no_gate(), -1)
+    args = (*pair.front_events, PORT, pair.spin, 100, no_gate(), -1)
     while (effect := worker.work(pair.back, pair.cursor, *args)) != worker.WAIT:
         if effect == worker.MAP:
             pair.map_pages()

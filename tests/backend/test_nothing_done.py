@@ -50,7 +50,7 @@ class Pair(RealPair):
             worker.COPY: self.copy_pages,
             worker.IO: self._hands._store_io,
         }
-        args = (*self.front_events, PORT, self.spin, self.runnable, 1000, self.gate, -1)
+        args = (*self.front_events, PORT, self.spin, 1000, self.gate, -1)
         while (effect := worker.work(self.back, self.cursor, *args)) != worker.WAIT:
             if effect in hands and effect not in self.forgets:
                 hands[effect]()
@@ -167,7 +167,7 @@ def test_a_call_that_fails_in_the_gate_is_an_error_of_its_requests(mode: str) ->
 
     with hypervisor(refuse):
         pair.push_raw(*asked)
-        args = (*pair.front_events, PORT, pair.spin, pair.runnable, 1, pair.gate, -1)
+        args = (*pair.front_events, PORT, pair.spin, 1, pair.gate, -1)
         worker.work(pair.back, pair.cursor, *args)
     assert [pair.responses[at].item() for at in range(4)] == FAILED
     nothing_moved(pair)

@@ -39,7 +39,7 @@ class Dom0:
             os.write(self.ram_fd, bytes([frame]) * abi.XEN_PAGE_SIZE)
         gate = np.zeros(gate_bytes(1), np.uint8)
         self.gate = new_gate(gate, 0)
-        self.server = GateServer(self.pair.hypervisor, gate, 1, self.pair.runnable)
+        self.server = GateServer(self.pair.hypervisor, gate, 1)
         ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.hypercalls, none = Hypercalls(ours), cast(Any, None)
         args = (self.pair.store, none, self.hypercalls, none, self.gate, -1, none, none, none)
@@ -50,7 +50,7 @@ class Dom0:
 
     def work(self, gate: Gate) -> int:
         pair = self.pair
-        args = (*pair.front_events, PORT, pair.spin, pair.runnable, 1, gate, -1)
+        args = (*pair.front_events, PORT, pair.spin, 1, gate, -1)
         return int(worker.work(pair.back, pair.cursor, *args))
 
     def put(self, frame: int) -> None:

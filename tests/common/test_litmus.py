@@ -134,7 +134,7 @@ def awake_and_idle(world: World) -> None:
 
 
 @compiled
-def spins(_words: np.ndarray, _index: int, _seen: int, spin: np.ndarray, _runnable: Any) -> bool:
+def spins(_words: np.ndarray, _index: int, _seen: int, spin: np.ndarray) -> bool:
     """Remembers that the caller took the hypervisor for awake."""
     spin[0].limit_ns = 1
     return False
@@ -146,7 +146,7 @@ def poster(**others: Any) -> Any:
     def act(world: World, _number: int) -> bool:
         world.spin[0].limit_ns = 0
         args = world.words.ctypes.data
-        calls(world.gate, HYPERVISOR_GRANT_TABLE_OP, 0, args, 8, world.spin, world.words)
+        calls(world.gate, HYPERVISOR_GRANT_TABLE_OP, 0, args, 8, world.spin)
         return world.spin[0].limit_ns == 1
 
     return compiled(act)

@@ -76,10 +76,6 @@ def test_dom0_gets_what_is_the_machines_whatever_domain_it_names(machine: str, n
     assert text(memory.segment(name)) == text(memory.segment(name, 2)) == content(0, name)
 
 
-def test_a_guest_gets_the_count_of_runnable_threads(machine: str) -> None:
-    assert text(MachineMemory(machine, 1).segment("sched")) == content(0, "sched")
-
-
 @pytest.mark.parametrize(
     ("caller", "name", "domid"),
     [

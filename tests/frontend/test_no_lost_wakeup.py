@@ -42,7 +42,7 @@ def test_a_response_that_comes_at_any_moment_of_going_to_sleep_is_taken(
         monkeypatch,
         effects.idle,
         pair.front,
-        (pair.spin, pair.runnable),
+        (pair.spin,),
         (effects, blkfront),
         moment,
         push,
