@@ -98,7 +98,7 @@ class _Channel:
     def wake_far_end(self) -> None:
         pass
 
-    def wait(self, _timeout_ms: int) -> bool:
+    def wait(self, _timeout_ms: int, _others: Sequence[int] = ()) -> bool:
         self._pair.serve()
         assert clear_pending(self._pair.front_events[0], PORT), "the frontend sleeps for ever"
         return True
@@ -222,7 +222,7 @@ class Pair:
         """Both ends work until every queued I/O is done; which, in the order they ended."""
         front, driver = self.front, self.driver
         args = (*driver.event_args, driver.spin)
-        driver.run(lambda: int(finish_queued(front, *args)), lambda: None)
+        driver.run(lambda: int(finish_queued(front, *args)), lambda: None, ())
         done = front.done[: int(front.front["done"][0])].tolist()
         front.front["done"] = 0
         return done

@@ -59,7 +59,7 @@ class Watched(Pair):
 
     def finish(self, job: Load) -> None:
         args = (*self.driver.event_args, self.driver.spin)
-        self.driver.run(lambda: int(load.run(self.front, job, *args)), lambda: None)
+        self.driver.run(lambda: int(load.run(self.front, job, *args)), lambda: None, ())
         self.check()
 
 
