@@ -14,7 +14,8 @@ def write_if_there(
 ) -> bool:
     """Write `values` by key, and remove the keys `gone`, in one transaction.
 
-    False, and nothing is written, where `directory` has no `state`. Raises XenStoreError.
+    False, and nothing is written, where `directory` has no `state`, or we may not write there (of
+    what is removed the store may say no more to a guest). Raises XenStoreError.
     """
 
     def write(nodes: XenStoreClient | Transaction) -> bool:
@@ -30,6 +31,8 @@ def write_if_there(
     try:
         return store.transact(write)
     except XenStoreError as error:
+        if error.name == "EACCES":
+            return False
         if error.name != "EAGAIN":
             raise
         return write(store)  # somebody writes there all the time: nothing of ours may wait for that

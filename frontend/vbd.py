@@ -18,7 +18,7 @@ from common.event_channel import EventChannel, channel_address
 from common.hypercall import Hypercalls
 from common.wakeups import Events, carrier_of
 from common.xenbus_writes import write_if_there
-from common.xenstore import XenStoreClient
+from common.xenstore import XenStoreClient, XenStoreError
 from frontend.blkfront import end_every_access
 from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE, Blkfront, new_blkfront
 from frontend.grants import NO_GREF, Grants, end_access, grant_access, new_grants
@@ -90,7 +90,7 @@ class FrontendVbd:
     def handle_store(self) -> None:
         """The other end's state may have changed: take the steps that are due."""
         while True:
-            other = xenbus.parse_state(self._store.read_or_none(f"{self.backend_path}/state"))
+            other = xenbus.parse_state(self._read(f"{self.backend_path}/state"))
             step = xenbus.next_step("frontend", self.state, other)
             if step is None:
                 break
@@ -125,7 +125,7 @@ class FrontendVbd:
         """Why this end closes, seeing the backend `other`."""
         if other == xenbus.UNKNOWN:
             return "its backend is gone"
-        error = self._store.read_or_none(f"{self.backend_path}/error")
+        error = self._read(f"{self.backend_path}/error")
         said = f" ({error.decode('latin-1')})" if error else ""
         return f"its backend is {xenbus.STATE_NAMES[other]}{said}"
 
@@ -193,9 +193,7 @@ class FrontendVbd:
         sector_size = self._number(f"{self.backend_path}/sector-size", abi.XEN_PAGE_SIZE)
         if not self.channel.carrier.await_far_end(FAR_END_TIMEOUT_MS):
             log.warning("%s: the backend's end of the event channel does not show", self.path)
-        announced = (
-            self._store.read_or_none(f"{self.backend_path}/feature-persistent") or b"0"
-        ).strip()
+        announced = (self._read(f"{self.backend_path}/feature-persistent") or b"0").strip()
         kept = announced == b"1"
         self.dev.front["grant_mode"] = (
             PER_REQUEST if not self._persistent else PERSISTENT if kept else REUSE
@@ -230,8 +228,17 @@ class FrontendVbd:
             self._store.unwatch(*self._watch)
             self._watch = None
 
+    def _read(self, path: str) -> bytes | None:
+        """None also where we may not look: the store says no more of what is removed (EACCES)."""
+        try:
+            return self._store.read_or_none(path)
+        except XenStoreError as error:
+            if error.name != "EACCES":
+                raise
+            return None
+
     def _number(self, path: str, maximum: int) -> int:
-        value = self._store.read_or_none(path)
+        value = self._read(path)
         number = xenbus.parse_number(value, maximum)
         if number is None:
             raise BackendError(f"{path} is {xenbus.shown(value)}, and no number up to {maximum}")
