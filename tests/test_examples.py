@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TIMEOUT_S = 240
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(r"`(\./run\.sh[^`]*)`")
+INLINE = re.compile(r"`((?:\w+=\S+ )?\./run\.sh[^`]*)`")
 
 # What is added to a command, by how it begins: the first that fits.
 SHORTER = {
@@ -178,9 +178,8 @@ def test_the_store_of_a_running_machine_can_be_listed(directory: Path) -> None:
         assert machine.stdout is not None
         said = re.search(r"XENSTORED_PATH=(\S+)", machine.stdout.readline())
         assert said is not None
-        assert re.fullmatch(
-            re.escape(where[1]).replace(r"\.\.\.", ".+"), said[1]
-        ) or "XDG" in "".join(os.environ)
+        pattern = re.escape(where[1]).replace("/tmp/", "/tmp/(.+/)?").replace(r"\.\.\.", ".+")
+        assert re.fullmatch(pattern, said[1])
         if subprocess.run(["which", "xenstore-ls"], capture_output=True, check=False).returncode:
             pytest.skip("needs Debian's xenstore-utils")
         done = run(command.replace(where[1], said[1]), directory)
