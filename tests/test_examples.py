@@ -76,10 +76,6 @@ def commands() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-NEEDS_MORE = ("yourscript.py", "...", "PYTHON=")  # a file, a machine, another Python: see below
-COMMANDS = [command for command in commands() if not any(word in command for word in NEEDS_MORE)]
-
-
 def shortened(command: str) -> str:
     for start, added in SHORTER.items():
         if command.startswith(start):
@@ -88,6 +84,14 @@ def shortened(command: str) -> str:
     of_a_machine = len(words) == 1 or words[1].startswith("-") or words[1] == "run"
     ends = {"--ios", "--runtime", "--help", "--config"}
     return f"{command} {MACHINE_SECONDS}" if of_a_machine and not ends & set(words) else command
+
+
+NEEDS_MORE = ("yourscript.py", "...", "PYTHON=")  # a file, a machine, another Python: see below
+COMMANDS = {
+    shortened(command): command
+    for command in reversed(commands())
+    if not any(word in command for word in NEEDS_MORE)
+}
 
 
 @pytest.fixture
@@ -99,13 +103,11 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(
-    command: str, directory: Path, stdin: str = "", **variables: str
-) -> "subprocess.CompletedProcess[str]":
+def run(command: str, directory: Path, stdin: str = "") -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         ["bash", "-c", command],
         cwd=directory,
-        env={**os.environ, **variables},
+        env={**os.environ, "PYTEST_DEBUG_TEMPROOT": str(directory)},
         input=stdin,
         capture_output=True,
         text=True,
@@ -131,13 +133,13 @@ def test_no_block_goes_unseen() -> None:
         text = path.read_text()
         assert text.count("```") == 2 * len(FENCE.findall(text)), path.name
     assert {"console", "python", "toml"} <= {block.kind for block in blocks()}
-    assert {"./run.sh", "./run.sh test", "./run.sh bench"} < set(COMMANDS)
+    assert {"./run.sh", "./run.sh test", "./run.sh bench"} <= set(COMMANDS.values())
 
 
 @pytest.mark.timeout(TIMEOUT_S + 60)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_does_what_it_should(command: str, directory: Path) -> None:
-    done = run(shortened(command), directory)
+    done = run(command, directory)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert done.stdout.strip()
