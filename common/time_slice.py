@@ -1,10 +1,10 @@
 """A thread that yields asks for short time slices.
 
-Owns: `sched_setattr` as far as that goes. Linux charges a yield as a whole slice (EEVDF: the
-deadline, and since 6.18 the virtual time, moves on by one), so beside a stranger that never yields
-a yielder's share of the CPU is its turn in a slice: microseconds in milliseconds. A slice of 0.1
-ms, the least there is, makes a yield that much cheaper; the thread's share stays what it was. Since
-Linux 6.12 `sched_runtime` asks for that without privilege; before it is ignored.
+Owns: `sched_setattr` as far as that goes. Linux charges a yield as a whole slice: EEVDF moves the
+yielder's deadline on by one. Beside a stranger that never yields, a yielder's share of the CPU is
+then its turn in a slice, microseconds in milliseconds. A slice of 0.1 ms, the least there is, makes
+a yield that much cheaper; the share the thread has a right to stays what it was. `sched_runtime`
+asks for that without privilege since Linux 6.12; before, it is ignored.
 """
 
 import ctypes
@@ -48,7 +48,7 @@ def scheduling() -> np.ndarray | None:
 
 
 def ask_for_short_slices() -> None:
-    """For the calling thread, if it is scheduled fairly; where that fails all is as before."""
+    """For the calling thread, if it is scheduled fairly; where there are none all is as before."""
     attr = scheduling()
     if attr is None or int(attr["sched_policy"][0]) not in FAIR_POLICIES:
         return

@@ -1,7 +1,11 @@
 """How long a waiter looks before it sleeps: bounded, adaptive, and never at others' expense."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,92 +13,120 @@ import pytest
 from common.spinning import (
     LIMIT_NS_MAX,
     LIMIT_NS_MIN,
-    SCHED,
+    PATIENCE_NS_MAX,
+    PATIENCE_NS_MIN,
+    PEER_NS,
+    SLEEPS_MAX,
     SPIN,
+    STRANGER_NS,
     WORTH_NS,
+    must_sleep,
     new_spin,
     slept,
     spin_until_changed,
     spins,
-    starts_to_run,
-    stops_running,
+    was_away,
 )
 
 FOREVER_NS = 10**15
+
+# How long a yield took, by who had the CPU meanwhile; the bounds of each.
+NOBODY = (0, PEER_NS - 1)
+PEERS = (PEER_NS, STRANGER_NS - 1)
+STRANGER = (STRANGER_NS, 10**12)
 
 
 def words_of(value: int) -> np.ndarray:
     return np.array([0, value, 0], np.uint32)
 
 
-def running(threads: int) -> np.ndarray:
-    return np.array([threads], np.uint32)
-
-
-def spinner(limit_ns: int, nr_cpus: int = 2) -> np.ndarray:
+def spinner(limit_ns: int = LIMIT_NS_MAX, patience_ns: int = PATIENCE_NS_MAX) -> np.ndarray:
+    """A waiter with CPUs enough, whatever this machine has."""
     spin = new_spin(adaptive=True)
-    spin["limit_ns"], spin["nr_cpus"] = limit_ns, nr_cpus
+    spin["limit_ns"], spin["patience_ns"] = limit_ns, patience_ns
+    spin["patience_max_ns"] = PATIENCE_NS_MAX
     return spin
 
 
-def test_a_new_waiter_knows_its_cpus_and_may_wait_long() -> None:
+def after(*yields_ns: int, **fields: int) -> np.ndarray:
+    """A waiter that has been away so long, one time after the other."""
+    spin = spinner()
+    for name, value in fields.items():
+        spin[name] = value
+    for away_ns in yields_ns:
+        was_away(spin, away_ns)
+    return spin
+
+
+def sleeps_before_a_yield(spin: np.ndarray) -> int:
+    """How often the waiter, its patience at an end, sleeps before it yields."""
+    sleeps = 0
+    while must_sleep(spin):
+        sleeps += 1
+    return sleeps
+
+
+# --- the spin -----------------------------------------------------------------------------------
+
+
+def test_a_new_waiter_may_wait_long_and_owes_no_sleep() -> None:
     spin = new_spin(adaptive=True)
     assert (spin.dtype, spin.shape) == (SPIN, (1,))
     assert spin["limit_ns"][0] == LIMIT_NS_MAX
-    assert spin["nr_cpus"][0] == len(os.sched_getaffinity(0))
     assert spins(spin)
+    assert sleeps_before_a_yield(spin) == 0
 
 
-def test_the_machines_count_is_one_u32() -> None:
-    assert SCHED.itemsize == 4
-    assert SCHED["runnable"] == np.dtype("<u4")
+@pytest.mark.parametrize("patience_ns", [0, PATIENCE_NS_MAX])
+def test_a_word_that_has_changed_is_seen_at_once(patience_ns: int) -> None:
+    spin = spinner(0, patience_ns)
+    spin["sleeps_owed"] = 1
+    before = spin.copy()
+    assert spin_until_changed(words_of(5), 1, 4, spin)
+    before["timespec"] = spin["timespec"]
+    assert spin == before  # no yield, no sleep
 
 
-@pytest.mark.parametrize("runnable", [1, 1000])
-def test_a_word_that_has_changed_is_seen_at_once(runnable: int) -> None:
-    assert spin_until_changed(words_of(5), 1, 4, spinner(0), running(runnable))
-
-
-@pytest.mark.parametrize("runnable", [0, 1, 2, 3, 1000, 2**32 - 1])
+@pytest.mark.parametrize("patience_ns", [0, PATIENCE_NS_MIN, PATIENCE_NS_MAX, FOREVER_NS])
 @pytest.mark.parametrize("limit_ns", [0, LIMIT_NS_MIN, LIMIT_NS_MAX])
 def test_a_word_that_does_not_change_is_not_waited_for_for_ever(
-    limit_ns: int, runnable: int
+    limit_ns: int, patience_ns: int
 ) -> None:
-    spin = spinner(limit_ns)
-    assert not spin_until_changed(words_of(5), 1, 5, spin, running(runnable))
+    spin = spinner(limit_ns, patience_ns)
+    assert not spin_until_changed(words_of(5), 1, 5, spin)
     assert spin["limit_ns"][0] == limit_ns
 
 
-def test_it_ends_though_the_crowd_came_and_went_meanwhile() -> None:
-    """Whoever has yielded once or twice and then need not must not wait for more turns for ever."""
-    runnable, done = running(3), threading.Event()
-
-    def crowd() -> None:
-        while not done.is_set():
-            starts_to_run(runnable)
-            stops_running(runnable)
-
-    other = threading.Thread(target=crowd, daemon=True)
-    other.start()
-    for _ in range(20):
-        runnable[0] = 3
-        assert not spin_until_changed(words_of(5), 1, 5, spinner(LIMIT_NS_MIN), runnable)
-    done.set()
-    other.join(60)
+@pytest.mark.parametrize("patience_ns", [0, PATIENCE_NS_MAX])
+def test_who_owes_a_sleep_sleeps_when_its_patience_ends(patience_ns: int) -> None:
+    """Else it would spin on: the limit is far."""
+    spin = spinner(FOREVER_NS, patience_ns)
+    spin["sleeps_owed"] = 1
+    assert not spin_until_changed(words_of(5), 1, 5, spin)
+    assert spin["sleeps_owed"][0] == 0
 
 
-@pytest.mark.parametrize("runnable", [2, 3])
-def test_a_spin_ends_when_another_thread_changes_the_word(runnable: int) -> None:
+@pytest.mark.parametrize("patience_ns", [0, PATIENCE_NS_MAX])
+def test_a_spin_ends_when_another_thread_changes_the_word(patience_ns: int) -> None:
     words, found = words_of(5), []
 
     def look() -> None:
-        found.append(spin_until_changed(words, 1, 5, spinner(FOREVER_NS), running(runnable)))
+        found.append(spin_until_changed(words, 1, 5, spinner(FOREVER_NS, patience_ns)))
 
     waiter = threading.Thread(target=look, daemon=True)
     waiter.start()
     words[1] = 6
     waiter.join(60)
     assert found == [True]
+
+
+@pytest.mark.parametrize("value", [5, 6])
+def test_a_waiter_that_is_not_adaptive_never_looks(value: int) -> None:
+    spin = new_spin(adaptive=False)
+    before = spin.copy()
+    assert not spins(spin)
+    assert not spin_until_changed(words_of(value), 1, 5, spin)
+    assert spin == before
 
 
 def test_sleeps_that_end_soon_make_the_next_spin_longer_and_long_ones_shorter() -> None:
@@ -107,30 +139,117 @@ def test_sleeps_that_end_soon_make_the_next_spin_longer_and_long_ones_shorter() 
     assert limits == growing + shrinking
 
 
-@pytest.mark.parametrize("value", [5, 6])
-def test_a_waiter_that_is_not_adaptive_never_looks(value: int) -> None:
-    spin = new_spin(adaptive=False)
-    before = spin.copy()
-    assert not spins(spin)
-    assert not spin_until_changed(words_of(value), 1, 5, spin, running(0))
-    assert spin == before
+# --- who else wants the CPU ---------------------------------------------------------------------
 
 
-def test_who_starts_and_stops_is_counted_exactly() -> None:
-    runnable = running(0)
+@pytest.mark.parametrize("away_ns", PEERS)
+def test_among_peers_the_next_wait_yields_at_its_first_look(away_ns: int) -> None:
+    spin = after(away_ns)
+    assert spin["patience_ns"][0] == 0
+    assert sleeps_before_a_yield(spin) == 0
 
-    def work() -> None:
-        for _ in range(200):
-            starts_to_run(runnable)
-            starts_to_run(runnable)
-            stops_running(runnable)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert runnable[0] == 800
-    for _ in range(800):
-        stops_running(runnable)
-    assert runnable[0] == 0
+@pytest.mark.parametrize("away_ns", NOBODY)
+def test_when_nobody_else_wants_the_cpu_the_next_yield_comes_later_and_later(away_ns: int) -> None:
+    spin, waits = after(PEERS[0]), []
+    for _ in range(8):
+        was_away(spin, away_ns)
+        waits.append(int(spin["patience_ns"][0]))
+    assert waits == [min(PATIENCE_NS_MIN * 2**n, PATIENCE_NS_MAX) for n in range(8)]
+    assert sleeps_before_a_yield(spin) == 0
+
+
+@pytest.mark.parametrize("away_ns", STRANGER)
+def test_beside_a_stranger_it_sleeps_twice_as_often_from_yield_to_yield(away_ns: int) -> None:
+    spin, sleeps = spinner(), []
+    for _ in range(10):
+        was_away(spin, away_ns)
+        assert spin["patience_ns"][0] == PATIENCE_NS_MAX
+        sleeps.append(sleeps_before_a_yield(spin))
+    assert sleeps == [0, 1, 2, 4, 8, 16, 32, 64, 64, 64]
+    assert SLEEPS_MAX == 64
+
+
+def test_a_sleep_that_is_owed_is_owed_once() -> None:
+    assert sleeps_before_a_yield(after(*[STRANGER[0]] * 4)) == 4
+    spin = after(*[STRANGER[0]] * 4)
+    spin["sleeps_owed"] = 0
+    assert sleeps_before_a_yield(spin) == 0
+
+
+@pytest.mark.parametrize("peers_ns", PEERS)
+def test_peers_beside_a_stranger_are_worth_yielding_to(peers_ns: int) -> None:
+    """A stranger's turn after a peer's is one lost slice, and no reason to sleep yet."""
+    long_beside_a_stranger = [STRANGER[0]] * 10
+    spin = after(*long_beside_a_stranger, peers_ns)
+    assert (spin["patience_ns"][0], sleeps_before_a_yield(spin)) == (0, 0)
+    was_away(spin, STRANGER[0])
+    assert sleeps_before_a_yield(spin) == 0
+    was_away(spin, STRANGER[0])
+    assert sleeps_before_a_yield(spin) == 1
+
+
+def test_each_yield_to_nobody_takes_one_sleep_off() -> None:
+    stranger = STRANGER[0]
+    sleeps = [sleeps_before_a_yield(after(*[stranger] * 4, *[0] * n, stranger)) for n in range(10)]
+    assert sleeps == [8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
+
+
+SPINNER = f"""
+import sys, threading, time
+import numpy as np
+from common.spinning import new_spin, spin_until_changed
+words, spin = np.zeros(1, np.uint32), new_spin(True)
+spin["limit_ns"] = spin["patience_ns"] = spin["patience_max_ns"] = {FOREVER_NS}
+spin_until_changed(words, 0, 1, spin)
+thread = threading.Thread(target=spin_until_changed, args=(words, 0, 0, spin))
+thread.start()
+print("spinning", flush=True)
+sys.stdin.readline()
+deadline = time.monotonic() + 60
+while spin["sleeps_next"][0] == 0 and time.monotonic() < deadline:
+    time.sleep(0.001)
+words[0] = 1
+thread.join()
+print(int(spin["sleeps_next"][0]), flush=True)
+"""
+
+
+def test_the_clock_betrays_that_the_cpu_was_taken_without_a_yield() -> None:
+    """Stopped as by a CPU quota, or preempted; it is so patient that it never yields itself."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SPINNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "spinning\n"
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        time.sleep(2 * STRANGER_NS / 1e9)
+        process.send_signal(signal.SIGCONT)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert int(process.stdout.readline()) > 0
+
+
+# --- one CPU ------------------------------------------------------------------------------------
+
+
+def test_with_one_cpu_it_is_never_patient() -> None:
+    """While it spins there nobody else runs, so each look is followed by a yield."""
+    code = (
+        "from common.spinning import *; s = new_spin(True);"
+        "p = [int(s['patience_ns'][0])];"
+        "[(was_away(s, a), p.append(int(s['patience_ns'][0])))"
+        f" for a in (0, {PEERS[0]}, 0, 0, {STRANGER[0]})];"
+        "print(p, int(s['sleeps_owed'][0]))"
+    )
+    cpu = min(os.sched_getaffinity(0))
+    result = subprocess.run(
+        [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{cpu}]); {code}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert (result.stdout, result.stderr) == ("[0, 0, 0, 0, 0, 0] 0\n", "")
