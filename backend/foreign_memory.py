@@ -6,7 +6,7 @@ nothing back in its place (PROT_NONE), which drops the page and, if it was touch
 TLBs of dom0's other threads, exactly as `munmap` would, but leaves the slot ours: after a plain
 `munmap` another thread's allocation could settle there, and the next MAP_FIXED would destroy it.
 
-The calls go to the C library from compiled code: one call a batch, no GIL.
+The calls go to the C library from compiled code: one compiled call a batch, no GIL.
 """
 
 import ctypes

@@ -4,7 +4,9 @@ Owns: the GNTTABOP_copy operations of a batch. Each segment's slot `s` is dom0's
 `bounce_frame + s`: filled from the guest before a write to the store, copied to it after a read.
 Nothing is mapped, so nothing is unmapped and nothing flushed; every byte moves once more. QEMU and
 tapdisk serve so.
-Rule: a copy that is refused fails its request and nothing else.
+Rule: a copy that is refused fails its request and nothing else. Of a read of several segments the
+others may be in the guest's pages by then, as with QEMU, and as with a disk that fails half-way:
+what a failed read leaves in its buffer is nobody's to use.
 """
 
 import numpy as np

@@ -148,19 +148,6 @@ def first(tree: np.ndarray, nodes: np.ndarray) -> int:
     return smallest(nodes, root) if root != NIL else root
 
 
-@kernel
-def next_node(nodes: np.ndarray, node: int) -> int:
-    """The node of the next larger gref, or NIL (-1) after the last."""
-    below = node
-    right = child(nodes, below, RIGHT)
-    if right != NIL:
-        return smallest(nodes, right)
-    above = int(nodes[below]["parent"])
-    while above != NIL and child(nodes, above, RIGHT) == below:
-        below, above = above, int(nodes[above]["parent"])
-    return above
-
-
 # --- putting in -------------------------------------------------------------------------------
 
 

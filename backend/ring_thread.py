@@ -35,7 +35,8 @@ from common.hypercall import Hypercalls
 from common.hypercall_gate import Gate, collect
 from common.not_done import NOT_DONE
 from common.process import name_thread
-from common.spinning import slept, starts_to_run, stops_running
+from common.spinning import slept, spins
+from common.time_slice import ask_for_short_slices
 
 FRUITLESS_MAX: Final = 2  # a spin takes requests whose event is still on its way
 NAP_MS_MAX: Final = 16
@@ -73,7 +74,11 @@ class Vcpu:
 
 
 class RingThread:
-    """Serves one ring from `start` to `stop`. `ram_fd`: the guest's RAM, to map frames from."""
+    """Serves one ring from `start` to `stop`. `ram_fd`: the guest's RAM, to map frames from.
+
+    on_end: called from the ring's thread as the last it does, with everything unmapped; with why,
+    if the frontend broke the ring, else with "".
+    """
 
     def __init__(
         self,
@@ -85,14 +90,13 @@ class RingThread:
         gate: Gate,
         ram_fd: int,
         spin: np.ndarray,
-        runnable: np.ndarray,
-        on_broken: Callable[[str], None],
+        on_end: Callable[[str], None],
     ) -> None:
         self._dev, self._store, self._channel = dev, store, channel
         self._hypercalls, self._vcpu = hypercalls, vcpu
         self._gate, self._ram_fd = gate, ram_fd
         self._cursor = np.zeros(1, worker.CURSOR)
-        self._spin, self._runnable, self._on_broken = spin, runnable, on_broken
+        self._spin, self._on_end = spin, on_end
         self._fruitless, self._requests = 0, 0
         self._stopping = False
         self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -108,31 +112,30 @@ class RingThread:
         self._stopping = True
         os.eventfd_write(self._stop, 1)
 
-    def stop(self) -> None:
-        """Stop serving, and unmap everything that is still mapped; returns when that is done."""
-        self.ask_to_stop()
+    def has_ended(self, wait_s: float | None) -> bool:
+        """Has it stopped, everything unmapped? Waits for that at most `wait_s` (None: for ever)."""
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(wait_s)
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Forget it, once it has ended."""
         os.close(self._stop)
 
     def _main(self) -> None:
         name_thread(self._thread.name)
-        self._wake_up()
+        if spins(self._spin):
+            ask_for_short_slices()
+        self._vcpu.run()
         try:
-            self._serve()
+            reason = self._serve()
             self._unmap_kept()
         finally:
-            self._go_idle()
+            self._vcpu.idle()
+        self._on_end(reason)
 
-    def _wake_up(self) -> None:
-        starts_to_run(self._runnable)
-        self._vcpu.run()
-
-    def _go_idle(self) -> None:
-        self._vcpu.idle()
-        stops_running(self._runnable)
-
-    def _serve(self) -> None:
+    def _serve(self) -> str:
+        """Until asked to stop, or the frontend breaks the ring: why, then."""
         dev, channel, cursor = self._dev, self._channel, self._cursor
         while not (self._stopping and cursor["step"][0] == worker.GATHER):
             effect = worker.work(
@@ -142,8 +145,8 @@ class RingThread:
                 channel.far_mask,
                 channel.port,
                 self._spin,
-                self._runnable,
-                BATCHES_PER_SLICE,
+                # On a ring that is kept full only the end of a slice is between two requests.
+                1 if self._stopping else BATCHES_PER_SLICE,
                 self._gate,
                 self._ram_fd,
             )
@@ -158,16 +161,16 @@ class RingThread:
             elif effect == worker.IO:
                 self._store_io()
             elif effect == worker.BROKEN:
-                self._on_broken(BROKEN_REASONS[int(dev.back["broken"][0])])
-                return
+                return BROKEN_REASONS[int(dev.back["broken"][0])]
             elif effect == worker.WAIT:
                 dev.counters["waits"] += np.uint64(1)
-                self._go_idle()
+                self._vcpu.idle()
                 self._nap()
                 began_ns = time.monotonic_ns()
                 channel.wait(-1, (self._stop,))
                 slept(self._spin, time.monotonic_ns() - began_ns)
-                self._wake_up()
+                self._vcpu.run()
+        return ""
 
     def _nap(self) -> None:
         """Events that bring no request, one after the other, cost their sender time (XSA-332)."""

@@ -1,7 +1,7 @@
 """What a virtual disk's bytes are kept in: a handful of callbacks, and memory where there is some.
 
 A store with `memory` is read and written by compiled copies straight between guest pages and it;
-any other has its callbacks called, once a request, from the ring's thread. A store raises OSError
+any other has its callbacks called, once a segment, from the ring's thread. A store raises OSError
 for what it cannot do, and the guest's request is answered ERROR.
 """
 

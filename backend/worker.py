@@ -64,7 +64,6 @@ def work(
     far_mask: np.ndarray,
     port: int,
     spin: np.ndarray,
-    runnable: np.ndarray,
     batches: int,
     gate: Gate,
     ram_fd: int,
@@ -82,18 +81,18 @@ def work(
             if taken == RING_BROKEN:
                 return BROKEN
             if taken == 0:
-                if _idle(dev, spin, runnable):
+                if _idle(dev, spin):
                     continue
                 return WAIT
             if dev.back[0].copies:
                 settle(dev)
                 cursor[0].step = np.uint32(COPIED_IN)
-                if list_copies(dev, False) > 0 and not _copy(dev, cursor, gate, spin, runnable):
+                if list_copies(dev, False) > 0 and not _copy(dev, cursor, gate, spin):
                     return COPY
                 step = np.uint32(COPIED_IN)
             elif dev.back[0].map_ops > 0:
                 cursor[0].step = np.uint32(MAPPED)
-                if not _map(dev, cursor, gate, ram_fd, spin, runnable):
+                if not _map(dev, cursor, gate, ram_fd, spin):
                     return MAP
                 step = np.uint32(MAPPED)
         if step == COPIED_IN:
@@ -108,7 +107,7 @@ def work(
         if dev.back[0].copies:
             if step != COPIED_OUT:
                 cursor[0].step = np.uint32(COPIED_OUT)
-                if list_copies(dev, True) > 0 and not _copy(dev, cursor, gate, spin, runnable):
+                if list_copies(dev, True) > 0 and not _copy(dev, cursor, gate, spin):
                     return COPY
             finish_copies(dev)
             give_back(dev)
@@ -116,7 +115,7 @@ def work(
             assert phases.finish_unmap(dev)
         elif phases.release(dev) > 0:
             cursor[0].step = np.uint32(UNMAPPED)
-            if not _unmap(dev, cursor, gate, spin, runnable):
+            if not _unmap(dev, cursor, gate, spin):
                 return UNMAP
             assert phases.finish_unmap(dev)
         cursor[0].step = np.uint32(GATHER)
@@ -133,13 +132,12 @@ def _map(
     gate: Gate,
     ram_fd: int,
     spin: np.ndarray,
-    runnable: np.ndarray,
 ) -> bool:
     """Make the hypercall through the gate, and map; False if the driver has to do both."""
     count = np.int64(dev.back[0].map_ops)
     number, cmd = HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_MAP_GRANT_REF
     args, nbytes = dev.map_ops.ctypes.data, count * MAP_OP_BYTES
-    made = call(gate, number, cmd, args, nbytes, spin, runnable)
+    made = call(gate, number, cmd, args, nbytes, spin)
     cursor[0].posted = np.uint32(made == PENDING)
     if made != MADE:
         return False
@@ -148,9 +146,7 @@ def _map(
 
 
 @kernel
-def _unmap(
-    dev: Blkback, cursor: np.ndarray, gate: Gate, spin: np.ndarray, runnable: np.ndarray
-) -> bool:
+def _unmap(dev: Blkback, cursor: np.ndarray, gate: Gate, spin: np.ndarray) -> bool:
     """Unmap, and make the hypercall through the gate; False if the driver has to do the rest."""
     cursor[0].posted, cursor[0].unmapped = np.uint32(0), np.uint32(0)
     if gate.place[0].slot == NO_SLOT:
@@ -159,19 +155,17 @@ def _unmap(
     assert unmap_slots(dev.unmap_ops, count) == 0, "a page could not be unmapped"
     number, cmd = HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_UNMAP_GRANT_REF
     args, nbytes = dev.unmap_ops.ctypes.data, count * UNMAP_OP_BYTES
-    made = call(gate, number, cmd, args, nbytes, spin, runnable)
+    made = call(gate, number, cmd, args, nbytes, spin)
     cursor[0].posted, cursor[0].unmapped = np.uint32(made == PENDING), np.uint32(made != MADE)
     return made == MADE
 
 
 @kernel
-def _copy(
-    dev: Blkback, cursor: np.ndarray, gate: Gate, spin: np.ndarray, runnable: np.ndarray
-) -> bool:
+def _copy(dev: Blkback, cursor: np.ndarray, gate: Gate, spin: np.ndarray) -> bool:
     """Make the copy hypercall through the gate; False if the driver has to make it."""
     number, cmd = HYPERVISOR_GRANT_TABLE_OP, GNTTABOP_COPY
     args, nbytes = dev.copy_ops.ctypes.data, np.int64(dev.back[0].copy_ops) * COPY_OP_BYTES
-    made = call(gate, number, cmd, args, nbytes, spin, runnable)
+    made = call(gate, number, cmd, args, nbytes, spin)
     cursor[0].posted = np.uint32(made == PENDING)
     return made == MADE
 
@@ -189,12 +183,12 @@ def _take_requests(dev: Blkback, spin: np.ndarray) -> int:
 
 
 @kernel
-def _idle(dev: Blkback, spin: np.ndarray, runnable: np.ndarray) -> bool:
+def _idle(dev: Blkback, spin: np.ndarray) -> bool:
     """The ring is empty: True once it no longer is, False if it is time to sleep (armed)."""
     seen = load_acquire(dev.words, REQ)
     if seen != dev.half[0].cons:
         return True
-    if spin_until_changed(dev.words, REQ, seen, spin, runnable):
+    if spin_until_changed(dev.words, REQ, seen, spin):
         return True
     phases.rearm(dev)
     return phases.requests_waiting(dev) != 0

@@ -1,4 +1,4 @@
-"""What all ends share: layouts, atomics, the ring, memory, and the clients of the broker.
+"""What all ends share: layouts, atomics, the ring, memory, the clients of hypervisor and xenstored.
 
-Nothing here imports from `hypervisor`, `frontend`, `backend`, `simulator` or `toolstack`.
+Nothing here imports from any other package.
 """

@@ -1,7 +1,7 @@
 """What is counted, by whom, under which name: plain u64 words in shared memory, one writer each.
 
 Owns: the dtypes of the counter blocks. The writer adds with plain stores; a reader may look at any
-moment and sees each word whole. `toolstack/report.py` is where they become results.
+moment and sees each word whole. `toolstack/results.py` is where they become results.
 """
 
 from typing import Final

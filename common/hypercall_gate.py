@@ -102,7 +102,6 @@ def call(
     args: int,
     nbytes: int,
     spin: np.ndarray,
-    runnable: np.ndarray,
 ) -> int:
     """Post a hypercall over `nbytes` of structs at address `args`, and wait a while: see MADE.
 
@@ -124,7 +123,7 @@ def call(
     fence()  # either we see it asleep, or it sees our post before it sleeps
     if load_acquire(gate.words, ASLEEP):
         return PENDING
-    if not spin_until_changed(gate.words, header + STATE, POSTED, spin, runnable):
+    if not spin_until_changed(gate.words, header + STATE, POSTED, spin):
         return PENDING
     collect(gate, args, nbytes)
     return MADE

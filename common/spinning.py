@@ -1,13 +1,19 @@
 """How long to look before sleeping: a bounded, adaptive spin on one shared word.
 
-Owns: the limit of one waiter, and the count of runnable threads of the whole machine that it reads.
+Owns: what one waiter has learnt, from its own clock only: of how long its sleeps last, and of who
+else wants its CPU. No process tells another how busy it is: a guest could lie.
 Rules
-1. With more runnable threads than CPUs a waiter lets the others run between looks (`sched_yield`):
-   the peer that would change the word may be waiting for this very CPU.
-2. The limit follows the sleeps, as that of KVM's halt polling does: one that was ended soon would
+1. The limit follows the sleeps, as that of KVM's halt polling does: one that was ended soon would
    have been worth spinning through, so the limit grows; one that lasted shrinks it. Too short a
    spin turns every hiccup of the peer into a sleep and a wake-up, which cost a hundred times more.
-3. Who is not adaptive never spins, as Linux's block drivers do not.
+2. A wait that outlasts the waiter's patience lets others run (`sched_yield`): the peer that would
+   change the word may be waiting for this very CPU. How long the CPU was gone says who took it.
+   Peers, who wait for each other as we do, give it back within microseconds: then the next wait
+   yields at its first look. A stranger that only computes keeps it until the scheduler's tick:
+   then the waiter is patient, and sleeps instead of yielding, each time twice as often before it
+   tries to yield once more. Nobody: then it is more patient from yield to yield.
+3. The clock also tells when the CPU was taken without a yield (preemption, a CPU quota): the same.
+4. Who is not adaptive never spins, as Linux's block drivers do not.
 """
 
 import os
@@ -16,7 +22,7 @@ from typing import Final
 import numpy as np
 from numba import types
 
-from common.atomics import fetch_add, load_acquire, pause
+from common.atomics import load_acquire, pause
 from common.clock import monotonic_ns
 from common.compiled import kernel
 
@@ -24,30 +30,46 @@ LIMIT_NS_MIN: Final = 50_000
 LIMIT_NS_MAX: Final = 4_000_000
 WORTH_NS: Final = 1_000_000  # a sleep no longer than this had better been a spin
 
-LOOKS_A_TURN: Final = 64  # between two looks at the clock and at how many want to run
-TURNS_MIN: Final = 8  # a turn of a long run queue may take longer than the limit
+LOOKS_A_TURN: Final = 64  # between two looks at the clock: some 2 us
+YIELDS_MIN: Final = 8  # a turn of a long run queue may take longer than the limit
+
+PATIENCE_NS_MIN: Final = 2_000
+PATIENCE_NS_MAX: Final = 50_000
+SLEEPS_MAX: Final = 64  # before a yield is tried again
+
+# How long the CPU was gone tells who had it. A yield to nobody is a system call of some 200 ns; to
+# a peer two context switches at least. A peer's turn is one batch; who computes is stopped by the
+# tick only, of 1 to 10 ms.
+PEER_NS: Final = 700
+STRANGER_NS: Final = 2_000_000
+PREEMPTED_NS: Final = 50_000  # between two looks at the clock without a yield
 
 SPIN: Final = np.dtype(
     [
         ("limit_ns", "<i8"),
+        ("patience_ns", "<i8"),
+        ("patience_max_ns", "<i8"),
         ("timespec", "<i8", (2,)),  # scratch of the clock
+        ("sleeps_owed", "<u4"),  # how often to sleep before the next yield
+        ("sleeps_next", "<u4"),  # the same, after the next stranger
         ("adaptive", "<u4"),
-        ("nr_cpus", "<u4"),
+        ("pad", "<u4"),
     ]
 )
-
-# The machine-wide word that every process may change.
-SCHED: Final = np.dtype([("runnable", "<u4")])
 
 _sched_yield = types.ExternalFunction("sched_yield", types.intc())
 
 
 def new_spin(adaptive: bool) -> np.ndarray:
-    """One waiter's SPIN; with `adaptive` false it never spins."""
+    """One waiter's SPIN; with `adaptive` false it never spins.
+
+    Who has one CPU is never patient: while it spins nobody else runs.
+    """
     spin = np.zeros(1, SPIN)
     spin["limit_ns"] = LIMIT_NS_MAX
     spin["adaptive"] = adaptive
-    spin["nr_cpus"] = len(os.sched_getaffinity(0))
+    spin["patience_max_ns"] = PATIENCE_NS_MAX if len(os.sched_getaffinity(0)) > 1 else 0
+    spin["patience_ns"] = spin["patience_max_ns"]
     return spin
 
 
@@ -58,29 +80,72 @@ def spins(spin: np.ndarray) -> bool:
 
 
 @kernel
-def spin_until_changed(
-    words: np.ndarray, index: int, seen: int, spin: np.ndarray, runnable: np.ndarray
-) -> bool:
-    """Look at `words[index]` until it is not `seen`; False if the spin ran out or may not run.
+def was_away(spin: np.ndarray, away_ns: int) -> None:
+    """Learn from the CPU having been gone for `away_ns` who else wants it."""
+    state = spin[0]
+    if away_ns >= STRANGER_NS:
+        state.patience_ns = state.patience_max_ns
+        state.sleeps_owed = state.sleeps_next
+        state.sleeps_next = np.uint32(min(max(2 * state.sleeps_next, 1), SLEEPS_MAX))
+    elif away_ns >= PEER_NS:
+        state.patience_ns = 0
+        state.sleeps_owed = np.uint32(0)
+        state.sleeps_next = np.uint32(0)
+    else:
+        longer_ns = max(2 * state.patience_ns, PATIENCE_NS_MIN)
+        state.patience_ns = min(longer_ns, state.patience_max_ns)
+        if state.sleeps_next > 0:
+            state.sleeps_next -= np.uint32(1)
 
-    words: u32 in shared memory; runnable: u32 (1,), threads of the machine that want a CPU now.
+
+@kernel
+def must_sleep(spin: np.ndarray) -> bool:
+    """Patience is at an end: True to sleep, one of those that are owed, False to yield."""
+    state = spin[0]
+    if state.sleeps_owed == 0:
+        return False
+    state.sleeps_owed -= np.uint32(1)
+    return True
+
+
+@kernel
+def _changes(words: np.ndarray, index: int, seen: int, looks: int) -> bool:
+    """Is `words[index]` not `seen` at one of `looks` looks?"""
+    for _ in range(looks):
+        if load_acquire(words, index) != seen:
+            return True
+        pause()
+    return False
+
+
+@kernel
+def spin_until_changed(words: np.ndarray, index: int, seen: int, spin: np.ndarray) -> bool:
+    """Look at `words[index]` until it is not `seen`; False if it is time to sleep.
+
+    words: u32 in shared memory.
     """
     if not spins(spin):
         return False
-    started = monotonic_ns(spin[0].timespec)
-    turns = 0
-    while turns < TURNS_MIN or monotonic_ns(spin[0].timespec) - started < spin[0].limit_ns:
-        turns += 1
-        if load_acquire(runnable, 0) > spin[0].nr_cpus:
+    state = spin[0]
+    started_ns = now_ns = patient_since_ns = monotonic_ns(state.timespec)
+    yields = 0
+    while True:
+        if _changes(words, index, seen, LOOKS_A_TURN if state.patience_ns > 0 else 1):
+            return True
+        before_ns, now_ns = now_ns, monotonic_ns(state.timespec)
+        if now_ns - before_ns >= PREEMPTED_NS:
+            was_away(spin, now_ns - before_ns)
+        if now_ns - patient_since_ns >= state.patience_ns:
+            if must_sleep(spin):
+                return False
             _sched_yield()
-            if load_acquire(words, index) != seen:
-                return True
-        else:
-            for _ in range(LOOKS_A_TURN):
-                if load_acquire(words, index) != seen:
-                    return True
-                pause()
-    return False
+            before_ns, now_ns = now_ns, monotonic_ns(state.timespec)
+            was_away(spin, now_ns - before_ns)
+            patient_since_ns = now_ns
+            yields += 1
+        spent = now_ns - started_ns >= state.limit_ns
+        if spent and (yields >= YIELDS_MIN or state.patience_ns > 0):
+            return _changes(words, index, seen, 1)
 
 
 def slept(spin: np.ndarray, slept_ns: int) -> None:
@@ -88,13 +153,3 @@ def slept(spin: np.ndarray, slept_ns: int) -> None:
     factor = 2.0 if slept_ns <= WORTH_NS else 0.5
     limit_ns = int(spin["limit_ns"][0] * factor)
     spin["limit_ns"] = min(max(limit_ns, LIMIT_NS_MIN), LIMIT_NS_MAX)
-
-
-def starts_to_run(runnable: np.ndarray) -> None:
-    """This thread wants a CPU from now on."""
-    fetch_add(runnable, 0, np.uint32(1))
-
-
-def stops_running(runnable: np.ndarray) -> None:
-    """This thread is about to sleep."""
-    fetch_add(runnable, 0, np.uint32(0xFFFFFFFF))

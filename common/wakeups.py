@@ -131,7 +131,7 @@ class ZmqCarrier:
         try:
             self._socket.send(WAKE, zmq.NOBLOCK)
         except zmq.Again:
-            if self._socket.poll(0, zmq.POLLOUT):
+            if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
                 with contextlib.suppress(zmq.Again):
                     self._socket.send(WAKE, zmq.NOBLOCK)
 

@@ -5,6 +5,13 @@ drawn from this table. What a step does is in `frontend/vbd.py` and `backend/vbd
 Rule: a pair of states that is not in the table asks for nothing: the end waits. Nothing a peer can
 write into xenstore is an error of ours.
 
+What is read is a level, not an edge: watches coalesce, so either end may miss what the other was in
+between. A frontend that is Connected has said all that one that is Initialised says (MirageOS and
+mini-os never write 3); one may close before it was ever connected, and come back (Windows). A
+backend that is Initialising or InitWait beneath a connected frontend is another one, made anew.
+After a close a frontend begins again at Initialising: the Connected of one that has not heard that
+its connection is gone would look the same as that of one that has come back.
+
 Source: Xen's `io/xenbus.h`, `io/blkif.h`; order after `tests/golden/handshake-writes.txt`.
 """
 
@@ -19,6 +26,10 @@ INITIALISED: Final = abi.XENBUS_STATE_INITIALISED
 CONNECTED: Final = abi.XENBUS_STATE_CONNECTED
 CLOSING: Final = abi.XENBUS_STATE_CLOSING
 CLOSED: Final = abi.XENBUS_STATE_CLOSED
+
+DIGITS_MAX: Final = 20  # of a u64
+SHOWN_MAX: Final = 60
+XVD_MAJOR: Final = 202
 
 STATE_NAMES: Final = {
     UNKNOWN: "Unknown",
@@ -40,34 +51,37 @@ class Step(NamedTuple):
     state: int
 
 
-_CLOSE: Final = Step("close", CLOSED)
+CLOSE: Final = Step("close", CLOSED)
+_ANNOUNCE: Final = Step("announce", INIT_WAIT)
+_CONNECT: Final = Step("connect", CONNECTED)
+_FOLLOW: Final = Step("disconnect", CLOSING)
+_DISCONNECT: Final = Step("disconnect", CLOSED)
 
 # TABLE[role][own state][the other end's state]
 TABLE: Final[dict[str, dict[int, dict[int, Step]]]] = {
     "frontend": {
-        INITIALISING: {INIT_WAIT: Step("publish_ring", INITIALISED), CLOSING: _CLOSE},
-        INITIALISED: {CONNECTED: Step("read_disk", CONNECTED), CLOSING: _CLOSE, CLOSED: _CLOSE},
-        CONNECTED: {CLOSING: _CLOSE, CLOSED: _CLOSE, UNKNOWN: _CLOSE},
-        CLOSING: {CLOSING: _CLOSE, CLOSED: _CLOSE, UNKNOWN: _CLOSE},
+        INITIALISING: {INIT_WAIT: Step("publish_ring", INITIALISED), CLOSING: CLOSE},
+        INITIALISED: {
+            CONNECTED: Step("read_disk", CONNECTED),
+            **dict.fromkeys((CLOSING, CLOSED, UNKNOWN, INITIALISING), CLOSE),
+        },
+        CONNECTED: dict.fromkeys((CLOSING, CLOSED, UNKNOWN, INITIALISING, INIT_WAIT), CLOSE),
+        CLOSING: dict.fromkeys((CLOSING, CLOSED, UNKNOWN, INITIALISING), CLOSE),
     },
     "backend": {
-        INITIALISING: {
-            INITIALISING: Step("announce", INIT_WAIT),
-            INITIALISED: Step("announce", INIT_WAIT),
-        },
+        INITIALISING: dict.fromkeys(
+            (INITIALISING, INITIALISED, CONNECTED, CLOSING, CLOSED), _ANNOUNCE
+        ),
         INIT_WAIT: {
-            INITIALISED: Step("connect", CONNECTED),
-            CLOSING: Step("disconnect", CLOSING),
-            CLOSED: Step("disconnect", CLOSED),
-            UNKNOWN: Step("disconnect", CLOSED),
+            INITIALISED: _CONNECT,
+            CONNECTED: _CONNECT,
+            CLOSING: _FOLLOW,
+            CLOSED: _DISCONNECT,
+            UNKNOWN: _DISCONNECT,
         },
-        CONNECTED: {
-            CLOSING: Step("disconnect", CLOSING),
-            CLOSED: Step("disconnect", CLOSED),
-            UNKNOWN: Step("disconnect", CLOSED),
-        },
-        CLOSING: {CLOSED: Step("disconnect", CLOSED), UNKNOWN: Step("disconnect", CLOSED)},
-        CLOSED: {INITIALISING: Step("announce", INIT_WAIT)},
+        CONNECTED: {CLOSING: _FOLLOW, CLOSED: _DISCONNECT, UNKNOWN: _DISCONNECT},
+        CLOSING: dict.fromkeys((CLOSED, UNKNOWN, INITIALISING), _DISCONNECT),
+        CLOSED: {INITIALISING: _ANNOUNCE},
     },
 }
 
@@ -82,6 +96,34 @@ def parse_state(value: bytes | None) -> int:
     if value is None or not value.isdigit() or int(value) not in STATE_NAMES:
         return UNKNOWN
     return int(value)
+
+
+def parse_number(value: bytes | None, maximum: int) -> int | None:
+    """A decimal number of at most `maximum`, as read from the store; None if it is none."""
+    if value is None or not value.isdigit() or len(value) > DIGITS_MAX or int(value) > maximum:
+        return None
+    return int(value)
+
+
+def shown(value: bytes | None) -> str:
+    """What somebody wrote into the store, short enough for an `error` node or a line of a log."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
+
+
+def disk_name(device: int) -> str:
+    """What a virtual disk is called: "xvda" for 51712 (Xen's `vbd-interface` document)."""
+    if device >> 8 == XVD_MAJOR:
+        disk, partition = (device >> 4) & 0xF, device & 0xF
+    elif device >> 28 == 1:
+        disk, partition = (device >> 8) & 0xFFFFF, device & 0xFF
+    else:
+        return f"vbd {device}"
+    letters = ""
+    while disk >= 0:
+        disk, letter = disk // 26 - 1, disk % 26
+        letters = chr(ord("a") + letter) + letters
+    return f"xvd{letters}{partition or ''}"
 
 
 def diagram() -> str:

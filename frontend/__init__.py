@@ -1,4 +1,5 @@
 """A guest: blkfront, its grants and page pool, the load it runs, and its process.
 
-`blkfront` is the sans-I/O core; `guest` is the only module with sockets, clocks and an exit status.
+`blkfront` and `blkfront_info`, `grants` and `page_pool` are the sans-I/O core; `driver`, `vbd` and
+`guest` run it in a real process.
 """

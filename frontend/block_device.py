@@ -155,7 +155,7 @@ class BlockDevice:
         dev, driver = self._dev, self._driver
         _enqueue_first(dev, count)
         driver.run(
-            lambda: finish_queued(dev, *driver.event_args, *driver.spin_args),
+            lambda: finish_queued(dev, *driver.event_args, driver.spin),
             self._keep_going,
             self._others,
         )

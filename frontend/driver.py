@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from common.event_channel import EventChannel
-from common.spinning import slept, starts_to_run, stops_running
+from common.spinning import slept
 from frontend import effects
 from frontend.blkfront_info import BROKEN_REASONS, Blkfront
 
@@ -19,17 +19,13 @@ class DeviceBroken(Exception):
 
 
 class Driver:
-    """Runs compiled loops on `dev`; `spin` is SPIN (1,), `runnable` the machine's u32 (1,)."""
+    """Runs compiled loops on `dev`; `spin` is SPIN (1,)."""
 
-    def __init__(
-        self, dev: Blkfront, channel: EventChannel, spin: np.ndarray, runnable: np.ndarray
-    ) -> None:
+    def __init__(self, dev: Blkfront, channel: EventChannel, spin: np.ndarray) -> None:
         self.dev = dev
         self.channel = channel
         self.spin = spin
-        self.runnable = runnable
         self.event_args = (channel.far_pending, channel.far_mask, channel.port)
-        self.spin_args = (spin, runnable)
 
     def run(
         self, loop: Callable[[], int], keep_going: Callable[[], None], others: Sequence[int]
@@ -39,26 +35,20 @@ class Driver:
         `keep_going` is called between slices and sleeps, and may raise to end it; a sleep ends when
         one of `others` (descriptors) becomes readable. Raises DeviceBroken.
         """
-        starts_to_run(self.runnable)
-        try:
-            while (effect := loop()) != effects.DONE:
-                if effect == effects.WAKE:
-                    self.channel.wake_far_end()
-                elif effect == effects.WAIT:
-                    self._sleep(others)
-                    keep_going()
-                elif effect == effects.BROKEN:
-                    raise DeviceBroken(BROKEN_REASONS[int(self.dev.front["broken"][0])])
-                else:
-                    keep_going()
-        finally:
-            stops_running(self.runnable)
+        while (effect := loop()) != effects.DONE:
+            if effect == effects.WAKE:
+                self.channel.wake_far_end()
+            elif effect == effects.WAIT:
+                self._sleep(others)
+                keep_going()
+            elif effect == effects.BROKEN:
+                raise DeviceBroken(BROKEN_REASONS[int(self.dev.front["broken"][0])])
+            else:
+                keep_going()
 
     def _sleep(self, others: Sequence[int]) -> None:
         """Block on the event channel; what else may happen is in `others`."""
         self.dev.counters["waits"] += np.uint64(1)
-        stops_running(self.runnable)
         began_ns = time.monotonic_ns()
         self.channel.wait(-1, others)
         slept(self.spin, time.monotonic_ns() - began_ns)
-        starts_to_run(self.runnable)

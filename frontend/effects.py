@@ -51,12 +51,12 @@ def submit_queued(dev: Blkfront, far_pending: np.ndarray, far_mask: np.ndarray, 
 
 
 @kernel
-def idle(dev: Blkfront, spin: np.ndarray, runnable: np.ndarray) -> int:
+def idle(dev: Blkfront, spin: np.ndarray) -> int:
     """No response is there: SLICE once one is, WAIT if it is time to sleep (armed)."""
     seen = load_acquire(dev.words, RSP)
     if seen != dev.half[0].cons:
         return SLICE
-    if spin_until_changed(dev.words, RSP, seen, spin, runnable):
+    if spin_until_changed(dev.words, RSP, seen, spin):
         return SLICE
     blkfront.rearm(dev)
     return SLICE if blkfront.responses_waiting(dev) != 0 else WAIT
@@ -69,7 +69,6 @@ def finish_queued(
     far_mask: np.ndarray,
     port: int,
     spin: np.ndarray,
-    runnable: np.ndarray,
 ) -> int:
     """Submit and consume until no I/O is queued or out: DONE, or the effect needed before that."""
     while True:
@@ -79,5 +78,5 @@ def finish_queued(
             return WAKE
         if dev.front[0].outstanding == 0:
             return DONE
-        if idle(dev, spin, runnable) == WAIT:
+        if idle(dev, spin) == WAIT:
             return WAIT

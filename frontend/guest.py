@@ -12,10 +12,8 @@ import logging
 import select
 import socket
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,20 +22,24 @@ import numpy as np
 from common import xenbus
 from common.abi import XEN_PAGE_SIZE
 from common.control import CommandError, CommandTable, Control, ControlLost, Message, answer
-from common.hypercall import HypercallError, Hypercalls
+from common.hypercall import Hypercalls
 from common.machine_memory import stats_of
 from common.memory import map_segment
 from common.spinning import new_spin
+from common.time_slice import ask_for_short_slices
 from common.wakeups import Events
-from common.xenstore import XenStoreClient, XenStoreError
+from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
 from frontend.driver import DeviceBroken, Driver
+from frontend.last_words import LogToControl, last_words
 from frontend.load import LoadPlan, new_load, run
 from frontend.pattern import UNKNOWN
 from frontend.seal import seal
 from frontend.vbd import BUFFER_FRAME, NR_IOS, Domain, FrontendVbd
 
 CONNECT_TIMEOUT_S: Final = 30.0
+UNMAP_TIMEOUT_S: Final = 10.0  # of a backend, once this end is Closed
+RETRY_S: Final = 0.1  # between two tries to end access to what is still mapped
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Guest:
         latency: np.ndarray,
     ) -> None:
         self._config, self._control, self._store = config, control, store
-        self._latency = latency
+        self._latency, self._counters = latency, domain.counters
         self._vbd = FrontendVbd(store, domain, config.device, config.persistent)
         self._driver: Driver | None = None
         self._device: BlockDevice | None = None
@@ -88,7 +90,10 @@ class Guest:
         """Say that we are up, then answer commands, and the store's events between them."""
         self._control.send("ok", None)
         while not self._exiting:
-            ready = self._ready(None)
+            stuck = self._vbd.stuck_grants
+            ready = self._ready(RETRY_S if stuck else None)
+            if stuck and not ready:
+                self._vbd.end_accesses()
             if self._store.fileno() in ready:
                 self._handle_store()
             if self._control.fileno() in ready and (message := self._control.receive(0)):
@@ -107,12 +112,23 @@ class Guest:
             try:
                 return command(*arguments)
             except DeviceBroken as error:
+                failed = self._fail_io()
                 self._vbd.fail(str(error))
-                raise CommandError(f"domain {self._config.domid}: {error}") from error
+                raise self._told(f"{error}: {failed}") from error
             except (OSError, ValueError, TypeError) as error:
                 raise CommandError(str(error)) from error
 
         return translated
+
+    def _told(self, what: str) -> CommandError:
+        """What the toolstack is told of this guest's disk."""
+        return CommandError(f"domain {self._config.domid}: {self._vbd.name}: {what}")
+
+    def _fail_io(self) -> str:
+        """The disk is closed for good: what is in flight has failed. Says how much that is."""
+        failed = self._vbd.in_flight()
+        self._counters["io_errors"] += np.uint64(failed)
+        return f"{failed} I/Os in flight have failed"
 
     def _handle_store(self) -> None:
         self._store.events()
@@ -124,16 +140,13 @@ class Guest:
         self._vbd.handle_store()
         while self._vbd.state != xenbus.CONNECTED:
             if time.monotonic() > deadline or self._vbd.state == xenbus.CLOSED:
-                raise CommandError(
-                    f"domain {self._config.domid}: the disk is"
-                    f" {xenbus.STATE_NAMES[self._vbd.state]} and not Connected"
-                )
+                raise self._told(f"not Connected but {self._state()}")
             if self._store.fileno() in self._ready(0.5):
                 self._handle_store()
         dev, channel, disk = self._vbd.dev, self._vbd.channel, self._vbd.disk
         assert dev is not None and channel is not None and disk is not None
         spin = new_spin(self._config.adaptive_spin)
-        self._driver = Driver(dev, channel, spin, np.zeros(1, np.uint32))
+        self._driver = Driver(dev, channel, spin)
         self._versions = np.zeros(disk.nr_sectors, np.uint32)
         self._device = BlockDevice(
             self._driver,
@@ -172,7 +185,7 @@ class Guest:
         self._stop_load = stop
         try:
             driver.run(
-                lambda: int(run(dev, job, *driver.event_args, *driver.spin_args)),
+                lambda: int(run(dev, job, *driver.event_args, driver.spin)),
                 self._between_slices,
                 self._others(),
             )
@@ -184,7 +197,7 @@ class Guest:
         if self._store.fileno() in ready:
             self._handle_store()
             if self._vbd.state != xenbus.CONNECTED:
-                raise OSError(f"domain {self._config.domid}: the disk has been closed")
+                raise self._told(f"{self._state()}: {self._fail_io()}")
         if self._control.fileno() in ready and (message := self._control.receive(0)):
             if message[0] == "exit":
                 raise SystemExit(0)
@@ -218,15 +231,22 @@ class Guest:
 
     def command_disconnect(self) -> int:
         """Close the disk; returns how many grants could not be ended (0 unless dom0 misbehaves)."""
-        if self._vbd.state == xenbus.CONNECTED:
-            self._vbd.detach()
+        self._vbd.detach()
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         while self._vbd.state != xenbus.CLOSED:
             if time.monotonic() > deadline:
-                raise CommandError(f"domain {self._config.domid}: the backend does not let go")
+                raise self._told("the backend does not let go")
             if self._store.fileno() in self._ready(0.5):
                 self._handle_store()
         self._driver = self._device = None
+        deadline = time.monotonic() + UNMAP_TIMEOUT_S
+        while self._vbd.stuck_grants and time.monotonic() < deadline:
+            self._store.wait_event(RETRY_S)
+            self._vbd.handle_store()
+        if stuck := self._vbd.stuck_grants:
+            logging.warning(
+                "%s", self._told(f"{stuck} pages stay granted: the backend has them mapped")
+            )
         return self._vbd.stuck_grants
 
     def command_exit(self) -> None:
@@ -235,39 +255,17 @@ class Guest:
 
     def _connected(self) -> tuple[Driver, BlockDevice]:
         if self._driver is None or self._device is None or self._vbd.state != xenbus.CONNECTED:
-            raise CommandError(f"domain {self._config.domid}: the disk is not connected")
+            raise self._told(f"not Connected but {self._state()}")
         return self._driver, self._device
+
+    def _state(self) -> str:
+        """The disk's state, and why it is closed, if it is."""
+        why = f", as {self._vbd.closed_because}" if self._vbd.closed_because else ""
+        return xenbus.STATE_NAMES[self._vbd.state] + why
 
     def _forget(self, sector: int, nr_sectors: int) -> None:
         """A user wrote here: no load knows what it holds."""
         self._versions[sector : sector + nr_sectors] = UNKNOWN
-
-
-class _LogToControl(logging.Handler):
-    """A guest has no terminal: what it has to say goes over its control connection."""
-
-    def __init__(self, control: Control) -> None:
-        super().__init__(logging.WARNING)
-        self._control = control
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send it; a toolstack that is gone hears nothing."""
-        with contextlib.suppress(ControlLost):
-            self._control.send("log", record.getMessage())
-
-
-@contextmanager
-def _last_words(control: Control, domid: int) -> Iterator[None]:
-    """An error that ends the process is told on the control connection first."""
-    try:
-        yield
-    except (XenStoreError, HypercallError, OSError) as error:
-        control.send("error", f"domain {domid}: {error}")
-        raise SystemExit(1) from error
-    except Exception as error:  # a bug of ours
-        control.send("log", traceback.format_exc())
-        control.send("error", f"domain {domid}: {error!r}")
-        raise SystemExit(70) from error
 
 
 def main(config: dict[str, Any], descriptors: list[int]) -> None:
@@ -275,11 +273,13 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
     (common.machine_memory.DOMAIN_SEGMENTS), of which it keeps the mappings."""
     settings = GuestConfig(**config)
     control = Control.of_descriptor(descriptors[0])
-    logging.basicConfig(level=logging.WARNING, handlers=[_LogToControl(control)])
-    with contextlib.suppress(ControlLost), _last_words(control, settings.domid):
+    logging.basicConfig(level=logging.WARNING, handlers=[LogToControl(control)])
+    with contextlib.suppress(ControlLost), last_words(control, settings.domid):
         hypercalls, store = (socket.socket(fileno=fd) for fd in descriptors[1:3])
         ram, grant, event, stats = (map_segment(fd) for fd in descriptors[3:])
         client = XenStoreClient(store)
+        if settings.adaptive_spin:
+            ask_for_short_slices()
         if unsealed := seal(settings.events):
             logging.warning("not sealed: %s", unsealed)
         record = stats_of(stats)

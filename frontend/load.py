@@ -115,7 +115,6 @@ def run(
     far_mask: np.ndarray,
     port: int,
     spin: np.ndarray,
-    runnable: np.ndarray,
 ) -> int:
     """Run the load until an effect is needed, a slice is over or everything is DONE."""
     for _ in range(TURNS_PER_SLICE):
@@ -134,7 +133,7 @@ def run(
         if dev.front[0].outstanding == 0 and dev.front[0].queued == 0:
             if _over(job, now_ns):
                 return DONE
-        elif taken == 0 and idle(dev, spin, runnable) == WAIT:
+        elif taken == 0 and idle(dev, spin) == WAIT:
             return WAIT
     return SLICE
 

@@ -75,7 +75,7 @@ class Broker:
             accessed=accessed.view(np.uint64),
         )
         self._hypervisor = Hypervisor(cpus)
-        self._gate = GateServer(self._hypervisor, gate, config.nr_cpus, np.zeros(1, np.uint32))
+        self._gate = GateServer(self._hypervisor, gate, config.nr_cpus)
         self._events = EventCalls(self._hypervisor, with_lines=config.events == "pipe")
         self._domctl = Domctl(
             self._hypervisor,

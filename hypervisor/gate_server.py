@@ -33,9 +33,8 @@ from common.spinning import (
     new_spin,
     slept,
     spin_until_changed,
-    starts_to_run,
-    stops_running,
 )
+from common.time_slice import ask_for_short_slices
 from hypervisor.hypercalls import Hypervisor
 
 CALLS_PER_LOOK: Final = 256  # then the sockets get a turn
@@ -53,36 +52,32 @@ def find_posted(words: np.ndarray, nr_slots: int, first: int) -> int:
 
 
 @kernel
-def next_posted(
-    words: np.ndarray, nr_slots: int, first: int, spin: np.ndarray, runnable: np.ndarray
-) -> int:
+def next_posted(words: np.ndarray, nr_slots: int, first: int, spin: np.ndarray) -> int:
     """The same, waiting a while for one."""
     while True:
         seen = load_acquire(words, DOORBELL)
         slot = find_posted(words, nr_slots, first)
-        if slot != NOBODY or not spin_until_changed(words, DOORBELL, seen, spin, runnable):
+        if slot != NOBODY or not spin_until_changed(words, DOORBELL, seen, spin):
             return slot
 
 
 class GateServer:
-    """Serves dom0's `nr_slots` vCPUs in `segment` (u8); runnable: the machine's u32 (1,)."""
+    """Serves dom0's `nr_slots` vCPUs in `segment` (u8)."""
 
-    def __init__(
-        self, hypervisor: Hypervisor, segment: np.ndarray, nr_slots: int, runnable: np.ndarray
-    ) -> None:
+    def __init__(self, hypervisor: Hypervisor, segment: np.ndarray, nr_slots: int) -> None:
         self._hypervisor = hypervisor
         self._bytes, self._words = segment, segment.view(np.uint32)
-        self._nr_slots, self._runnable = nr_slots, runnable
+        self._nr_slots = nr_slots
         self._spin = new_spin(adaptive=True)
+        ask_for_short_slices()
         self._next = 0
         self._asleep_since_ns = 0
-        starts_to_run(runnable)
 
     def serve(self) -> bool:
         """Make calls while they come, a few at most; False once none has come for a while."""
         flushed = self._hypervisor.flushes
         for _ in range(CALLS_PER_LOOK):
-            args = (self._words, self._nr_slots, self._next, self._spin, self._runnable)
+            args = (self._words, self._nr_slots, self._next, self._spin)
             slot = int(next_posted(*args))
             if slot == NOBODY:
                 return False
@@ -118,12 +113,10 @@ class GateServer:
         if find_posted(self._words, self._nr_slots, 0) != NOBODY:
             store_release(self._words, ASLEEP, 0)
             return False
-        stops_running(self._runnable)
         self._asleep_since_ns = time.monotonic_ns()
         return True
 
     def wake_up(self) -> None:
         """Awake: who posts need not kick."""
         slept(self._spin, time.monotonic_ns() - self._asleep_since_ns)
-        starts_to_run(self._runnable)
         store_release(self._words, ASLEEP, 0)

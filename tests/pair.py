@@ -98,7 +98,7 @@ class _Channel:
     def wake_far_end(self) -> None:
         pass
 
-    def wait(self, _timeout_ms: int) -> bool:
+    def wait(self, _timeout_ms: int, _others: Sequence[int] = ()) -> bool:
         self._pair.serve()
         assert clear_pending(self._pair.front_events[0], PORT), "the frontend sleeps for ever"
         return True
@@ -171,9 +171,9 @@ class Pair:
         self._hands = RingThread(
             self.back, self.store, none, none, none, none, -1, none, none, none
         )
-        self.cursor, self.runnable = np.zeros(1, worker.CURSOR), np.zeros(1, np.uint32)
+        self.cursor = np.zeros(1, worker.CURSOR)
         self.spin = new_spin(adaptive=False)
-        self.driver = Driver(self.front, cast(Any, _Channel(self)), self.spin, self.runnable)
+        self.driver = Driver(self.front, cast(Any, _Channel(self)), self.spin)
         self.hypercalls: list[tuple[str, int]] = []  # "map", "unmap" or "copy", how many operations
         self.breaks = 0  # times the backend said BROKEN
 
@@ -221,8 +221,8 @@ class Pair:
     def run(self) -> list[int]:
         """Both ends work until every queued I/O is done; which, in the order they ended."""
         front, driver = self.front, self.driver
-        args = (*driver.event_args, *driver.spin_args)
-        driver.run(lambda: int(finish_queued(front, *args)), lambda: None)
+        args = (*driver.event_args, driver.spin)
+        driver.run(lambda: int(finish_queued(front, *args)), lambda: None, ())
         done = front.done[: int(front.front["done"][0])].tolist()
         front.front["done"] = 0
         return done
@@ -285,7 +285,7 @@ class Pair:
         """If it has an event, the backend works until it sleeps, or says the ring is broken."""
         if not clear_pending(self.back_events[0], PORT):
             return
-        args = (*self.front_events, PORT, self.spin, self.runnable, 1000, no_gate(), -1)
+        args = (*self.front_events, PORT, self.spin, 1000, no_gate(), -1)
         while (effect := worker.work(self.back, self.cursor, *args)) != worker.WAIT:
             if effect == worker.BROKEN:
                 self.breaks += 1

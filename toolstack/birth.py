@@ -23,11 +23,15 @@ from frontend.guest import GuestConfig
 from frontend.vbd import BUFFER_FRAME
 from hypervisor.broker import BrokerConfig
 from toolstack.guest_stats import GuestStats
+from toolstack.settings import Settings
 from toolstack.supervisor import MachineError, Supervisor
-from toolstack.topology import Topology
 
 GRANT_FRAMES: Final = 4  # Linux asks for this many at boot: 2,048 grefs
 ANSWER_TIMEOUT_S: Final = 60.0
+
+
+class DomidTaken(MachineError):
+    """There is such a domain, or what is left of it."""
 
 
 class Builder:
@@ -37,7 +41,7 @@ class Builder:
     memory, store: the toolstack's, which is in domain 0.
     """
 
-    def __init__(self, topology: Topology, supervisor: Supervisor, store_path: str) -> None:
+    def __init__(self, topology: Settings, supervisor: Supervisor, store_path: str) -> None:
         self._topology, self._supervisor = topology, supervisor
         self._store_path = store_path
         here, ours = _pair()
@@ -74,6 +78,8 @@ class Builder:
         )
         if rc == -errno.ENOMEM:
             self._supervisor.expect("hypervisor", ANSWER_TIMEOUT_S)  # says which segment, and why
+        if rc == -errno.EEXIST:
+            raise DomidTaken(f"domain {domid} is there, or not wholly gone yet")
         if rc < 0:
             raise MachineError(f"domain {domid} cannot be created: {os.strerror(-rc)}")
         hypercalls, *segments = descriptors
@@ -98,8 +104,10 @@ class Builder:
         }
         self._supervisor.start("dom0", "dom0", config, _given(self._dom0))
 
-    def start_guest(self, domid: int, name: str, device: int, descriptors: list[int]) -> None:
-        """Fork a guest, born with `descriptors`."""
+    def start_guest(
+        self, domid: int, name: str, device: int, descriptors: list[int], attack: str = ""
+    ) -> None:
+        """Fork a guest, born with `descriptors`; a hostile one, if it is to `attack`."""
         topology = self._topology
         config = GuestConfig(
             domid,
@@ -109,7 +117,11 @@ class Builder:
             topology.events,
             events_dir(self._supervisor.run_dir, domid),
         )
-        self._supervisor.start(name, "guest", asdict(config), descriptors)
+        if attack:
+            hostile = {**asdict(config), "attack": attack}
+            self._supervisor.start(name, "hostile", hostile, descriptors)
+        else:
+            self._supervisor.start(name, "guest", asdict(config), descriptors)
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:

@@ -85,13 +85,14 @@ def compare(guests: str, dom0_vcpus: str, flush_policy: str, bs: str, ios: str, 
 @click.option("--out", default=WHATIF, metavar="DIR", help=f"Where to write ({WHATIF}).")
 @SCHEDULER
 @WORKERS
-def whatif(out: str, scheduler: str | None, workers: int | None) -> None:
+@click.option("--quick", is_flag=True, help="A coarse grid: up to 64 vCPUs and 16 guests.")
+def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) -> None:
     """Simulate dom0 with 1..256 vCPUs under 1..64 guests with requests of 4..44 KiB, with and
     without persistent grants, under the hypervisors of 2012, of today, and one with precise
     flushes, and draw where they pay. A sweep that was stopped goes on where it was."""
-    from toolstack.whatif import make_whatif  # noqa: PLC0415
+    from toolstack.whatif import FULL, QUICK, make_whatif  # noqa: PLC0415
 
-    make_whatif(output_directory(out), scheduler, workers)
+    make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
 for command in (simulate, figure, compare, whatif):

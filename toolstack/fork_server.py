@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from common.control import Control, ControlLost
 from common.process import begin_process, keep_only, leave_terminal
 
+UNTRUSTED: Final = ("guest", "hostile")
 PARENT_POLL_S: Final = 0.2
 PATIENCE_S: Final = 4.0  # from the cache all is there sooner
 
@@ -86,7 +87,7 @@ class ForkServer:
             if self._control.fileno() in ready:
                 message, descriptors = self._control.receive_with_descriptors()
                 _, name, kind, config = message
-                self._fork(name, mains[kind], config, descriptors, kind == "guest")
+                self._fork(name, mains[kind], config, descriptors, kind in UNTRUSTED)
 
     def _fork(
         self,

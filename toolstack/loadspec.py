@@ -1,6 +1,6 @@
 """What load to run on every guest, with fio's names; and how any setting is checked and refused.
 
-Owns: the settings of a load; the base class that `toolstack/topology.py` shares with it.
+Owns: the settings of a load; the base class that `toolstack/settings.py` shares with it.
 Rules: whatever is wrong, from a flag, a file or Python, is one ConfigError of one line that names
 the setting, its value and what is allowed. A load ends by whichever of `ios` and `runtime_s` comes
 first, as in fio; `ios` alone means no time limit.

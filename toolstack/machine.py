@@ -8,7 +8,7 @@ and the snapshots that set-up, run and tear-down are measured between. The proce
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import TracebackType
@@ -24,11 +24,12 @@ from toolstack.birth import Builder
 from toolstack.cpu_time import CpuTime
 from toolstack.disk import GuestDisk
 from toolstack.guest_stats import GuestStats
+from toolstack.latecomers import Latecomers
 from toolstack.loadspec import LoadSpec
 from toolstack.results import counters
+from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot, host_tlb_shootdowns
 from toolstack.supervisor import GuestFailed, MachineError, Supervisor
-from toolstack.topology import Topology
 from toolstack.vbd_config import XVDA, create_vbd, forget_domain, take_offline
 
 __all__ = ["Guest", "GuestFailed", "Machine", "MachineError"]
@@ -49,7 +50,7 @@ class Guest:
 class Machine:
     """Boot with `start`; a context manager that closes. See `Topology.start`."""
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Settings) -> None:
         self.topology = topology
         self.booted: Snapshot | None = None
         self.connected: Snapshot | None = None
@@ -86,6 +87,7 @@ class Machine:
         supervisor.await_fork_server()
         self._builder = Builder(topology, supervisor, self.xenstore_path)
         self._store, self._memory = self._builder.store, self._builder.memory
+        self._latecomers = Latecomers(self._builder, supervisor, self._store, topology.disk_mib)
         descriptors = {}
         for domid in self._domids:
             descriptors[domid] = self._builder.create_domain(domid)
@@ -178,7 +180,7 @@ class Machine:
 
     # --- loads ------------------------------------------------------------------------------
 
-    def load(self, spec: LoadSpec, every_s: float = 0.5) -> Iterator[Snapshot]:
+    def load(self, spec: LoadSpec, every_s: float = 0.5) -> Generator[Snapshot, None, None]:
         """Run `spec` on every living guest at once; a snapshot every `every_s`, one at the end.
 
         Left early, it stops the guests' loads first. A guest that fails or dies does not stop the
@@ -242,6 +244,24 @@ class Machine:
             except MachineError:
                 return  # something died: whoever closes the machine ends the others
 
+    # --- guests that come and go ------------------------------------------------------------
+
+    def add_guest(self, domid: int, attack: str = "") -> None:
+        """One more guest, with a disk: Connected on return, or a hostile one that is to `attack`
+        (hostile/attacks.py). Loads and results do not know it. Raises MachineError.
+        """
+        with self._blamed():
+            self._latecomers.add(domid, attack)
+
+    def remove_guest(self, domid: int) -> str:
+        """End a guest that `add_guest` made; how it had died before, or ""."""
+        with self._blamed():
+            return self._latecomers.remove(domid)
+
+    def stats_of(self, domid: int) -> GuestStats:
+        """What a guest that `add_guest` made counts, as far as it is believed."""
+        return self._latecomers.stats[domid]
+
     # --- the end ----------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -260,6 +280,7 @@ class Machine:
     def _shut_down(self) -> None:
         supervisor = self._supervisor
         supervisor.check()
+        self._latecomers.remove_all()
         leaving = [name for name in self._names.values() if not self._is_dead(name)]
         for domid, name in self._names.items():
             if name in leaving:

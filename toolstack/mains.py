@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from backend import dom0
 from frontend import guest
+from hostile import guest as hostile_guest
 from hypervisor import broker
 from xenstored import daemon
 
@@ -16,4 +17,5 @@ MAINS: Final[dict[str, Main]] = {
     "xenstored": daemon.main,
     "dom0": dom0.main,
     "guest": guest.main,
+    "hostile": hostile_guest.main,
 }

@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from toolstack.loadspec import LoadSpec
+from toolstack.loadspec import ConfigError, LoadSpec
+from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot, difference
-from toolstack.topology import ConfigError, Topology
 
 SCHEMA: Final = 1
 US: Final = 1000  # nanoseconds
@@ -88,7 +88,7 @@ def latency_us(counts: np.ndarray) -> dict[str, float | None]:
 
 
 def build_run(
-    topology: Topology,
+    topology: Settings,
     spec: LoadSpec,
     *,
     booted: Snapshot,

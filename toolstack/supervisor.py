@@ -282,6 +282,19 @@ class Supervisor:
         child.kill()
         child.close()
 
+    def end(self, name: str) -> str:
+        """Kill a guest, wait for its end, and watch it no longer; how it had died before, or ""."""
+        self._look(0)
+        child = self.children[name]
+        before = child.death
+        child.kill()
+        deadline = time.monotonic() + EXIT_TIMEOUT_S
+        while not child.death and (left := deadline - time.monotonic()) > 0:
+            self._look(left)
+        del self.children[name]
+        child.close()
+        return before
+
     def close(self) -> None:
         """End whatever still runs, and remove the run directory. Idempotent."""
         for child in self.children.values():

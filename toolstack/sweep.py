@@ -7,12 +7,14 @@ every moment, so that a sweep which was stopped goes on where it was.
 
 import gc
 import hashlib
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+import dask
 import pandas as pd
 from distributed import Client, LocalCluster, as_completed
 from rich.console import Console
@@ -121,6 +123,8 @@ def _compute(points: list[Point], scheduler: str | None, workers: int | None) ->
         return
     run_point(points[-1])  # so that what is compiled is compiled once, and found by the workers
     with (
+        tempfile.TemporaryDirectory(prefix="grantlab-") as scratch,  # Dask leaves its own behind
+        dask.config.set(temporary_directory=scratch),
         LocalCluster(workers, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):

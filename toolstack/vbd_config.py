@@ -7,6 +7,7 @@ Source: `tests/golden/handshake-writes.txt`.
 from typing import Final
 
 from common.xenbus import INITIALISING, backend_path, frontend_path
+from common.xenbus_writes import write_if_there
 from common.xenstore import XenStoreClient
 
 XVDA: Final = 51712  # 202 << 8: Xen's block major, first disk
@@ -43,8 +44,8 @@ def create_vbd(store: XenStoreClient, domid: int, disk_mib: int) -> None:
 
 
 def take_offline(store: XenStoreClient, domid: int) -> None:
-    """Tell the backend that this disk, once closed, is not to come back."""
-    store.write(f"{backend_path(domid, XVDA)}/online", b"0")
+    """Tell the backend that this disk, once closed, is not to come back. It may be gone."""
+    write_if_there(store, backend_path(domid, XVDA), {"online": 0})
 
 
 def forget_domain(store: XenStoreClient, domid: int) -> None:

@@ -29,7 +29,7 @@ from common.event_channel import clear_mask, clear_pending, event_words, set_pen
 from common.histogram import BUCKETS
 from common.hypercall_gate import PENDING, call, collect, gate_bytes, new_gate, no_gate
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
-from common.spinning import new_spin, starts_to_run, stops_running
+from common.spinning import new_spin
 from frontend import effects, load
 from frontend.blkfront import end_every_access
 from frontend.blkfront_info import PER_REQUEST, PERSISTENT, Blkfront, new_blkfront
@@ -111,7 +111,7 @@ class _TinyMachine:
         )
         self.cursor = np.zeros(1, worker.CURSOR)
         self.pending, self.mask = event_words(_page())
-        self.spin, self.runnable = new_spin(adaptive=True), np.zeros(1, np.uint32)
+        self.spin = new_spin(adaptive=True)
         self.spin["limit_ns"] = 0
         self.gate = no_gate()
         store_release(host["dirty"][0], 0, np.uint32(1))
@@ -127,7 +127,6 @@ class _TinyMachine:
                 self.mask,
                 1,
                 self.spin,
-                self.runnable,
                 10,
                 self.gate,
                 -1,
@@ -155,7 +154,7 @@ def _run_load(machine: _TinyMachine, front: Blkfront) -> None:
     plan = load.LoadPlan("randrw", XEN_PAGE_SIZE, 4, 50, 16, None, 1, True)
     front.ios["frame"] = 1 + POOL_PAGES + np.arange(4)
     job = load.new_load(plan, front, np.zeros(DISK_SECTORS, np.uint32), machine.latency, 1, 0)
-    args = (machine.pending, machine.mask, 2, machine.spin, machine.runnable)
+    args = (machine.pending, machine.mask, 2, machine.spin)
     for _ in range(ROUNDS_MAX):
         if load.run(front, job, *args) == effects.DONE:
             return
@@ -165,9 +164,9 @@ def _run_load(machine: _TinyMachine, front: Blkfront) -> None:
 
 def _warm_gate(machine: _TinyMachine) -> None:
     segment = np.zeros(gate_bytes(1), np.uint8)
-    server = GateServer(machine.hypervisor, segment, 1, machine.runnable)
+    server = GateServer(machine.hypervisor, segment, 1)
     op = np.zeros(1, GNTTAB_MAP_GRANT_REF)
-    args = (GNTTABOP_MAP_GRANT_REF, op.ctypes.data, op.nbytes, machine.spin, machine.runnable)
+    args = (GNTTABOP_MAP_GRANT_REF, op.ctypes.data, op.nbytes, machine.spin)
     assert call(new_gate(segment, 0), HYPERVISOR_GRANT_TABLE_OP, *args) == PENDING
     assert server.serve() is False
     collect(new_gate(segment, 0), op.ctypes.data, op.nbytes)
@@ -185,7 +184,7 @@ def warm() -> None:
     for operation in (BLKIF_OP_WRITE, BLKIF_OP_READ):
         front.ios["operation"], front.ios["nr_sectors"] = operation, 12
         _enqueue_first(front, 1)
-        args = (machine.pending, machine.mask, 2, machine.spin, machine.runnable)
+        args = (machine.pending, machine.mask, 2, machine.spin)
         for _ in range(ROUNDS_MAX):
             if finish_queued(front, *args) == effects.DONE:
                 break
@@ -211,5 +210,3 @@ def warm() -> None:
     set_pending(machine.pending, machine.mask, 1)
     clear_pending(machine.pending, 1)
     clear_mask(machine.mask, 1)
-    starts_to_run(machine.runnable)
-    stops_running(machine.runnable)

@@ -5,7 +5,7 @@ contour pictures of it: how many times the IOPS of mapping for every request per
 """
 
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pandas as pd
 from rich.console import Console
@@ -15,9 +15,21 @@ from toolstack import pictures
 from toolstack.loadspec import size_text
 from toolstack.sweep import Point, sweep
 
-VCPUS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-GUESTS: Final = (1, 2, 4, 8, 16, 32, 64)
-SIZES: Final = (4 << 10, 12 << 10, 24 << 10, 44 << 10)
+
+class Grid(NamedTuple):
+    """Where to look: dom0's vCPUs, guests, bytes of a request."""
+
+    vcpus: tuple[int, ...]
+    guests: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+FULL: Final = Grid(
+    (1, 2, 4, 8, 16, 32, 64, 128, 256),
+    (1, 2, 4, 8, 16, 32, 64),
+    (4 << 10, 12 << 10, 24 << 10, 44 << 10),
+)
+QUICK: Final = Grid((1, 8, 64), (1, 4, 16), (4 << 10, 44 << 10))
 MODES: Final = ("persistent", "non-persistent")
 # The hypervisor: an era and its flush policy; the last is one that only interrupts who must be.
 SCENES: Final = {
@@ -34,29 +46,29 @@ TIE: Final = 0.99  # where memory is full both ways, the last digits mean nothin
 RUNTIME_S: Final = 0.004
 
 
-def whatif_points(scene: str, runtime_s: float = RUNTIME_S) -> list[Point]:
+def whatif_points(scene: str, grid: Grid = FULL) -> list[Point]:
     """The grid under one hypervisor, both modes."""
     era, policy = SCENES[scene]
     return [
-        Point(scene, mode, policy, era, guests, vcpus, size, runtime_s)
-        for size in SIZES
-        for vcpus in VCPUS
-        for guests in GUESTS
+        Point(scene, mode, policy, era, guests, vcpus, size, RUNTIME_S)
+        for size in grid.sizes
+        for vcpus in grid.vcpus
+        for guests in grid.guests
         for mode in MODES
     ]
 
 
-def make_whatif(directory: Path, scheduler: str | None, workers: int | None) -> None:
+def make_whatif(directory: Path, scheduler: str | None, workers: int | None, grid: Grid) -> None:
     """Sweep the grid, draw whatif-2012, whatif-today and whatif-precise."""
     console = Console()
-    points = [point for scene in SCENES for point in whatif_points(scene)]
+    points = [point for scene in SCENES for point in whatif_points(scene, grid)]
     frame = sweep(points, directory / "whatif.parquet", scheduler, workers, console)
     for scene in SCENES:
-        panels = {size_text(size): gains(frame, scene, size) for size in SIZES}
+        panels = {size_text(size): gains(frame, scene, size) for size in grid.sizes}
         titled = {f"{name} requests": gain for name, gain in panels.items()}
         title = f"What persistent grants gain {TITLES[scene]}; bold: break-even"
         pictures.save(pictures.contours(titled, title, TIE), directory / f"whatif-{scene}")
-        console.print(_table(scene, panels))
+        console.print(_table(scene, panels, grid))
     console.print(f"Pictures are in {directory}")
 
 
@@ -71,14 +83,14 @@ def gains(frame: pd.DataFrame, scene: str, size: int) -> pd.DataFrame:
     return persistent / without
 
 
-def _table(scene: str, panels: dict[str, pd.DataFrame]) -> Table:
+def _table(scene: str, panels: dict[str, pd.DataFrame], grid: Grid) -> Table:
     table = Table("vCPUs", title=f"From how many guests on persistent grants do not lose, {scene}")
     for name in panels:
         table.add_column(name, justify="right")
-    for vcpus in VCPUS:
+    for vcpus in grid.vcpus:
         cells = []
         for gain in panels.values():
-            paying = [guests for guests in GUESTS if (gain.loc[vcpus, guests:] > TIE).all()]
+            paying = [guests for guests in grid.guests if (gain.loc[vcpus, guests:] > TIE).all()]
             cells.append(str(paying[0]) if paying else "never")
         table.add_row(str(vcpus), *cells)
     return table

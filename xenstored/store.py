@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import Final
 
 from xenstored.access import Access
-from xenstored.permissions import DOM0_ONLY, Permissions, alive, granted_now
+from xenstored.permissions import DOM0_ONLY, Permissions, alive, granted_now, privileged
 from xenstored.quotas import Quotas, Usage
 from xenstored.refusal import Refusal
 from xenstored.session import DOMAIN_RELEASED, Session
@@ -86,7 +86,7 @@ class Store:
         """Make the changes everybody's; returns what is then to be told, if anything."""
         if not access.changed:
             return None
-        cause = None if access.usage.domid == 0 else access.usage.domid
+        cause = None if privileged(access.domid) else access.domid
         return self._tell(self._apply(access.changed, access.told), cause)
 
     def commit(self, transaction: Transaction) -> Telling | None:

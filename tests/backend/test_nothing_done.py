@@ -1,6 +1,8 @@
 """What nobody has done is never answered as okay: a driver that forgets, a hypercall that fails."""
 
 import errno
+import select
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,13 +10,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import zmq
 
 from backend import worker
 from backend.ring_thread import RingThread
 from common import abi
 from common.atomics import load_acquire, store_release
-from common.hypercall import HYPERCALL, Hypercalls, hypercall_address
+from common.hypercall import HYPERCALL, MESSAGE_MAX, Hypercalls
 from common.hypercall_gate import (
     ANSWERED,
     POSTED,
@@ -49,7 +50,7 @@ class Pair(RealPair):
             worker.COPY: self.copy_pages,
             worker.IO: self._hands._store_io,
         }
-        args = (*self.front_events, PORT, self.spin, self.runnable, 1000, self.gate, -1)
+        args = (*self.front_events, PORT, self.spin, 1000, self.gate, -1)
         while (effect := worker.work(self.back, self.cursor, *args)) != worker.WAIT:
             if effect in hands and effect not in self.forgets:
                 hands[effect]()
@@ -166,7 +167,7 @@ def test_a_call_that_fails_in_the_gate_is_an_error_of_its_requests(mode: str) ->
 
     with hypervisor(refuse):
         pair.push_raw(*asked)
-        args = (*pair.front_events, PORT, pair.spin, pair.runnable, 1, pair.gate, -1)
+        args = (*pair.front_events, PORT, pair.spin, 1, pair.gate, -1)
         worker.work(pair.back, pair.cursor, *args)
     assert [pair.responses[at].item() for at in range(4)] == FAILED
     nothing_moved(pair)
@@ -174,21 +175,17 @@ def test_a_call_that_fails_in_the_gate_is_an_error_of_its_requests(mode: str) ->
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_call_that_fails_by_message_is_an_error_of_its_requests(
-    mode: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_call_that_fails_by_message_is_an_error_of_its_requests(mode: str) -> None:
     pair = Pair(mode, gather_max=32)
-    run_dir = str(tmp_path_factory.mktemp("rc"))
-    socket = zmq.Context.instance().socket(zmq.REP)
-    socket.bind(hypercall_address(run_dir, abi.DOMID_0, 0))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def refuse() -> None:
-        if socket.poll(20):
-            message = bytearray(socket.recv())
+        if select.select([theirs], [], [], 0.02)[0]:
+            message = bytearray(theirs.recv(MESSAGE_MAX))
             np.frombuffer(message, HYPERCALL, count=1)["rc"] = -errno.EINVAL
-            socket.send(message)
+            theirs.send(message)
 
-    hypercalls, none = Hypercalls(run_dir, abi.DOMID_0), cast(Any, None)
+    hypercalls, none = Hypercalls(ours), cast(Any, None)
     hands = RingThread(
         pair.back, pair.store, none, hypercalls, none, no_gate(), -1, none, none, none
     )
@@ -203,6 +200,6 @@ def test_a_call_that_fails_by_message_is_an_error_of_its_requests(
             assert pair.ask(*requests(pair)) == FAILED
     finally:
         hypercalls.close()
-        socket.close()
+        theirs.close()
     nothing_moved(pair)
     pair.check()

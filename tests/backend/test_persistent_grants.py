@@ -26,10 +26,9 @@ from backend.persistent_grants import (
     get,
     insert,
     new_tree,
-    next_node,
     put,
 )
-from backend.red_black import BLACK, NIL, RED
+from backend.red_black import BLACK, LEFT, NIL, RED, RIGHT, child
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -46,10 +45,17 @@ def filled(grefs: list[int], cap: int | None = None) -> Arrays:
 
 
 def walk(tree: np.ndarray, nodes: np.ndarray) -> list[int]:
-    grefs, node = [], first(tree, nodes)
-    while node != NIL:
-        grefs.append(int(nodes[node]["gref"]))
-        node = next_node(nodes, node)
+    """In order; `first` is where it begins."""
+
+    def below(node: int) -> list[int]:
+        if node == NIL:
+            return []
+        left, right = (below(int(child(nodes, node, side))) for side in (LEFT, RIGHT))
+        return [*left, int(nodes[node]["gref"]), *right]
+
+    grefs = below(int(tree["root"][0]))
+    smallest = first(tree, nodes)
+    assert [int(nodes[smallest]["gref"])] == grefs[:1] if grefs else smallest == NIL
     return grefs
 
 

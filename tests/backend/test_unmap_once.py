@@ -1,5 +1,8 @@
 """A slot is emptied once for each unmap, by the worker or by its driver, whatever the gate says."""
 
+import os
+import select
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +11,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import zmq
 
 from backend import worker
 from backend.foreign_memory import Balloon, map_granted
 from backend.ring_thread import RingThread
 from common import abi
 from common.atomics import store_release
-from common.hypercall import GATE_KICK, HYPERCALL, Hypercalls, hypercall_address
+from common.hypercall import GATE_KICK, HYPERCALL, MESSAGE_MAX, Hypercalls
 from common.hypercall_gate import ASLEEP, TAKEN, Gate, gate_bytes, header_of, new_gate, no_gate
-from common.memory import Segment, create_segment
 from common.ring import RSP
 from common.spinning import new_spin
 from hypervisor.gate_server import GateServer
@@ -29,18 +30,18 @@ FRAME, STRANGER = 1, 2
 class Dom0:
     """A pair whose slots are real addresses, and the hypervisor's two doors, both served."""
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self) -> None:
         self.pair = Pair("non-persistent")
         self.balloon = Balloon(len(self.pair.back.page_table))
         self.pair.back.back["balloon"] = self.balloon.address
-        self.segment = Segment(create_segment("grantlab-test-once", 3 * abi.XEN_PAGE_SIZE))
-        self.segment.bytes.reshape(3, -1)[:] = np.arange(3)[:, None]
+        self.ram_fd = os.memfd_create("ram")
+        for frame in range(3):
+            os.write(self.ram_fd, bytes([frame]) * abi.XEN_PAGE_SIZE)
         gate = np.zeros(gate_bytes(1), np.uint8)
         self.gate = new_gate(gate, 0)
-        self.server = GateServer(self.pair.hypervisor, gate, 1, self.pair.runnable)
-        self.socket = zmq.Context.instance().socket(zmq.REP)
-        self.socket.bind(hypercall_address(run_dir, abi.DOMID_0, 0))
-        self.hypercalls, none = Hypercalls(run_dir, abi.DOMID_0), cast(Any, None)
+        self.server = GateServer(self.pair.hypervisor, gate, 1)
+        ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.hypercalls, none = Hypercalls(ours), cast(Any, None)
         args = (self.pair.store, none, self.hypercalls, none, self.gate, -1, none, none, none)
         self.hands = RingThread(self.pair.back, *args)
         self.hands._cursor = self.pair.cursor
@@ -49,7 +50,7 @@ class Dom0:
 
     def work(self, gate: Gate) -> int:
         pair = self.pair
-        args = (*pair.front_events, PORT, pair.spin, pair.runnable, 1, gate, -1)
+        args = (*pair.front_events, PORT, pair.spin, 1, gate, -1)
         return int(worker.work(pair.back, pair.cursor, *args))
 
     def put(self, frame: int) -> None:
@@ -57,7 +58,7 @@ class Dom0:
         op = np.zeros(1, abi.GNTTAB_MAP_GRANT_REF)
         op["host_addr"], op["dev_bus_addr"] = self.slot, frame * abi.XEN_PAGE_SIZE
         op["flags"] = abi.GNTMAP_HOST_MAP
-        assert map_granted(self.segment.fd, op, 1) == 0
+        assert map_granted(self.ram_fd, op, 1) == 0
 
     @property
     def slot(self) -> int:
@@ -78,9 +79,9 @@ class Dom0:
 
         def answer() -> None:
             while not ends.is_set():
-                if not self.socket.poll(10):
+                if not select.select([self.socket], [], [], 0.01)[0]:
                     continue
-                message = bytearray(self.socket.recv())
+                message = bytearray(self.socket.recv(MESSAGE_MAX))
                 header = np.frombuffer(message, HYPERCALL, count=1)
                 number, cmd = int(header["number"][0]), int(header["cmd"][0])
                 if number == GATE_KICK:
@@ -103,13 +104,13 @@ class Dom0:
         self.hypercalls.close()
         self.socket.close()
         self.balloon.close()
-        self.segment.close()
+        os.close(self.ram_fd)
 
 
 @pytest.fixture
-def dom0(tmp_path: Path) -> Iterator[Dom0]:
+def dom0() -> Iterator[Dom0]:
     """One page of one request is mapped, and is in its slot; the unmap comes next."""
-    made = Dom0(str(tmp_path))
+    made = Dom0()
     pair = made.pair
     pair.push_raw(Raw([(pair.grant(pair.buffer_frame), 0, 7)], READ))
     assert made.work(no_gate()) == worker.MAP

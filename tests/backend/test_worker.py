@@ -21,7 +21,7 @@ NAMES = {
 
 def work(pair: Pair, batches: int = 100) -> str:
     """One call of the loop; the effect by name, a hypercall or store call already done."""
-    args = (*pair.front_events, PORT, pair.spin, pair.runnable, batches, no_gate(), -1)
+    args = (*pair.front_events, PORT, pair.spin, batches, no_gate(), -1)
     effect = NAMES[worker.work(pair.back, pair.cursor, *args)]
     if effect == "MAP":
         pair.map_pages()
@@ -171,7 +171,7 @@ def test_the_store_is_not_touched_before_the_map_is_done() -> None:
     assert pair.store.memory is not None
     pair.frame(pair.buffer_frame)[:] = 1
     pair.push_raw(granted(pair)._replace(operation=1))
-    args = (*pair.front_events, PORT, pair.spin, pair.runnable, 100, no_gate(), -1)
+    args = (*pair.front_events, PORT, pair.spin, 100, no_gate(), -1)
     assert worker.work(pair.back, pair.cursor, *args) == worker.MAP
     assert not pair.store.memory.any()
     assert phases.requests_waiting(pair.back) == 0

@@ -21,9 +21,12 @@ from common.xenbus import (
     Step,
     backend_path,
     diagram,
+    disk_name,
     frontend_path,
     next_step,
+    parse_number,
     parse_state,
+    shown,
 )
 
 WRITES = Path(__file__).parents[1] / "golden/handshake-writes.txt"
@@ -97,6 +100,48 @@ def test_a_frontend_that_begins_again_is_connected_again(order: list[str]) -> No
     assert settle(states, order) == golden_states()
 
 
+@given(ORDERS, st.sampled_from([INITIALISING, INIT_WAIT]))
+def test_a_frontend_that_writes_4_and_never_3_is_connected_to(order: list[str], back: int) -> None:
+    """MirageOS and mini-os, whether the backend has looked before or not."""
+    states = {"frontend": CONNECTED, "backend": back}
+    if back == INITIALISING:  # ours would take it for another backend: theirs only waits
+        while look("backend", states, []):
+            pass
+    else:
+        assert next_step("backend", back, CONNECTED) == Step("connect", CONNECTED)
+        look("backend", states, [])
+    assert states == {"frontend": CONNECTED, "backend": CONNECTED}
+
+
+@pytest.mark.parametrize("seen", [(CLOSING, CLOSED), (CLOSED,), (CLOSING,), ()])
+@pytest.mark.parametrize("back", [INITIALISING, INIT_WAIT])
+def test_a_frontend_that_closes_before_it_was_connected_may_come_back(
+    seen: tuple[int, ...], back: int
+) -> None:
+    """Windows; whichever of its states the backend is awake to see."""
+    states = {"frontend": INITIALISING, "backend": back}
+    for front in (*seen, INITIALISING):
+        states["frontend"] = front
+        while look("backend", states, []):
+            pass
+        if front != INITIALISING:
+            assert states["backend"] == front
+    assert states["backend"] == INIT_WAIT
+    assert settle(states)[-1] == ("frontend", CONNECTED)
+
+
+@pytest.mark.parametrize("own", [INITIALISED, CONNECTED, CLOSING])
+@pytest.mark.parametrize("back", [UNKNOWN, INITIALISING, CLOSING, CLOSED])
+def test_a_frontend_lets_go_of_a_backend_that_is_gone_or_another(own: int, back: int) -> None:
+    assert next_step("frontend", own, back) == Step("close", CLOSED)
+
+
+def test_what_was_closed_begins_again_at_initialising_only() -> None:
+    for other in STATE_NAMES:
+        step = next_step("backend", CLOSED, other)
+        assert (step is not None) == (other == INITIALISING)
+
+
 @pytest.mark.parametrize("role", ["frontend", "backend"])
 def test_an_end_whose_peer_vanishes_when_connected_closes(role: str) -> None:
     states = {role: CONNECTED, OTHER[role]: UNKNOWN}
@@ -159,7 +204,7 @@ def test_each_action_announces_what_it_has_done() -> None:
 
 def test_only_a_ring_that_is_published_is_connected_to() -> None:
     connecting = [(own, other) for _, own, other, step in STEPS if step.action == "connect"]
-    assert connecting == [(INIT_WAIT, INITIALISED)]
+    assert connecting == [(INIT_WAIT, INITIALISED), (INIT_WAIT, CONNECTED)]
 
 
 def test_a_pair_that_is_not_in_the_table_asks_for_nothing() -> None:
@@ -237,6 +282,43 @@ def test_whatever_bytes_a_peer_writes_are_some_state(value: bytes) -> None:
     state = parse_state(value)
     assert state in STATE_NAMES
     assert state == UNKNOWN or value.lstrip(b"0") == str(state).encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [(b"0", 0), (b"42", 42), (b"0042", 42), (b"99", 99), (b"100", None), (b"", None)],
+)
+def test_a_number_is_digits_and_has_a_limit(value: bytes, number: int | None) -> None:
+    assert parse_number(value, 99) == number
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, b"-1", b"+1", b" 1", b"1\n", b"1_0", b"0x1", b"1e3", b"\xb2", b"0" * 21, b"9" * 4096],
+)
+def test_what_is_no_number_is_none(value: bytes | None) -> None:
+    assert parse_number(value, 1 << 64) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        (51712, "xvda"),
+        (51713, "xvda1"),
+        (51728, "xvdb"),
+        (51952, "xvdp"),
+        ((1 << 28) | (16 << 8), "xvdq"),
+        ((1 << 28) | (26 << 8) | 3, "xvdaa3"),
+        (768, "vbd 768"),
+    ],
+)
+def test_a_disk_has_the_name_people_know(device: int, name: str) -> None:
+    assert disk_name(device) == name
+
+
+def test_what_is_shown_of_a_value_is_short() -> None:
+    assert shown(b"x") == "b'x'"
+    assert len(shown(b"\xff" * 4096)) < 70
 
 
 def test_the_paths_are_xens() -> None:

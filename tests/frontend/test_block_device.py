@@ -25,6 +25,8 @@ def device(pair: Pair, nr_frames: int | None = None) -> tuple[BlockDevice, list[
         buffers,
         first,
         lambda sector, count: forgotten.append((sector, count)),
+        lambda: None,
+        (),
     )
     return disk, forgotten
 

@@ -17,7 +17,7 @@ def submit(pair: Pair) -> int:
 
 
 def finish(pair: Pair) -> int:
-    return int(finish_queued(pair.front, *pair.driver.event_args, *pair.driver.spin_args))
+    return int(finish_queued(pair.front, *pair.driver.event_args, pair.driver.spin))
 
 
 def queue(pair: Pair, count: int) -> None:
@@ -83,16 +83,14 @@ def test_a_response_already_there_needs_no_wait() -> None:
     submit(pair)
     pair.answer_raw((0, READ, OKAY))
     armed = load_acquire(pair.front.words, RSP + EVENT)
-    assert idle(pair.front, pair.spin, pair.runnable) == effects.SLICE
+    assert idle(pair.front, pair.spin) == effects.SLICE
     assert load_acquire(pair.front.words, RSP + EVENT) == armed
 
 
-@pytest.mark.parametrize("runnable", [0, 1000])
-def test_a_spin_that_finds_nothing_ends_in_a_wait_with_the_event_armed(runnable: int) -> None:
+def test_a_spin_that_finds_nothing_ends_in_a_wait_with_the_event_armed() -> None:
     pair = Pair()
     spin = new_spin(adaptive=True)
-    pair.runnable[0] = runnable
-    assert idle(pair.front, spin, pair.runnable) == effects.WAIT
+    assert idle(pair.front, spin) == effects.WAIT
     armed = load_acquire(pair.front.words, RSP + EVENT)
     assert armed == pair.front.half["cons"][0] + 1
 
@@ -110,7 +108,7 @@ def test_a_lie_seen_while_arming_is_no_wait() -> None:
     queue(pair, 1)
     submit(pair)
     store_release(pair.front.words, RSP, np.uint32(77))
-    assert idle(pair.front, pair.spin, pair.runnable) == effects.SLICE
+    assert idle(pair.front, pair.spin) == effects.SLICE
 
 
 @pytest.mark.parametrize("gather_max", [1, 32])

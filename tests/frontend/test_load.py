@@ -58,8 +58,8 @@ class Watched(Pair):
         self.finish(self.job(plan, disk=disk))
 
     def finish(self, job: Load) -> None:
-        args = (*self.driver.event_args, *self.driver.spin_args)
-        self.driver.run(lambda: int(load.run(self.front, job, *args)), lambda: None)
+        args = (*self.driver.event_args, self.driver.spin)
+        self.driver.run(lambda: int(load.run(self.front, job, *args)), lambda: None, ())
         self.check()
 
 
@@ -146,7 +146,7 @@ def test_what_a_load_counts(mode: str, bs: int, requests: int) -> None:
 def test_a_stopped_load_starts_nothing_more_and_finishes_what_it_began() -> None:
     pair = Watched()
     job = pair.job(PLAN)
-    args = (*pair.driver.event_args, *pair.driver.spin_args)
+    args = (*pair.driver.event_args, pair.driver.spin)
     while load.run(pair.front, job, *args) != 2:  # WAIT: everything of the depth is out
         pass
     job.load["stop"] = 1

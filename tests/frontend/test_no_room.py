@@ -52,7 +52,7 @@ def test_the_ring_sees_nothing_of_it(mode: str, of: str) -> None:
     pair, _ = short(mode, of)
     before = pair.ring_page.tobytes()
     pair.queue(3, WRITE, 0, 88)
-    args = (*pair.driver.event_args, *pair.driver.spin_args)
+    args = (*pair.driver.event_args, pair.driver.spin)
     assert finish_queued(pair.front, *args) == effects.DONE
     assert pair.front.done[: pair.front.front["done"][0]].tolist() == [3]
     assert pair.ring_page.tobytes() == before
@@ -94,8 +94,8 @@ def test_a_load_of_such_ios_ends_and_counts_them(mode: str, of: str, iodepth: in
     plan = LoadPlan("randrw", 6 * 4096, iodepth, 50, 50, None, 1, True)
     versions = np.zeros(pair.store.nr_sectors, np.uint32)
     job = new_load(plan, pair.front, versions, pair.latency, 1, 0)
-    args = (*pair.driver.event_args, *pair.driver.spin_args)
-    pair.driver.run(lambda: int(load.run(pair.front, job, *args)), lambda: None)
+    args = (*pair.driver.event_args, pair.driver.spin)
+    pair.driver.run(lambda: int(load.run(pair.front, job, *args)), lambda: None, ())
     counts = pair.counts()
     assert (counts["ios"], counts["io_errors"], counts["requests"]) == (50, 50, 0)
     assert counts["verify_errors"] == 0
@@ -107,7 +107,9 @@ def test_a_block_device_says_why() -> None:
     pair, _ = short("persistent", "pages")
     first = pair.buffer_frame
     buffers = pair.ram[first * XEN_PAGE_SIZE :]
-    disk = BlockDevice(pair.driver, pair.store.nr_sectors, buffers, first, lambda *_: None)
+    disk = BlockDevice(
+        pair.driver, pair.store.nr_sectors, buffers, first, lambda *_: None, lambda: None, ()
+    )
     with pytest.raises(OSError, match="sector 8: this guest has too few free pages or grant") as no:
         disk.read(4096, 11 * 4096)
     assert no.value.errno == errno.EIO

@@ -120,8 +120,7 @@ class House:
     def disk(self, front: FrontendVbd) -> BlockDevice:
         """The connected disk, for Python users."""
         assert front.dev is not None and front.channel is not None and front.disk is not None
-        runnable = self._guest_memory.segment("sched").bytes[:4].view(np.uint32)
-        driver = Driver(front.dev, front.channel, new_spin(False), runnable)
+        driver = Driver(front.dev, front.channel, new_spin(False))
         sectors, buffers = front.disk.nr_sectors, front.buffers()
         return BlockDevice(driver, sectors, buffers, BUFFER_FRAME, lambda *_: None)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-OUR_NAMES = ("gl-hypervisor", "gl-dom0", "gl-guest-")
+ROOT = Path(__file__).parents[2]
+OUR_NAMES = ("gl-hypervisor", "gl-xenstored", "gl-dom0", "gl-guest-")
 
 
 def leftovers(run_base: str) -> list[str]:
@@ -42,12 +43,17 @@ def nothing_left_behind(run_base: str) -> Iterator[None]:
     os.rmdir(run_base)
 
 
+def environment(run_base: str) -> dict[str, str]:
+    """A command's, whose run directories are this test's."""
+    return {**os.environ, "XDG_RUNTIME_DIR": run_base, "TMPDIR": run_base}
+
+
 def grantlab(*args: str, run_base: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does."""
     return subprocess.run(
         ["./run.sh", *args],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "XDG_RUNTIME_DIR": run_base, "TMPDIR": run_base},
+        cwd=ROOT,
+        env=environment(run_base),
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -76,6 +76,6 @@ def test_where_persistent_grants_pay_is_a_ratio_by_vcpus_and_guests(tmp_path: Pa
     ]
     gain = whatif.gains(pd.DataFrame(rows), "2012", 4096)
     assert gain.loc[1, 1] == 0.5 and gain.loc[256, 64] == 128
-    assert gain.shape == (len(whatif.VCPUS), len(whatif.GUESTS))
+    assert gain.shape == (len(whatif.FULL.vcpus), len(whatif.FULL.guests))
     pictures.save(pictures.contours({"4k": gain}, "title", whatif.TIE), tmp_path / "whatif")
     assert (tmp_path / "whatif.png").stat().st_size > 10_000

@@ -1,0 +1,1 @@
+"""Hostile guests: born and sealed as any guest is, and then they attack, one door each file."""

@@ -1,0 +1,130 @@
+"""Domains whose guest is the test itself: it holds what the toolstack gives a guest's process, and
+plays any frontend there is, well-behaved or not, against real processes.
+"""
+
+import socket
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from common import abi
+from common.abi import GRANT_ENTRY_V1, XEN_PAGE_SIZE
+from common.hypercall import Hypercalls
+from common.machine_memory import stats_of
+from common.memory import map_segment
+from common.ring import shared_ring_init
+from common.spinning import new_spin
+from common.xenbus import backend_path, frontend_path
+from common.xenstore import XenStoreClient
+from frontend.block_device import BlockDevice
+from frontend.driver import Driver
+from frontend.grants import grant_access, new_grants
+from frontend.vbd import BUFFER_FRAME, Domain, FrontendVbd
+from toolstack.birth import Builder
+from toolstack.vbd_config import XVDA
+
+PATIENCE_S = 30.0  # nothing here is about time: only who hangs comes near it
+
+
+def eventually(holds: Callable[[], object], what: str) -> None:
+    """Wait until `holds()` is true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, f"never came: {what}"
+        time.sleep(0.01)
+
+
+def await_value(store: XenStoreClient, path: str, value: bytes | None) -> None:
+    """Wait until `path` is `value`."""
+    eventually(
+        lambda: store.read_or_none(path) == value,
+        f"{path} = {value!r}; it is {store.read_or_none(path)!r}",
+    )
+
+
+class ScriptedGuest:
+    """Domain `domid` of a running machine, made by its `builder`."""
+
+    def __init__(self, builder: Builder, domid: int, events_dir: str = "") -> None:
+        hypercalls, store, *segments = builder.create_domain(domid)
+        self.domid, self._events_dir = domid, events_dir
+        self.hypercalls = Hypercalls(socket.socket(fileno=hypercalls))
+        self.store = XenStoreClient(socket.socket(fileno=store))
+        self.ram, self.grant, self.event, stats = (map_segment(fd) for fd in segments)
+        self.counters = stats_of(stats)["counters"]
+        self.front = frontend_path(domid, XVDA)
+        self.back = backend_path(domid, XVDA)
+
+    # --- a frontend of our own --------------------------------------------------------------
+
+    def vbd(self, persistent: bool = True) -> FrontendVbd:
+        """blkfront, as a guest's process would run it."""
+        domain = Domain(
+            self.domid,
+            self.hypercalls,
+            self.ram,
+            self.grant,
+            self.event,
+            self.counters,
+            "pipe",
+            self._events_dir,
+        )
+        return FrontendVbd(self.store, domain, XVDA, persistent)
+
+    @staticmethod
+    def disk(vbd: FrontendVbd) -> BlockDevice:
+        """The connected disk, for Python users."""
+        assert vbd.dev is not None and vbd.channel is not None and vbd.disk is not None
+        driver = Driver(vbd.dev, vbd.channel, new_spin(False), np.zeros(1, np.uint32))
+        sectors, buffers = vbd.disk.nr_sectors, vbd.buffers()
+        return BlockDevice(
+            driver, sectors, buffers, BUFFER_FRAME, lambda *_: None, lambda: None, ()
+        )
+
+    # --- somebody else's --------------------------------------------------------------------
+
+    def publish(self, state: int, **keys: str | None) -> None:
+        """Grant a ring, allocate a channel and write both and `state` in one transaction.
+
+        keys: others than the usual; None: not written.
+        """
+        shared_ring_init(self.ram[:XEN_PAGE_SIZE].view(np.uint32), 0)
+        self.grants = new_grants(self.grant)
+        ring_ref = grant_access(self.grants, 0, 0, False)
+        allocated, self._wakeups = self.hypercalls.event_channel_op(
+            "alloc_unbound",
+            abi.EVTCHNOP_ALLOC_UNBOUND,
+            abi.EVTCHN_ALLOC_UNBOUND,
+            dom=abi.DOMID_SELF,
+            remote_dom=0,
+        )
+        values = {
+            "ring-ref": str(ring_ref),
+            "event-channel": str(allocated["port"][0]),
+            "protocol": "x86_64-abi",
+            "feature-persistent": "0",
+            **{key.replace("_", "-"): value for key, value in keys.items()},
+            "state": str(state),
+        }
+        with self.store.transaction() as transaction:
+            for key, value in values.items():
+                if value is not None:
+                    transaction.write(f"{self.front}/{key}", value.encode())
+
+    def say(self, state: int) -> None:
+        """Write our state."""
+        self.store.write(f"{self.front}/state", str(state).encode())
+
+    def await_backend(self, state: int) -> None:
+        """Wait until the backend is in `state`."""
+        await_value(self.store, f"{self.back}/state", str(state).encode())
+
+    def permitted(self) -> int:
+        """How many entries of the grant table are not zero."""
+        return int(np.count_nonzero(self.grant.view(GRANT_ENTRY_V1)["flags"]))
+
+    def die(self) -> None:
+        """Give up the connections, as a process that ends does."""
+        self.hypercalls.close()
+        self.store.close()
