@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgpack
 
-from common.descriptors import receive_with_descriptors
+from common.descriptors import receive_with_descriptors, send_with_descriptors
 
 MESSAGE_MAX: Final = 160 * 1024  # what a unix socket's default buffer holds as one packet
 DATA_MAX: Final = 128 * 1024  # bytes of a disk in one message
@@ -57,7 +57,7 @@ class Control:
         assert len(packed) <= MESSAGE_MAX, f"a message of {len(packed)} bytes"
         try:
             if descriptors:
-                socket.send_fds(self._socket, [packed], descriptors)
+                send_with_descriptors(self._socket, packed, descriptors)
             else:
                 self._socket.send(packed)
         except OSError as error:

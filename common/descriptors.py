@@ -1,7 +1,20 @@
-"""Packets that bring descriptors with them."""
+"""Packets that bring descriptors with them.
+
+(Python's own socket.send_fds and recv_fds take flags and, up to 3.13 at least, ignore them: the one
+blocks whatever it is told, what the other returns is inherited.)
+"""
 
 import array
 import socket
+from collections.abc import Sequence
+
+
+def send_with_descriptors(
+    sock: socket.socket, packet: bytes, descriptors: Sequence[int], flags: int = 0
+) -> None:
+    """Send one packet and `descriptors`, which stay the caller's. Raises OSError."""
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+    sock.sendmsg([packet], [rights], flags)
 
 
 def receive_with_descriptors(
@@ -9,8 +22,7 @@ def receive_with_descriptors(
 ) -> tuple[bytes, list[int]]:
     """The next packet, and at most so many descriptors, close-on-exec and the caller's to close.
 
-    The kernel drops what is more. (socket.recv_fds takes flags and, up to Python 3.13, ignores
-    them: what it returns is inherited.) Raises OSError.
+    The kernel drops what is more. Raises OSError.
     """
     received = array.array("i")
     packet, ancillary, _, _ = sock.recvmsg(

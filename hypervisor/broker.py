@@ -124,7 +124,8 @@ class Broker:
             payload = bytearray(message[HYPERCALL.itemsize :])
             header["rc"] = self._call(caller, header, payload, waited, (stays, spent))
             reply = header.tobytes() + payload
-        if not caller.send(reply, [*spent, *stays]):
+        done = not np.frombuffer(reply, HYPERCALL, count=1)["rc"][0]
+        if not caller.send(reply, [*spent, *stays] if done else []):
             self._hang_up(caller)
         close_all(spent)
         return self._hypervisor.flushes != flushes

@@ -2,16 +2,19 @@
 
 Owns: the sockets, who is ready, and what becomes of a caller that does not keep to the form.
 Rules: one packet is one call, and is taken whole or not at all; descriptors that come with it are
-dropped by the kernel. Nothing here waits: an answer that its caller's buffer has no room for means
-that it has not read the last ones, and it loses the connection.
+dropped by the kernel. Nothing here waits: who has not read its last answers loses its connection
+when its buffer has no room for the next, or that brings descriptors.
 """
 
+import fcntl
 import os
 import select
 import socket
+import termios
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from common.descriptors import send_with_descriptors
 from common.hypercall import MESSAGE_MAX
 
 
@@ -36,12 +39,19 @@ class Caller:
         """Answer; False if that cannot be done."""
         try:
             if descriptors:
-                socket.send_fds(self.socket, [reply], descriptors, socket.MSG_DONTWAIT)
+                # In flight they count for all of us (unix(7): ETOOMANYREFS): one answer's a caller.
+                if self._has_unread_answers():
+                    return False
+                send_with_descriptors(self.socket, reply, descriptors, socket.MSG_DONTWAIT)
             else:
                 self.socket.send(reply, socket.MSG_DONTWAIT)
         except OSError:
             return False
         return True
+
+    def _has_unread_answers(self) -> bool:
+        queued = fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4))
+        return queued != bytes(4)
 
 
 class Connections:

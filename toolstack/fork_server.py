@@ -132,6 +132,8 @@ def _live(
         main(config, descriptors)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
+    except ControlLost:
+        return 1  # the toolstack has gone, and we are about to
     except BaseException:
         traceback.print_exc()
         return 70

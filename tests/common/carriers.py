@@ -5,6 +5,7 @@ import select
 import threading
 from typing import Final, get_args
 
+from common.process import open_descriptors
 from common.wakeups import Carrier, Events, PipeCarrier, ZmqCarrier, carrier_of
 
 CARRIERS: Final[tuple[Events, ...]] = get_args(Events)
@@ -31,6 +32,14 @@ def wake_up_is_there(carrier: Carrier, within_ms: int) -> bool:
         return bool(poller.poll(within_ms))
     assert isinstance(carrier, ZmqCarrier)
     return bool(carrier._socket.poll(within_ms))
+
+
+def is_closed(carrier: Carrier) -> bool:
+    """Has it been given up?"""
+    if isinstance(carrier, PipeCarrier):
+        return carrier._from_far not in open_descriptors()
+    assert isinstance(carrier, ZmqCarrier)
+    return bool(carrier._socket.closed)
 
 
 def woken(carrier: Carrier) -> bool:

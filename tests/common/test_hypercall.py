@@ -1,66 +1,69 @@
 """The hypercall client against a hypervisor that answers as it is told."""
 
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-import zmq
 
 from common import abi, hypercall
 from common.hypercall import (
     DOMCTL_DOMAIN,
+    DOMCTL_GET_MEMORY,
+    DOMCTL_GET_VCPU,
+    DOMCTL_MEMORY,
+    DOMCTL_VCPU,
+    GATE_KICK,
     HYPERCALL,
+    MESSAGE_MAX,
+    VIRQ_DOM_EXC,
     HypercallError,
     Hypercalls,
-    hypercall_address,
 )
+from common.process import open_descriptors
 
 Answer = Callable[[np.ndarray, bytearray], None]
 
 
 class Hypervisor:
-    """One vCPU's socket; `answer` changes header and payload before they go back."""
+    """One vCPU's connection; `answer` changes header and payload before they go back, with
+    `descriptors`."""
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self) -> None:
         self.seen: list[tuple[int, int, bytes]] = []
         self.answer: Answer = lambda header, payload: None
-        self._socket = zmq.Context.instance().socket(zmq.REP)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(hypercall_address(run_dir, 1, 0))
+        self.descriptors: list[int] = []
+        self._socket, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
-        while message := self._socket.recv():
+        while message := self._socket.recv(MESSAGE_MAX + 1):
             header = np.frombuffer(message, HYPERCALL, count=1).copy()
             payload = bytearray(message[16:])
             self.seen.append((int(header["number"][0]), int(header["cmd"][0]), bytes(payload)))
             self.answer(header, payload)
-            self._socket.send(header.tobytes() + payload)
-        self._socket.send(b"")
+            socket.send_fds(self._socket, [header.tobytes() + payload], self.descriptors)
+
+    def stop(self) -> None:
+        """The connection has been closed at the other end."""
+        self._thread.join()
         self._socket.close()
 
-    def stop(self, run_dir: str) -> None:
-        with zmq.Context.instance().socket(zmq.REQ) as socket:
-            socket.connect(hypercall_address(run_dir, 1, 0))
-            socket.send(b"")
-            socket.recv()
-        self._thread.join()
+
+@pytest.fixture
+def hypervisor() -> Hypervisor:
+    return Hypervisor()
 
 
 @pytest.fixture
-def hypervisor(run_dir: str) -> Iterator[Hypervisor]:
-    hypervisor = Hypervisor(run_dir)
-    yield hypervisor
-    hypervisor.stop(run_dir)
-
-
-@pytest.fixture
-def vcpu(run_dir: str) -> Iterator[Hypercalls]:
-    vcpu = Hypercalls(run_dir, 1)
+def vcpu(hypervisor: Hypervisor) -> Iterator[Hypercalls]:
+    vcpu = Hypercalls(hypervisor.theirs)
     yield vcpu
     vcpu.close()
+    hypervisor.stop()
 
 
 def refusing(rc: int) -> Answer:
@@ -79,10 +82,7 @@ def test_a_message_is_16_bytes_and_the_array() -> None:
         ("pad", 12, "<u4"),
     ]
     assert (HYPERCALL.itemsize, DOMCTL_DOMAIN.itemsize) == (16, 12)
-
-
-def test_each_vcpu_of_each_domain_has_its_own_socket() -> None:
-    assert hypercall_address("/run/x", 3, 1) == "ipc:///run/x/hypercall-3-1"
+    assert (DOMCTL_VCPU.itemsize, DOMCTL_MEMORY.itemsize, VIRQ_DOM_EXC.size) == (4, 16, 2)
 
 
 def test_the_whole_array_goes_out_and_comes_back_filled_in_place(
@@ -177,19 +177,106 @@ def test_an_event_channel_op_is_one_struct_of_the_fields_named(
         np.frombuffer(payload, abi.EVTCHN_ALLOC_UNBOUND)["port"] = 77
 
     hypervisor.answer = answer
-    filled = vcpu.event_channel_op("alloc", 6, abi.EVTCHN_ALLOC_UNBOUND, dom=0x7FF0, remote_dom=3)
+    filled, descriptors = vcpu.event_channel_op(
+        "alloc", 6, abi.EVTCHN_ALLOC_UNBOUND, dom=0x7FF0, remote_dom=3
+    )
     assert hypervisor.seen == [(32, 6, b"\xf0\x7f\x03\x00\0\0\0\0")]
-    assert filled.shape == (1,)
+    assert filled.shape == (1,) and descriptors == []
     assert filled[0].item() == (0x7FF0, 3, 77)
 
 
-def test_a_hypervisor_that_does_not_answer_is_an_error_and_stays_one(
-    run_dir: str, monkeypatch: pytest.MonkeyPatch
+def test_a_kick_is_no_hypercall_of_xens_and_carries_nothing(
+    hypervisor: Hypervisor, vcpu: Hypercalls
 ) -> None:
-    monkeypatch.setattr(hypercall, "REPLY_TIMEOUT_MS", 20)
-    nobody = Hypercalls(run_dir, 1)
+    vcpu.kick()
+    assert hypervisor.seen == [(GATE_KICK, 0, b"")]
+
+
+# --- descriptors --------------------------------------------------------------------------------
+
+
+def test_descriptors_come_with_an_answer_and_are_not_inherited(
+    hypervisor: Hypervisor, vcpu: Hypercalls
+) -> None:
+    reads, writes = os.pipe()
+    hypervisor.descriptors = [reads, writes]
+    _, (r, w) = vcpu.event_channel_op("alloc", 6, abi.EVTCHN_ALLOC_UNBOUND)
+    os.write(w, b"x")
+    assert os.read(reads, 1) == b"x"
+    assert not os.get_inheritable(r) and not os.get_inheritable(w)
+    for fd in (reads, writes, r, w):
+        os.close(fd)
+
+
+def test_a_call_that_asks_for_none_gets_none(hypervisor: Hypervisor, vcpu: Hypercalls) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    hypervisor.descriptors = [null]
+    before = open_descriptors()
+    assert vcpu.call(20, 0, np.zeros(1, abi.GNTTAB_MAP_GRANT_REF)) == 0
+    assert open_descriptors() == before
+    os.close(null)
+
+
+def test_a_segment_is_asked_for_by_domain_and_name(
+    hypervisor: Hypervisor, vcpu: Hypercalls
+) -> None:
+    hypervisor.descriptors = [memory := os.memfd_create("ram")]
+    os.write(memory, b"its")
+    fd = vcpu.get_memory(3, "ram")
+    assert os.pread(fd, 3, 0) == b"its"
+    payload = b"\x03\0\0\0ram" + bytes(9)
+    assert hypervisor.seen == [(abi.HYPERVISOR_DOMCTL, DOMCTL_GET_MEMORY, payload)]
+    hypervisor.answer = refusing(-3)
+    hypervisor.descriptors = []
+    with pytest.raises(HypercallError, match=r"^segment 'disk' of domain 9: ESRCH"):
+        vcpu.get_memory(9, "disk")
+    for each in (fd, memory):
+        os.close(each)
+
+
+def test_another_vcpu_is_another_connection(hypervisor: Hypervisor, vcpu: Hypercalls) -> None:
+    other = Hypervisor()
+    hypervisor.descriptors = [other.theirs.fileno()]
+    second = vcpu.get_vcpu(5)
+    other.theirs.close()
+    assert hypervisor.seen == [(abi.HYPERVISOR_DOMCTL, DOMCTL_GET_VCPU, b"\x05\0\0\0")]
+    second.call(20, 7, np.zeros(1, abi.GNTTAB_QUERY_SIZE))
+    assert [seen[:2] for seen in other.seen] == [(20, 7)]
+    second.close()
+    other.stop()
+
+
+# --- no answer ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("for_descriptors", [False, True])
+def test_a_hypervisor_that_does_not_answer_is_an_error_and_stays_one(
+    monkeypatch: pytest.MonkeyPatch, for_descriptors: bool
+) -> None:
+    """What comes late is never taken for the answer to the next call."""
+    monkeypatch.setattr(hypercall, "REPLY_TIMEOUT_S", 0.02)
+    silent, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    nobody = Hypercalls(ours)
+    args = np.zeros(1, abi.GNTTAB_MAP_GRANT_REF)
+    call = nobody.call_for_descriptors if for_descriptors else nobody.call
     for _ in range(2):
         with pytest.raises(HypercallError, match=r"^the hypervisor does not answer: "):
-            nobody.call(20, 0, np.zeros(1, abi.GNTTAB_MAP_GRANT_REF))
-    assert nobody.calls == 0
+            call(20, 0, args)
+    request = silent.recv(MESSAGE_MAX)
+    with silent, pytest.raises(BrokenPipeError):
+        silent.send(b"\xff" * len(request))
+    assert nobody.calls == 0 and not args["status"].any()
     nobody.close()
+
+
+@pytest.mark.parametrize("answered", [None, b"", bytes(HYPERCALL.itemsize - 1)])
+def test_a_hypervisor_that_is_gone_is_an_error(answered: bytes | None) -> None:
+    gone, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    vcpu = Hypercalls(ours)
+    if answered is not None:
+        gone.send(answered)
+    else:
+        gone.close()
+    with gone, pytest.raises(HypercallError, match="the hypervisor does not answer: "):
+        vcpu.call(20, 0, np.zeros(1, abi.GNTTAB_MAP_GRANT_REF))
+    vcpu.close()

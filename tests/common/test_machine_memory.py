@@ -1,147 +1,122 @@
-"""Who gets which segment from the hypervisor's memory service, and what lies where in it."""
+"""dom0's view of the machine's segments, and what lies where in them."""
 
+import errno
 import os
-import socket
-import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
-from hypervisor.memory_service import MemoryService
 
 from common.counters import BACKEND_COUNTERS, CPU_COUNTERS, FRONTEND_COUNTERS, HYPERVISOR_COUNTERS
 from common.histogram import BUCKETS
+from common.hypercall import HypercallError, Hypercalls
 from common.machine_memory import (
     CPUS_MAX,
-    DOMAIN_SEGMENTS,
     GUESTS_MAX,
     HOST,
-    MACHINE_SEGMENTS,
     STATS,
     MachineMemory,
-    SegmentRefused,
     host_of,
-    memory_address,
     stats_of,
-    wait_for_socket,
     whole_pages,
 )
-from common.memory import Segment, create_segment
-
-DOMAINS = (0, 1, 2)
-
-
-def content(domid: int, name: str) -> bytes:
-    return f"{domid}/{name}".encode()
+from common.memory import create_segment
+from common.process import open_descriptors
 
 
-@pytest.fixture(scope="module")
-def machine() -> Iterator[str]:
-    """The run directory of dom0 and two guests, each segment filled with its own name."""
-    with tempfile.TemporaryDirectory(prefix="gl-", dir="/tmp") as run_dir:
-        service = MemoryService(run_dir)
-        for domid, name in [
-            *((domid, name) for domid in DOMAINS for name in DOMAIN_SEGMENTS),
-            *((0, name) for name in MACHINE_SEGMENTS),
-        ]:
-            fd = create_segment(f"grantlab-test-{os.getpid()}-{domid}-{name}", 4096)
-            os.pwrite(fd, content(domid, name), 0)
-            service.add(domid, name, fd)
-        for domid in DOMAINS:
-            service.listen(domid)
-        yield run_dir
-        service.stop()
+class Asked:
+    """The hypercalls of dom0: each segment begins with its own name; what was asked, in order.
+
+    (Who gets what from the real ones: tests/hypervisor/test_domctl.py.)
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, str]] = []
+        self._segments: dict[tuple[int, str], int] = {}
+
+    def get_memory(self, domid: int, segment: str) -> int:
+        self.asked.append((domid, segment))
+        if segment == "none":
+            raise HypercallError(f"segment: {errno.errorcode[errno.ESRCH]}")
+        key = (domid, segment)
+        if key not in self._segments:
+            fd = create_segment(f"grantlab-test-{os.getpid()}-{domid}-{segment}", 4096)
+            os.pwrite(fd, f"{domid}/{segment}".encode(), 0)
+            self._segments[key] = fd
+        return os.dup(self._segments[key])
+
+    def close(self) -> None:
+        for fd in self._segments.values():
+            os.close(fd)
 
 
-def text(segment: Segment) -> bytes:
-    return segment.bytes.tobytes().rstrip(b"\0")
+@pytest.fixture
+def asked() -> Iterator[Asked]:
+    asked = Asked()
+    yield asked
+    asked.close()
 
 
-@pytest.mark.parametrize("name", DOMAIN_SEGMENTS)
-@pytest.mark.parametrize("domid", DOMAINS)
-def test_a_domain_gets_its_own_segments(machine: str, domid: int, name: str) -> None:
-    assert text(MachineMemory(machine, domid).segment(name, domid)) == content(domid, name)
+@pytest.fixture
+def memory(asked: Asked) -> MachineMemory:
+    return MachineMemory(cast(Hypercalls, asked))
 
 
-@pytest.mark.parametrize("name", ["ram", "event", "stats"])
-def test_dom0_gets_a_guests_memory(machine: str, name: str) -> None:
-    assert text(MachineMemory(machine, 0).segment(name, 2)) == content(2, name)
+def text(segment: np.ndarray) -> bytes:
+    return segment.tobytes().rstrip(b"\0")
 
 
-@pytest.mark.parametrize("name", MACHINE_SEGMENTS)
-def test_dom0_gets_what_is_the_machines_whatever_domain_it_names(machine: str, name: str) -> None:
-    memory = MachineMemory(machine, 0)
-    assert text(memory.segment(name)) == text(memory.segment(name, 2)) == content(0, name)
+def test_a_segment_is_asked_for_and_mapped_once(memory: MachineMemory, asked: Asked) -> None:
+    first = memory.segment("ram", 1)
+    assert text(first) == b"1/ram"
+    assert memory.segment("ram", 1) is first
+    assert text(memory.segment("ram", 2)) == b"2/ram"
+    assert text(memory.segment("host")) == b"0/host"
+    assert asked.asked == [(1, "ram"), (2, "ram"), (0, "host")]
 
 
-@pytest.mark.parametrize(
-    ("caller", "name", "domid"),
-    [
-        (1, "host", 0),
-        (1, "accessed", 0),
-        (1, "ram", 0),
-        (1, "ram", 2),
-        (1, "event", 0),
-        (1, "stats", 2),
-        (1, "grant", 2),
-        (0, "grant", 1),
-        (0, "ram", 9),
-        (0, "none", 0),
-        (0, "", 0),
-        (0, "a-name-that-is-too-long", 0),
-    ],
-)
-def test_what_a_domain_may_not_have_is_refused_by_name(
-    machine: str, caller: int, name: str, domid: int
+def test_a_mapping_keeps_no_descriptor(memory: MachineMemory, asked: Asked) -> None:
+    os.close(asked.get_memory(1, "ram"))
+    held = len(open_descriptors())
+    memory.segment("ram", 1)
+    assert len(open_descriptors()) == held
+
+
+def test_a_descriptor_is_asked_for_once_and_maps_nothing(
+    memory: MachineMemory, asked: Asked
 ) -> None:
-    with pytest.raises(SegmentRefused) as refused:
-        MachineMemory(machine, caller).segment(name, domid)
-    assert str(refused.value) == f"segment '{name}' of domain {domid} was refused"
+    fd = memory.descriptor("ram", 1)
+    assert memory.descriptor("ram", 1) == fd
+    assert os.pread(fd, 5, 0) == b"1/ram"
+    assert asked.asked == [(1, "ram")]
+    memory.forget(1)
 
 
-def test_a_segment_is_mapped_once(machine: str) -> None:
-    memory = MachineMemory(machine, 0)
-    assert memory.segment("ram", 1) is memory.segment("ram", 1)
-    assert memory.segment("ram", 1) is not memory.segment("ram", 2)
+def test_what_is_refused_is_an_error_each_time(memory: MachineMemory, asked: Asked) -> None:
+    for _ in range(2):
+        with pytest.raises(HypercallError, match="ESRCH"):
+            memory.segment("none")
+        with pytest.raises(HypercallError, match="ESRCH"):
+            memory.descriptor("none", 1)
+    assert len(asked.asked) == 4
 
 
-def test_two_domains_that_have_a_segment_share_its_bytes(machine: str) -> None:
-    mine = MachineMemory(machine, 1).segment("event", 1)
-    theirs = MachineMemory(machine, 0).segment("event", 1)
-    mine.bytes[4000] = 99
-    assert theirs.bytes[4000] == 99
-
-
-def test_forgetting_a_domain_gives_up_its_segments_and_no_others(machine: str) -> None:
-    memory = MachineMemory(machine, 0)
-    gone, kept = memory.segment("ram", 1), memory.segment("ram", 2)
+def test_forgetting_a_domain_gives_up_its_segments_and_no_others(
+    memory: MachineMemory, asked: Asked
+) -> None:
+    fd, kept_fd = memory.descriptor("ram", 1), memory.descriptor("ram", 2)
+    gone, kept = memory.segment("event", 1), memory.segment("event", 2)
     memory.forget(1)
     memory.forget(7)
-    assert gone.fd == -1
-    assert kept is memory.segment("ram", 2)
-    assert os.fstat(kept.fd).st_size == 4096
-    assert memory.segment("ram", 1) is not gone
-
-
-def test_a_service_that_hangs_up_has_refused(run_dir: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(memory_address(run_dir, 1))
-        listener.listen()
-
-        def hang_up() -> None:
-            listener.accept()[0].close()
-
-        hanging_up = threading.Thread(target=hang_up)
-        hanging_up.start()
-        with pytest.raises((SegmentRefused, BrokenPipeError, ConnectionResetError)):
-            MachineMemory(run_dir, 1).segment("ram", 1)
-        hanging_up.join()
-
-
-def test_a_segments_descriptor_is_not_inherited(machine: str) -> None:
-    assert not os.get_inheritable(MachineMemory(machine, 1).segment("ram", 1).fd)
+    assert fd not in open_descriptors()
+    assert memory.descriptor("ram", 2) == kept_fd and memory.segment("event", 2) is kept
+    again = memory.segment("event", 1)
+    assert again is not gone
+    again[100] = 7
+    assert gone[100] == 7  # a view that somebody still has stays good
+    memory.forget(1)
+    memory.forget(2)
 
 
 @pytest.mark.parametrize(
@@ -179,19 +154,10 @@ def test_a_shared_record_holds_each_block_aligned_for_atomic_words(
 
 @pytest.mark.parametrize(("view", "record"), [(stats_of, STATS), (host_of, HOST)])
 def test_a_record_is_a_view_of_its_segments_first_bytes(
-    view: Callable[[Segment], np.ndarray], record: np.dtype
+    view: Callable[[np.ndarray], np.ndarray], record: np.dtype
 ) -> None:
-    name = f"grantlab-test-{os.getpid()}-{id(record)}"
-    segment = Segment(create_segment(name, whole_pages(record.itemsize)))
+    segment = np.zeros(whole_pages(record.itemsize), np.uint8)
     found = view(segment)
     assert (found.dtype, found.shape) == (record, (1,))
-    segment.bytes[:] = 0xFF
+    segment[:] = 0xFF
     assert found.tobytes() == b"\xff" * record.itemsize
-    segment.close()
-
-
-def test_a_socket_is_waited_for_until_it_is_there(run_dir: str) -> None:
-    path = Path(run_dir) / "socket"
-    assert not wait_for_socket(str(path), 0)
-    path.touch()
-    assert wait_for_socket(str(path), 0)

@@ -1,14 +1,17 @@
 """Shared segments: whole from the start, and without a name that could stay behind."""
 
+import gc
 import mmap
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from common.memory import Segment, SharedMemoryError, create_segment
+from common.memory import SharedMemoryError, create_segment, map_segment
+from common.process import open_descriptors
 from tests.common.processes import run_together
 
 SHM = Path("/dev/shm")
@@ -20,13 +23,6 @@ def name() -> Iterator[str]:
     name = f"grantlab-test-{secrets.token_hex(8)}"
     yield name
     assert not (SHM / name).exists()
-
-
-@pytest.fixture
-def segment(name: str) -> Iterator[Segment]:
-    segment = Segment(create_segment(name, 3 * 4096))
-    yield segment
-    segment.close()
 
 
 def held(name: str) -> bool:
@@ -103,40 +99,72 @@ def test_a_name_is_free_again_as_soon_as_its_segment_is_made(name: str) -> None:
     os.close(second)
 
 
-def test_a_frame_is_a_view_of_its_4096_bytes(segment: Segment) -> None:
-    assert (segment.nbytes, segment.bytes.shape) == (3 * 4096, (3 * 4096,))
-    frames = segment.frames(1, 2)
-    assert frames.shape == (2 * 4096,)
-    frames[:] = 7
-    assert segment.bytes[4095] == 0
-    assert (segment.bytes[4096:] == 7).all()
-    assert segment.frames(0, 1).any() == 0
+# --- mappings -----------------------------------------------------------------------------------
+
+
+def mapped(name: str) -> int:
+    """How many mappings of the segment this process has."""
+    return sum(f"/dev/shm/{name} " in line for line in Path("/proc/self/maps").open())
+
+
+def test_a_mapping_is_all_of_a_segments_bytes_and_keeps_no_descriptor(name: str) -> None:
+    fd = create_segment(name, 3 * 4096)
+    os.pwrite(fd, b"abc", 2 * 4096)
+    view = map_segment(os.dup(fd))
+    assert (view.dtype, view.shape) == (np.uint8, (3 * 4096,))
+    assert view[2 * 4096 :][:4].tobytes() == b"abc\0"
+    view[4095] = 7
+    assert os.pread(fd, 2, 4095) == b"\x07\0"
+    os.close(fd)
+    assert not held(name) and mapped(name) == 1
+    assert view[4095] == 7
+
+
+def test_a_mapping_lives_as_long_as_any_view_of_it(name: str) -> None:
+    view = map_segment(create_segment(name, 2 * 4096))
+    words = view[4096:].view(np.uint64)
+    del view
+    gc.collect()
+    words[:] = 5
+    assert mapped(name) == 1 and words.sum() == 5 * 512
+    del words
+    gc.collect()
+    assert mapped(name) == 0
+
+
+def test_one_segment_may_be_mapped_twice(name: str) -> None:
+    fd = create_segment(name, 4096)
+    first, second = map_segment(os.dup(fd)), map_segment(fd)
+    first[9] = 9
+    assert second[9] == 9
+
+
+def test_what_cannot_be_mapped_is_an_error_and_its_descriptor_is_closed() -> None:
+    reads, writes = os.pipe()
+    with pytest.raises(OSError, match="cannot map 0 bytes of shared memory"):
+        map_segment(reads)
+    assert reads not in open_descriptors()
+    os.close(writes)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        map_segment(reads)
 
 
 def write_and_leave(fd: int) -> None:
-    other = Segment(fd)
-    other.bytes[4096:4100] = (1, 2, 3, 4)
+    map_segment(fd)[4096:4100] = (1, 2, 3, 4)
 
 
-def test_another_process_with_the_descriptor_sees_the_same_bytes(segment: Segment) -> None:
-    run_together((write_and_leave, (segment.fd,)))
-    assert segment.bytes[4095:4101].tolist() == [0, 1, 2, 3, 4, 0]
+def test_another_process_with_the_descriptor_sees_the_same_bytes(name: str) -> None:
+    fd = create_segment(name, 3 * 4096)
+    view = map_segment(os.dup(fd))
+    run_together((write_and_leave, (fd,)))
+    assert view[4095:4101].tolist() == [0, 1, 2, 3, 4, 0]
+    os.close(fd)
 
 
-def test_closing_gives_the_descriptor_up_once_and_views_live_on(name: str) -> None:
-    fd = create_segment(name, 4096)
-    segment = Segment(fd)
-    view = segment.frames(0, 1)
-    segment.close()
-    assert segment.fd == -1
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(fd)
-    segment.close()
-    view[:] = 5
-    assert segment.bytes.sum() == 5 * 4096
-
-
-def test_one_frame_can_be_mapped_through_the_descriptor(segment: Segment) -> None:
-    with mmap.mmap(segment.fd, 4096, offset=2 * 4096) as frame:
+def test_one_frame_can_be_mapped_through_the_descriptor(name: str) -> None:
+    fd = create_segment(name, 3 * 4096)
+    view = map_segment(os.dup(fd))
+    with mmap.mmap(fd, 4096, offset=2 * 4096) as frame:
         frame[:3] = b"abc"
-    assert segment.bytes[2 * 4096 : 2 * 4096 + 3].tobytes() == b"abc"
+    assert view[2 * 4096 :][:3].tobytes() == b"abc"
+    os.close(fd)

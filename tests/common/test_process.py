@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import psutil
+import pytest
 
 from common.process import name_thread
 
@@ -60,7 +61,7 @@ def test_a_process_leaves_ctrl_c_to_the_supervisor_and_ends_at_a_sigterm() -> No
     code, out = output_of(
         "import os, signal\n"
         "from common.process import begin_process\n"
-        "begin_process('gl-test')\n"
+        "begin_process('gl-test', os.getppid())\n"
         "print(open('/proc/self/comm').read().strip(), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGINT)\n"
         "print('lives', flush=True)\n"
@@ -75,9 +76,9 @@ def test_a_process_dies_with_its_parent_even_if_that_is_killed() -> None:
     parent = python(
         "import os, signal\n"
         "from common.process import begin_process\n"
-        "child = os.fork()\n"
+        "parent, child = os.getpid(), os.fork()\n"
         "if child == 0:\n"
-        "    begin_process('gl-test-child')\n"
+        "    begin_process('gl-test-child', parent)\n"
         "    print(os.getpid(), flush=True)\n"
         "signal.pause()\n"
     )
@@ -93,8 +94,66 @@ def test_a_process_whose_parent_is_gone_already_ends_at_once() -> None:
     code, out = output_of(
         "import os\n"
         "from common.process import begin_process\n"
-        "os.getppid = lambda: 1\n"
-        "begin_process('gl-test')\n"
+        "begin_process('gl-test', os.getppid() + 1)\n"
         "print('lives', flush=True)\n"
     )
     assert (code, out) == (1, "")
+
+
+@pytest.mark.parametrize("which", ["SIGTERM", "SIGCHLD", "SIGHUP"])
+def test_a_process_has_none_of_its_parents_handlers(which: str) -> None:
+    code, out = output_of(
+        "import os, signal\n"
+        "from common.process import begin_process\n"
+        f"signal.signal(signal.{which}, lambda *_: print('handled', flush=True))\n"
+        "begin_process('gl-test', os.getppid())\n"
+        f"os.kill(os.getpid(), signal.{which})\n"
+        "print('lives', flush=True)\n"
+    )
+    if which == "SIGCHLD":
+        assert (code, out) == (0, "lives\n")
+    else:
+        assert (code, out) == (-signal.Signals[which], "")
+
+
+def test_the_descriptors_that_are_open_are_told() -> None:
+    code, out = output_of(
+        "import os\n"
+        "from common.process import open_descriptors\n"
+        "reads, writes = os.pipe()\n"
+        "os.dup2(reads, 99)\n"
+        "print(open_descriptors() == [0, 1, 2, reads, writes, 99])\n"
+    )
+    assert (code, out) == (0, "True\n")
+
+
+def test_a_process_keeps_only_what_it_is_given_and_its_standard_streams() -> None:
+    code, out = output_of(
+        "import os, socket\n"
+        "from common.process import keep_only, open_descriptors\n"
+        "reads, writes = os.pipe()\n"
+        "ends = socket.socketpair()\n"
+        "os.dup2(reads, 1000)\n"
+        "keep_only([writes, ends[0].fileno()])\n"
+        "print(open_descriptors() == [0, 1, 2, writes, ends[0].fileno()])\n"
+        "keep_only([])\n"
+        "print(open_descriptors(), flush=True)\n"
+        "os._exit(0)\n"
+    )
+    assert (code, out) == (0, "True\n[0, 1, 2]\n")
+
+
+@pytest.mark.parametrize("errors_too", [False, True])
+def test_a_terminal_is_left_for_dev_null(errors_too: bool) -> None:
+    code, out = output_of(
+        "import os\n"
+        "from common.process import leave_terminal, open_descriptors\n"
+        "kept = os.dup(1)\n"
+        "said = os.readlink('/proc/self/fd/2')\n"
+        f"leave_terminal(errors_too={errors_too})\n"
+        "links = [os.readlink(f'/proc/self/fd/{fd}') for fd in (0, 1, 2)]\n"
+        f"os.write(kept, str(links == ['/dev/null'] * 2 + ['/dev/null' if {errors_too} else said]"
+        ").encode())\n"
+        "os.write(kept, str(open_descriptors() == [0, 1, 2, kept]).encode())\n"
+    )
+    assert (code, out) == (0, "TrueTrue")
