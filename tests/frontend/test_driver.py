@@ -1,5 +1,6 @@
 """What the driver does for each effect."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -8,8 +9,10 @@ from common.event_channel import event_words
 from common.spinning import new_spin
 from frontend import effects
 from frontend.blkfront_info import BROKEN_ID, BROKEN_REASONS
-from frontend.driver import SLEEP_MS, DeviceBroken, Driver
+from frontend.driver import DeviceBroken, Driver
 from tests.pair import Pair, pages
+
+OTHERS = (31, 32)
 
 
 class Channel:
@@ -24,8 +27,9 @@ class Channel:
     def wake_far_end(self) -> None:
         self.asked.append("wake")
 
-    def wait(self, timeout_ms: int) -> bool:
-        assert timeout_ms == SLEEP_MS
+    def wait(self, timeout_ms: int, others: Sequence[int]) -> bool:
+        """Forever, if need be: what else may happen is in `others`."""
+        assert (timeout_ms, others) == (-1, OTHERS)
         self.asked.append("wait")
         return False
 
@@ -45,7 +49,7 @@ def run(channel: Channel, *script: int) -> list[str]:
     """Run a loop that has these effects; what was asked, `keep_going` included."""
     assert channel.driver is not None
     left = list(script)
-    channel.driver.run(lambda: left.pop(0), lambda: channel.asked.append("keep going"))
+    channel.driver.run(lambda: left.pop(0), lambda: channel.asked.append("keep going"), OTHERS)
     assert left == []
     return channel.asked
 
@@ -84,4 +88,4 @@ def test_a_run_can_be_ended_from_outside_after_a_slice_or_a_sleep(
 
     assert channel.driver is not None
     with pytest.raises(Stop):
-        channel.driver.run(lambda: effect, stop)
+        channel.driver.run(lambda: effect, stop, OTHERS)
