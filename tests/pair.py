@@ -168,9 +168,7 @@ class Pair:
             bounce_frame=BOUNCE_FRAME if self.copies else None,
         )
         none = cast(Any, None)
-        self._hands = RingThread(
-            self.back, self.store, none, none, none, none, -1, none, none, none
-        )
+        self._hands = RingThread(self.back, self.store, none, none, none, none, -1, none, none)
         self.cursor = np.zeros(1, worker.CURSOR)
         self.spin = new_spin(adaptive=False)
         self.driver = Driver(self.front, cast(Any, _Channel(self)), self.spin)

@@ -186,9 +186,7 @@ def test_a_call_that_fails_by_message_is_an_error_of_its_requests(mode: str) -> 
             theirs.send(message)
 
     hypercalls, none = Hypercalls(ours), cast(Any, None)
-    hands = RingThread(
-        pair.back, pair.store, none, hypercalls, none, no_gate(), -1, none, none, none
-    )
+    hands = RingThread(pair.back, pair.store, none, hypercalls, none, no_gate(), -1, none, none)
     pair.map_pages = hands._map  # type: ignore[method-assign]
     pair.copy_pages = (
         lambda: hands._hypercall(  # type: ignore[method-assign]

@@ -42,7 +42,7 @@ class Dom0:
         self.server = GateServer(self.pair.hypervisor, gate, 1)
         ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.hypercalls, none = Hypercalls(ours), cast(Any, None)
-        args = (self.pair.store, none, self.hypercalls, none, self.gate, -1, none, none, none)
+        args = (self.pair.store, none, self.hypercalls, none, self.gate, -1, none, none)
         self.hands = RingThread(self.pair.back, *args)
         self.hands._cursor = self.pair.cursor
         self.pair.spin = new_spin(adaptive=True)

@@ -1,42 +1,38 @@
-"""The handshake of a virtual disk: both ends in this process, against the real hypervisor process's
-own code in a thread of it. Order and keys are those of tests/golden.
+"""The handshake of a virtual disk: both ends in this process, against the real hypervisor and
+xenstored in threads of it. Order and keys are those of tests/golden.
 """
 
-import multiprocessing
+import os
 import queue
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from backend.connection import RingEnded
 from backend.ring_thread import Vcpu
 from backend.stores import RamStore
 from backend.vbd import BackendOptions, BackendVbd
 from common import xenbus, xenstore
-from common.abi import (
-    GRANT_ENTRY_V1,
-    GTF_PERMIT_ACCESS,
-    GTF_READING,
-    HYPERVISOR_DOMCTL,
-    SECTOR_SIZE,
-)
+from common.abi import GRANT_ENTRY_V1, GTF_PERMIT_ACCESS, GTF_READING, SECTOR_SIZE
 from common.atomics import store_release
-from common.event_channel import set_pending
-from common.hypercall import DOMCTL_CREATEDOMAIN, DOMCTL_DOMAIN, Hypercalls
-from common.machine_memory import MachineMemory, host_of
+from common.event_channel import events_dir, set_pending
+from common.machine_memory import host_of, stats_of
 from common.ring import REQ
 from common.spinning import new_spin
+from common.wakeups import Events
 from common.xenstore import XenStoreClient, XenStoreError
 from common.xenstore_wire import MessageType
 from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
-from frontend.vbd import BUFFER_FRAME, FrontendVbd
-from hypervisor.broker import Broker, BrokerConfig
+from frontend.vbd import BUFFER_FRAME, Domain, FrontendVbd
+from tests.common.carriers import CARRIERS
+from tests.hypervisor.running import Running
+from tests.xenstored.serving import Serving
 from toolstack.vbd_config import XVDA, create_vbd, take_offline
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -48,41 +44,36 @@ FRONT, BACK = xenbus.frontend_path(DOMID, XVDA), xenbus.backend_path(DOMID, XVDA
 class House:
     """A hypervisor, its store, dom0 and one guest; each end of the disk a call away."""
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self, run_dir: str, events: Events) -> None:
         self.run_dir = run_dir
-        self._control, control = multiprocessing.Pipe()
-        store_path = f"{run_dir}/xenstored"
-        self._broker = Broker(BrokerConfig(run_dir, "test", store_path, 2, "mask", 16), control)
-        self._thread = threading.Thread(target=self._broker.serve)
-        self._thread.start()
-        assert self._control.recv() == ("ok", None)
-        self.hypercalls = Hypercalls(run_dir, 0)
-        order = np.zeros(1, DOMCTL_DOMAIN)
-        order["domid"], order["nr_vcpus"] = DOMID, 1
-        order["ram_frames"], order["grant_frames"] = BUFFER_FRAME + 64, 1
-        self.hypercalls.checked("create", HYPERVISOR_DOMCTL, DOMCTL_CREATEDOMAIN, order)
-        self.dom0 = XenStoreClient(store_path)
-        self.guest = XenStoreClient(f"{run_dir}/xenstored-{DOMID}")
-        self.memory = MachineMemory(run_dir, 0)
-        self._guest_memory = MachineMemory(run_dir, DOMID)
-        self._guest_hypercalls = Hypercalls(run_dir, DOMID)
+        os.mkdir(events_dir(run_dir, DOMID))
+        self._hypervisor = Running(events, nr_cpus=2)
+        self._born = self._hypervisor.create(DOMID, ram_frames=BUFFER_FRAME + 64)
+        self._xenstored = Serving(run_dir)
+        self.dom0 = XenStoreClient(self._xenstored.path)
+        self.guest = self._xenstored.guest(DOMID)
+        self.memory = self._hypervisor.memory
+        self._events = events
         host = host_of(self.memory.segment("host"))
         self._vcpu = Vcpu(0, host["running"][0], host["dirty"][0])
-        self.broken: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.ended: queue.SimpleQueue[RingEnded] = queue.SimpleQueue()
         self.fronts: list[FrontendVbd] = []
         self.backs: list[BackendVbd] = []
 
     def front(self, persistent: bool = True) -> FrontendVbd:
         """The guest's driver finds its disk."""
-        front = FrontendVbd(
-            self.guest,
-            self._guest_hypercalls,
-            self._guest_memory,
-            self.run_dir,
+        segments = self._born.segments
+        domain = Domain(
             DOMID,
-            XVDA,
-            persistent,
+            self._born.hypercalls,
+            segments["ram"],
+            segments["grant"],
+            segments["event"],
+            stats_of(segments["stats"])["counters"],
+            self._events,
+            events_dir(self.run_dir, DOMID),
         )
+        front = FrontendVbd(self.guest, domain, XVDA, persistent)
         self.fronts.append(front)
         return front
 
@@ -90,14 +81,15 @@ class House:
         """dom0's driver finds its disk."""
         back = BackendVbd(
             self.dom0,
+            self._hypervisor.dom0,
             self.memory,
             self.run_dir,
             DOMID,
             XVDA,
             RamStore(DISK_MIB << 11),
             self._vcpu,
-            BackendOptions(persistent, 352, gather_max, False, False, 2),
-            self.broken.put,
+            BackendOptions(persistent, 352, gather_max, False, False, 2, self._events),
+            self.ended.put,
         )
         self.backs.append(back)
         return back
@@ -114,15 +106,16 @@ class House:
 
     def grant_flags(self) -> np.ndarray:
         """What the guest's grant table permits."""
-        grants = self._guest_memory.segment("grant", DOMID).bytes
-        return grants.view(GRANT_ENTRY_V1)["flags"]
+        return self._born.segments["grant"].view(GRANT_ENTRY_V1)["flags"]
 
     def disk(self, front: FrontendVbd) -> BlockDevice:
         """The connected disk, for Python users."""
         assert front.dev is not None and front.channel is not None and front.disk is not None
         driver = Driver(front.dev, front.channel, new_spin(False))
         sectors, buffers = front.disk.nr_sectors, front.buffers()
-        return BlockDevice(driver, sectors, buffers, BUFFER_FRAME, lambda *_: None)
+        return BlockDevice(
+            driver, sectors, buffers, BUFFER_FRAME, lambda *_: None, lambda: None, ()
+        )
 
     def close(self) -> None:
         """Nothing of it is left."""
@@ -131,24 +124,17 @@ class House:
         for front in self.fronts:
             if front.channel is not None:
                 front.channel.close()
-        self._guest_hypercalls.close()
-        self.hypercalls.close()
         self.guest.close()
         self.dom0.close()
-        self._control.send("exit")
-        assert self._control.recv() == ("ok", None)
-        self._thread.join()
-        self.memory.forget(0)
-        self.memory.forget(DOMID)
-        self._guest_memory.forget(0)
-        self._guest_memory.forget(DOMID)
+        self._xenstored.stop()
+        self._hypervisor.close()
 
 
-@pytest.fixture
-def house() -> Iterator[House]:
+@pytest.fixture(params=CARRIERS)
+def house(request: pytest.FixtureRequest) -> Iterator[House]:
     run_dir = tempfile.mkdtemp(prefix="gl-", dir="/tmp")  # short, as socket paths are
     try:
-        house = House(run_dir)
+        house = House(run_dir, request.param)
         yield house
         house.close()
     finally:
@@ -177,13 +163,19 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> Writes:
     return seen
 
 
+def look(end: FrontendVbd | BackendVbd) -> None:
+    """The end takes the steps that are due."""
+    while end.handle_store():
+        pass
+
+
 def settle(*ends: FrontendVbd | BackendVbd) -> None:
     """Each end takes the steps that are due, by turns, until neither has one."""
     before: list[int] = []
     while (states := [end.state for end in ends]) != before:
         before = states
         for end in ends:
-            end.handle_store()
+            look(end)
 
 
 def connect(
@@ -234,7 +226,7 @@ def test_the_ends_are_woken_by_their_watches_alone(house: House) -> None:
         for end, store in ((back, house.dom0), (front, house.guest)):
             event = store.wait_event(0.2)
             if event is not None:
-                end.handle_store()
+                look(end)
     assert house.grants_mapped() == 1
 
 
@@ -364,10 +356,10 @@ def test_a_frontend_that_writes_nonsense_has_its_device_closed_and_told_why(
 ) -> None:
     create_vbd(house.dom0, DOMID, DISK_MIB)
     back, front = house.back(), house.front()
-    back.handle_store()
-    front.handle_store()
+    look(back)
+    look(front)
     house.guest.write(f"{FRONT}/{key}", value)
-    back.handle_store()
+    look(back)
     assert back.state == xenbus.CLOSING
     assert reason in house.dom0.read(f"{BACK}/error").decode()
     assert house.grants_mapped() == 0
@@ -380,19 +372,19 @@ def test_a_frontend_that_writes_nonsense_has_its_device_closed_and_told_why(
 def test_nonsense_may_be_long(house: House, key: str) -> None:
     create_vbd(house.dom0, DOMID, DISK_MIB)
     back, front = house.back(), house.front()
-    back.handle_store()
-    front.handle_store()
+    look(back)
+    look(front)
     house.guest.write(f"{FRONT}/{key}", b"\xff" * 1500)
-    back.handle_store()
+    look(back)
     assert back.state == xenbus.CLOSING
 
 
 def test_a_frontend_that_leaves_keys_out_is_closed_too(house: House) -> None:
     create_vbd(house.dom0, DOMID, DISK_MIB)
     back = house.back()
-    back.handle_store()
+    look(back)
     house.guest.write(f"{FRONT}/state", b"3")
-    back.handle_store()
+    look(back)
     assert back.state == xenbus.CLOSING
     assert house.dom0.read(f"{BACK}/error") == b"ring-ref None is not a number"
 
@@ -403,7 +395,7 @@ def test_a_frontend_that_leaves_keys_out_is_closed_too(house: House) -> None:
 def test_a_state_that_is_none_never_hurts_the_backend(house: House, state: bytes) -> None:
     front, back = connect(house)
     house.guest.write(f"{FRONT}/state", state)
-    back.handle_store()
+    look(back)
     assert back.state == xenbus.CLOSED
     assert house.grants_mapped() == 0
     assert front.state == xenbus.CONNECTED
@@ -413,7 +405,7 @@ def test_a_state_that_is_none_never_hurts_the_backend(house: House, state: bytes
 def test_a_state_that_asks_for_nothing_changes_nothing(house: House, state: bytes) -> None:
     front, back = connect(house)
     house.guest.write(f"{FRONT}/state", state)
-    back.handle_store()
+    look(back)
     assert back.state == xenbus.CONNECTED
     house.disk(front).write(0, bytes(4096))
 
@@ -425,14 +417,15 @@ def test_a_broken_ring_closes_the_device_with_its_reason(house: House) -> None:
     store_release(front.dev.words, REQ, np.uint32(1000))
     set_pending(front.channel.far_pending, front.channel.far_mask, front.channel.port)
     front.channel.wake_far_end()
-    reason = house.broken.get(timeout=10)
-    assert reason == "the frontend produced more requests than the ring holds"
-    back.fail(reason)
+    ended = house.ended.get(timeout=10)
+    reason = "the frontend produced more requests than the ring holds"
+    assert (ended.domid, ended.device, ended.reason) == (DOMID, XVDA, reason)
+    back.ring_ended(ended)
     assert house.dom0.read(f"{BACK}/error").decode() == reason
     settle(front, back)
     assert (front.state, back.state) == (xenbus.CLOSED, xenbus.CLOSED)
     assert house.grants_mapped() == 0 and not house.grant_flags().any()
-    assert house.broken.empty()
+    assert house.ended.empty()
 
 
 def test_a_frontend_says_why_it_closes(house: House) -> None:
@@ -447,7 +440,7 @@ def test_a_backend_that_vanishes_closes_the_frontend(house: House) -> None:
     front, back = connect(house)
     house.retire(back)
     house.dom0.rm(BACK)
-    front.handle_store()
+    look(front)
     assert front.state == xenbus.CLOSED
     assert front.stuck_grants == 0 and not house.grant_flags().any()
 
@@ -455,5 +448,5 @@ def test_a_backend_that_vanishes_closes_the_frontend(house: House) -> None:
 def test_a_frontend_that_vanishes_closes_the_backend(house: House) -> None:
     _front, back = connect(house)
     house.dom0.rm(FRONT)
-    back.handle_store()
+    look(back)
     assert back.state == xenbus.CLOSED and house.grants_mapped() == 0
