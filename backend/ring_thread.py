@@ -31,8 +31,7 @@ from common.event_channel import EventChannel
 from common.hypercall import Hypercalls
 from common.hypercall_gate import Gate, collect
 from common.process import name_thread
-from common.spinning import slept, spins
-from common.time_slice import ask_for_short_slices
+from common.spinning import slept
 
 SLEEP_MS: Final = 20  # then look whether to stop; an event ends the sleep at once
 BATCHES_PER_SLICE: Final = 10_000
@@ -108,8 +107,6 @@ class RingThread:
 
     def _main(self) -> None:
         name_thread(self._thread.name)
-        if spins(self._spin):
-            ask_for_short_slices()
         self._vcpu.run()
         try:
             self._serve()

@@ -10,8 +10,7 @@ from typing import Final
 import numpy as np
 
 from common.event_channel import EventChannel
-from common.spinning import slept, spins
-from common.time_slice import ask_for_short_slices
+from common.spinning import slept
 from frontend import effects
 from frontend.blkfront import BROKEN_REASONS, Blkfront
 
@@ -37,8 +36,6 @@ class Driver:
         `keep_going` is called between slices and sleeps, and may raise to end it.
         Raises DeviceBroken.
         """
-        if spins(self.spin):
-            ask_for_short_slices()
         while (effect := loop()) != effects.DONE:
             if effect == effects.WAKE:
                 self.channel.wake_far_end()
