@@ -35,8 +35,7 @@ from common.hypercall import Hypercalls
 from common.hypercall_gate import Gate, collect
 from common.not_done import NOT_DONE
 from common.process import name_thread
-from common.spinning import slept, spins
-from common.time_slice import ask_for_short_slices
+from common.spinning import slept
 
 FRUITLESS_MAX: Final = 2  # a spin takes requests whose event is still on its way
 NAP_MS_MAX: Final = 16
@@ -124,8 +123,6 @@ class RingThread:
 
     def _main(self) -> None:
         name_thread(self._thread.name)
-        if spins(self._spin):
-            ask_for_short_slices()
         self._vcpu.run()
         try:
             reason = self._serve()

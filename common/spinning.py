@@ -13,6 +13,8 @@ Rules
    then the waiter is patient, and sleeps instead of yielding, each time twice as often before it
    tries to yield once more. Nobody: then it is more patient from yield to yield.
 3. The clock also tells when the CPU was taken without a yield (preemption, a CPU quota): the same.
+   While there is a stranger about, a yielder's time slices are short (`common/time_slice.py`).
+   Among peers alone they are not: whoever has much to do would be yielded to less.
 4. Who is not adaptive never spins, as Linux's block drivers do not.
 """
 
@@ -25,6 +27,7 @@ from numba import types
 from common.atomics import load_acquire, pause
 from common.clock import monotonic_ns
 from common.compiled import kernel
+from common.time_slice import ATTR_WORDS, SHORT_NS, exchange_slice
 
 LIMIT_NS_MIN: Final = 50_000
 LIMIT_NS_MAX: Final = 4_000_000
@@ -44,16 +47,21 @@ PEER_NS: Final = 700
 STRANGER_NS: Final = 2_000_000
 PREEMPTED_NS: Final = 50_000  # between two looks at the clock without a yield
 
+COMPANY_NS: Final = 1_000_000_000  # a stranger that has not been met for so long is gone
+
 SPIN: Final = np.dtype(
     [
         ("limit_ns", "<i8"),
         ("patience_ns", "<i8"),
         ("patience_max_ns", "<i8"),
+        ("company_until_ns", "<i8"),
+        ("own_slice_ns", "<i8"),  # what to go back to, while `short`
         ("timespec", "<i8", (2,)),  # scratch of the clock
+        ("attr", "<u8", (ATTR_WORDS,)),  # scratch of the slice
         ("sleeps_owed", "<u4"),  # how often to sleep before the next yield
         ("sleeps_next", "<u4"),  # the same, after the next stranger
         ("adaptive", "<u4"),
-        ("pad", "<u4"),
+        ("short", "<u4"),  # its slices are
     ]
 )
 
@@ -80,11 +88,12 @@ def spins(spin: np.ndarray) -> bool:
 
 
 @kernel
-def was_away(spin: np.ndarray, away_ns: int) -> None:
-    """Learn from the CPU having been gone for `away_ns` who else wants it."""
+def was_away(spin: np.ndarray, away_ns: int, now_ns: int) -> None:
+    """Learn from the CPU having been gone for `away_ns`, until `now_ns`, who else wants it."""
     state = spin[0]
     if away_ns >= STRANGER_NS:
         state.patience_ns = state.patience_max_ns
+        state.company_until_ns = now_ns + COMPANY_NS
         state.sleeps_owed = state.sleeps_next
         state.sleeps_next = np.uint32(min(max(2 * state.sleeps_next, 1), SLEEPS_MAX))
     elif away_ns >= PEER_NS:
@@ -106,6 +115,25 @@ def must_sleep(spin: np.ndarray) -> bool:
         return False
     state.sleeps_owed -= np.uint32(1)
     return True
+
+
+@kernel
+def wants_short_slices(spin: np.ndarray, now_ns: int) -> bool:
+    """Is there a stranger about, beside whom each yield costs a slice?"""
+    return now_ns < spin[0].company_until_ns
+
+
+@kernel
+def _fit_slice(spin: np.ndarray, now_ns: int) -> None:
+    state = spin[0]
+    short = wants_short_slices(spin, now_ns)
+    if short == (state.short != 0):
+        return
+    if short:
+        state.own_slice_ns = exchange_slice(state.attr, SHORT_NS)
+    else:
+        exchange_slice(state.attr, state.own_slice_ns)
+    state.short = np.uint32(short)
 
 
 @kernel
@@ -134,13 +162,14 @@ def spin_until_changed(words: np.ndarray, index: int, seen: int, spin: np.ndarra
             return True
         before_ns, now_ns = now_ns, monotonic_ns(state.timespec)
         if now_ns - before_ns >= PREEMPTED_NS:
-            was_away(spin, now_ns - before_ns)
+            was_away(spin, now_ns - before_ns, now_ns)
         if now_ns - patient_since_ns >= state.patience_ns:
             if must_sleep(spin):
                 return False
             _sched_yield()
             before_ns, now_ns = now_ns, monotonic_ns(state.timespec)
-            was_away(spin, now_ns - before_ns)
+            was_away(spin, now_ns - before_ns, now_ns)
+            _fit_slice(spin, now_ns)
             patient_since_ns = now_ns
             yields += 1
         spent = now_ns - started_ns >= state.limit_ns

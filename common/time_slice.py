@@ -1,57 +1,54 @@
-"""A thread that yields asks for short time slices.
+"""A thread's time slice: how much of the CPU's time a yield gives up.
 
-Owns: `sched_setattr` as far as that goes. Linux charges a yield as a whole slice: EEVDF moves the
-yielder's deadline on by one. Beside a stranger that never yields, a yielder's share of the CPU is
-then its turn in a slice, microseconds in milliseconds. A slice of 0.1 ms, the least there is, makes
-a yield that much cheaper; the share the thread has a right to stays what it was. `sched_runtime`
-asks for that without privilege since Linux 6.12; before, it is ignored.
+Owns: `sched_setattr` as far as that goes, compiled. Linux charges a yield as a whole slice: EEVDF
+moves the yielder's deadline on by one. Beside a stranger that never yields, a yielder's share of
+the CPU is then its turn in a slice, microseconds in milliseconds. A slice of 0.1 ms, the least that
+there is, makes a yield that much cheaper; the share that the thread has a right to stays what it
+was. `sched_runtime` asks for that without privilege since Linux 6.12; before, it is ignored.
 """
 
-import ctypes
 import os
 import platform
 from typing import Final
 
 import numpy as np
+from numba import types
 
-SLICE_NS: Final = 100_000
+from common.compiled import kernel
 
-# linux/sched/types.h, SCHED_ATTR_SIZE_VER0.
-SCHED_ATTR: Final = np.dtype(
-    [
-        ("size", "<u4"),
-        ("sched_policy", "<u4"),
-        ("sched_flags", "<u8"),
-        ("sched_nice", "<i4"),
-        ("sched_priority", "<u4"),
-        ("sched_runtime", "<u8"),
-        ("sched_deadline", "<u8"),
-        ("sched_period", "<u8"),
-    ]
-)
+SHORT_NS: Final = 100_000
 
-# The C library has no wrapper before glibc 2.41: numbers of sched_setattr and sched_getattr.
-SYSCALLS: Final = {"x86_64": (314, 315), "aarch64": (274, 275)}
+# The C library has no wrapper before glibc 2.41.
+_NUMBERS: Final = {"x86_64": (314, 315), "aarch64": (274, 275)}
+SCHED_SETATTR, SCHED_GETATTR = _NUMBERS.get(platform.machine(), (-1, -1))
+
+# struct sched_attr of linux/sched/types.h (SCHED_ATTR_SIZE_VER0), in words of 64 bits.
+ATTR_WORDS: Final = 6
+SIZE_AND_POLICY: Final = 0
+RUNTIME: Final = 3
+
 FAIR_POLICIES: Final = (os.SCHED_OTHER, os.SCHED_BATCH)
 
-
-def scheduling() -> np.ndarray | None:
-    """The calling thread's SCHED_ATTR (1,), or None where the kernel does not say."""
-    if platform.machine() not in SYSCALLS:
-        return None
-    _, getattr_number = SYSCALLS[platform.machine()]
-    attr = np.zeros(1, SCHED_ATTR)
-    failed = ctypes.CDLL(None).syscall(
-        getattr_number, 0, ctypes.c_void_p(attr.ctypes.data), SCHED_ATTR.itemsize, 0
-    )
-    return None if failed else attr
+_syscall = types.ExternalFunction(
+    "syscall", types.int64(types.int64, types.int64, types.uintp, types.int64, types.int64)
+)
 
 
-def ask_for_short_slices() -> None:
-    """For the calling thread, if it is scheduled fairly; where there are none all is as before."""
-    attr = scheduling()
-    if attr is None or int(attr["sched_policy"][0]) not in FAIR_POLICIES:
-        return
-    attr["size"], attr["sched_flags"], attr["sched_runtime"] = SCHED_ATTR.itemsize, 0, SLICE_NS
-    setattr_number, _ = SYSCALLS[platform.machine()]
-    ctypes.CDLL(None).syscall(setattr_number, 0, ctypes.c_void_p(attr.ctypes.data), 0)
+@kernel
+def exchange_slice(attr: np.ndarray, slice_ns: int) -> np.int64:
+    """Ask for slices of `slice_ns` for the calling thread; returns what it had (0: not known).
+
+    attr: scratch, u64 (ATTR_WORDS,). Nothing happens where there are no such slices, nor to a
+    thread that is not scheduled fairly.
+    """
+    nr_bytes = 8 * ATTR_WORDS
+    if SCHED_GETATTR < 0 or _syscall(SCHED_GETATTR, 0, attr.ctypes.data, nr_bytes, 0) != 0:
+        return np.int64(0)
+    policy = np.int64(attr[SIZE_AND_POLICY] >> np.uint64(32))
+    if policy not in FAIR_POLICIES:
+        return np.int64(0)
+    had_ns = np.int64(attr[RUNTIME])
+    attr[SIZE_AND_POLICY] = np.uint64(nr_bytes) | np.uint64(policy) << np.uint64(32)
+    attr[RUNTIME] = np.uint64(slice_ns)
+    _syscall(SCHED_SETATTR, 0, attr.ctypes.data, 0, 0)
+    return had_ns

@@ -34,7 +34,6 @@ from common.spinning import (
     slept,
     spin_until_changed,
 )
-from common.time_slice import ask_for_short_slices
 from hypervisor.hypercalls import Hypervisor
 
 CALLS_PER_LOOK: Final = 256  # then the sockets get a turn
@@ -69,7 +68,6 @@ class GateServer:
         self._bytes, self._words = segment, segment.view(np.uint32)
         self._nr_slots = nr_slots
         self._spin = new_spin(adaptive=True)
-        ask_for_short_slices()
         self._next = 0
         self._asleep_since_ns = 0
 
