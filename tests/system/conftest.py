@@ -10,6 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.system.scripted import ScriptedGuest
+from toolstack.machine import Machine
+from toolstack.topology import Topology
+from toolstack.vbd_config import create_vbd
+
 ROOT = Path(__file__).parents[2]
 OUR_NAMES = ("gl-hypervisor", "gl-xenstored", "gl-dom0", "gl-guest-")
 
@@ -59,3 +64,23 @@ def grantlab(*args: str, run_base: str, timeout: float = 120) -> subprocess.Comp
         timeout=timeout,
         check=False,
     )
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """One honest guest, whose disk works at the end as at the beginning; room for more domains."""
+    with Topology(guests=1, disk_mib=4, events="pipe").start() as machine:
+        machine.guest(1).disk.write(0, b"honest" * 256)
+        yield machine
+        assert machine.guest(1).disk.read(0, 1536) == b"honest" * 256
+        machine._supervisor.check()  # dom0 lives, always
+    assert machine.close_failure == ""
+
+
+@pytest.fixture
+def guest(machine: Machine) -> Iterator[ScriptedGuest]:
+    """Domain 2, with a disk plugged in; the test is its frontend."""
+    guest = ScriptedGuest(machine._builder, 2)
+    create_vbd(machine._store, 2, 2)
+    yield guest
+    guest.die()

@@ -10,18 +10,21 @@ import numpy as np
 
 from common import abi
 from common.abi import GRANT_ENTRY_V1, XEN_PAGE_SIZE
+from common.event_channel import EventChannel
 from common.hypercall import Hypercalls
-from common.machine_memory import stats_of
+from common.machine_memory import host_of, stats_of
 from common.memory import map_segment
 from common.ring import shared_ring_init
 from common.spinning import new_spin
-from common.xenbus import backend_path, frontend_path
+from common.wakeups import PipeCarrier
+from common.xenbus import CONNECTED, backend_path, frontend_path
 from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
 from frontend.grants import grant_access, new_grants
 from frontend.vbd import BUFFER_FRAME, Domain, FrontendVbd
 from toolstack.birth import Builder
+from toolstack.machine import Machine
 from toolstack.vbd_config import XVDA
 
 PATIENCE_S = 30.0  # nothing here is about time: only who hangs comes near it
@@ -92,13 +95,15 @@ class ScriptedGuest:
         shared_ring_init(self.ram[:XEN_PAGE_SIZE].view(np.uint32), 0)
         self.grants = new_grants(self.grant)
         ring_ref = grant_access(self.grants, 0, 0, False)
-        allocated, self._wakeups = self.hypercalls.event_channel_op(
+        allocated, wakeups = self.hypercalls.event_channel_op(
             "alloc_unbound",
             abi.EVTCHNOP_ALLOC_UNBOUND,
             abi.EVTCHN_ALLOC_UNBOUND,
             dom=abi.DOMID_SELF,
             remote_dom=0,
         )
+        own, far = self.event[:XEN_PAGE_SIZE], self.event[XEN_PAGE_SIZE : 2 * XEN_PAGE_SIZE]
+        self.channel = EventChannel(PipeCarrier(*wakeups), int(allocated["port"][0]), own, far)
         values = {
             "ring-ref": str(ring_ref),
             "event-channel": str(allocated["port"][0]),
@@ -128,3 +133,71 @@ class ScriptedGuest:
         """Give up the connections, as a process that ends does."""
         self.hypercalls.close()
         self.store.close()
+
+
+# --- what a toolstack, or a user, writes -----------------------------------------------------
+
+
+def detach(store: XenStoreClient, domid: int) -> None:
+    """As libxl does."""
+    with store.transaction() as transaction:
+        transaction.write(f"{backend_path(domid, XVDA)}/online", b"0")
+        transaction.write(f"{backend_path(domid, XVDA)}/state", b"5")
+
+
+def plug(domid: int, **changes: str | None) -> dict[str, str]:
+    """What a backend's directory needs; changes: None for a key that is left out."""
+    keys: dict[str, str | None] = {
+        "frontend": frontend_path(domid, XVDA),
+        "frontend-id": str(domid),
+        "online": "1",
+        "params": "ram:2",
+        "mode": "w",
+        "state": "1",
+        **{key.replace("_", "-"): value for key, value in changes.items()},
+    }
+    return {key: value for key, value in keys.items() if value is not None}
+
+
+def write_backend(store: XenStoreClient, domid: int, **changes: str | None) -> None:
+    store.mkdir(backend_path(domid, XVDA))
+    store.set_perms(backend_path(domid, XVDA), ["n0", f"r{domid}"])
+    for key, value in plug(domid, **changes).items():
+        store.write(f"{backend_path(domid, XVDA)}/{key}", value.encode())
+
+
+def write_frontend(store: XenStoreClient, domid: int) -> None:
+    """The frontend's directory, as the toolstack makes it: the guest's from then on."""
+    front = frontend_path(domid, XVDA)
+    store.mkdir(front)
+    store.set_perms(front, [f"n{domid}", "r0"])
+    for key, value in (("backend", backend_path(domid, XVDA)), ("backend-id", "0"), ("state", "1")):
+        store.write(f"{front}/{key}", value.encode())
+
+
+def connect(guest: ScriptedGuest, persistent: bool = True) -> FrontendVbd:
+    """blkfront on a guest of ours, Connected."""
+    vbd = guest.vbd(persistent)
+    follow(guest, vbd, CONNECTED)
+    return vbd
+
+
+def follow(guest: ScriptedGuest, vbd: FrontendVbd, state: int) -> None:
+    """Let blkfront follow its store until it is in `state`."""
+    deadline = time.monotonic() + PATIENCE_S
+    vbd.handle_store()
+    while vbd.state != state:
+        assert time.monotonic() < deadline, f"it stays in {vbd.state}"
+        guest.store.wait_event(0.1)
+        vbd.handle_store()
+
+
+def mapped(machine: Machine, domid: int) -> int:
+    """Pages of `domid` that dom0 has mapped."""
+    return int(host_of(machine._memory.segment("host"))["hypervisor"]["grants_mapped"][0, domid])
+
+
+def make_again(store: XenStoreClient, domid: int) -> None:
+    """Another disk in the same place, at once."""
+    store.rm(backend_path(domid, XVDA))
+    write_backend(store, domid, params="ram:3")
