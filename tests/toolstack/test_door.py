@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from bench.__main__ import main as bench
+from bench.__main__ import cli as bench
 from toolstack.commands import cli
 from toolstack.door import OF_RUN_SH
 
@@ -70,12 +70,12 @@ def test_an_empty_word_is_no_command_either() -> None:
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        ("--gests 3", f"bench: no such flag --gests; its flags are {FLAGS_OF_BENCH}"),
-        ("--round 3", "bench: no such flag --round; did you mean --rounds?"),
-        ("--rounds 0", "bench: rounds: '0' is not in 1..99"),
-        ("--seconds 1h", "bench: seconds: '1h' is not in 0.1..60"),
-        ("--quick=1", "bench: --quick takes no value"),
-        ("quick", f"bench: unexpected argument 'quick'; it takes only flags: {FLAGS_OF_BENCH}"),
+        ("--gests 3", f"bench contest: no such flag --gests; its flags are {FLAGS_OF_BENCH}"),
+        ("--round 3", "bench contest: no such flag --round; did you mean --rounds?"),
+        ("--rounds 0", "bench contest: rounds: 0 is not in the range 1<=x<=99"),
+        ("--seconds 1h", "bench contest: seconds: '1h' is not a valid float range"),
+        ("--quick=1", "bench contest: --quick takes no value"),
+        ("quick", "no such command 'quick'; the commands are contest, pairs, company"),
         ("--out /proc/x", "out: '/proc/x' cannot be written: No such file or directory"),
     ],
 )
