@@ -44,6 +44,7 @@ IOCTLS: Final = (termios.FIONBIO, termios.FIOCLEX)
 
 ZEROMQ: Final = ("accept", "accept4", "bind", "listen", "unlink")
 CLONE_THREAD: Final = 0x10000
+SOCKET_TYPES: Final = 0xF  # the rest of socket(2)'s second argument are flags
 
 
 def find_libseccomp() -> Any:
@@ -58,7 +59,9 @@ def find_libseccomp() -> Any:
 
 def seal(events: Events) -> str:
     """Seal this process for good; returns "", or why it could not be."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS_MAX, DESCRIPTORS_MAX))
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS_MAX if allowed < 0 else min(DESCRIPTORS_MAX, allowed)  # -1: no limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     seccomp = find_libseccomp()
     if isinstance(seccomp, str):
@@ -89,7 +92,10 @@ def _load(seccomp: Any, events: Events) -> None:
     if events == "zeromq":
         # Its thread sets its own scheduling to what it is: done, as far as it is told.
         rules.add_rule(seccomp.ERRNO(0), "sched_setscheduler")
-        _allow(seccomp, rules, "socket", seccomp.Arg(0, seccomp.EQ, int(socket.AF_UNIX)))
+        family = seccomp.Arg(0, seccomp.EQ, int(socket.AF_UNIX))
+        # No datagrams: sendto(2) takes them to any socket there is, without connect(2).
+        kind = seccomp.Arg(1, seccomp.MASKED_EQ, SOCKET_TYPES, int(socket.SOCK_STREAM))
+        _allow(seccomp, rules, "socket", family, kind)
     rules.load()
 
 

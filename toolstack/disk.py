@@ -5,10 +5,12 @@ the guest's, through its ring. What it answers is a guest's: its length is check
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
 
+from common.abi import SECTOR_SIZE
 from common.control import DATA_MAX
 
 
@@ -24,11 +26,13 @@ class GuestDisk:
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """`nbytes` bytes at `offset`."""
+        offset, nbytes = self._checked(offset), index(nbytes)
         pieces = _pieces(nbytes) or [(0, nbytes)]
         return b"".join(self._bytes(n, "read", offset + at, n) for at, n in pieces)
 
     def write(self, offset: int, data: bytes) -> int:
         """Write `data` at `offset`; returns how many bytes that was."""
+        offset = self._checked(offset)
         for at, nbytes in _pieces(len(data)) or [(0, 0)]:
             self._ask(self._guest, "write", offset + at, bytes(data[at : at + nbytes]))
         return len(data)
@@ -37,7 +41,7 @@ class GuestDisk:
         """`nbytes` bytes at each of `offsets`, in flight together: u8, shape (n, nbytes)."""
         result = np.empty((len(offsets), max(nbytes, 0)), np.uint8)
         for rows in self._rows(len(offsets), nbytes):
-            chosen = [int(offset) for offset in offsets[rows]]
+            chosen = [self._checked(offset) for offset in offsets[rows]]
             if nbytes > DATA_MAX:
                 result[rows] = np.frombuffer(self.read(chosen[0], nbytes), np.uint8)
             else:
@@ -53,7 +57,7 @@ class GuestDisk:
                 f" not {data.dtype} of shape {data.shape}"
             )
         for rows in self._rows(*data.shape):
-            chosen = [int(offset) for offset in offsets[rows]]
+            chosen = [self._checked(offset) for offset in offsets[rows]]
             if data.shape[1] > DATA_MAX:
                 self.write(chosen[0], data[rows].tobytes())
             else:
@@ -63,6 +67,13 @@ class GuestDisk:
         """Return when everything written would survive."""
         self._ask(self._guest, "flush")
 
+    def _checked(self, offset: int | np.integer) -> int:
+        """A plain number; what is wrong with a smaller one the guest says, as for its own users."""
+        plain = index(offset)
+        if abs(plain) >= 1 << 63:
+            raise ValueError(f"offset: {plain} is past the disk's end at {self.size}")
+        return plain
+
     def _bytes(self, nbytes: int, *command: Any) -> bytes:
         answered = self._ask(self._guest, *command)
         if not isinstance(answered, bytes) or len(answered) != nbytes:
@@ -71,8 +82,8 @@ class GuestDisk:
 
     @staticmethod
     def _rows(count: int, nbytes: int) -> Iterator[slice]:
-        """As many rows at a time as go into one message, at least one."""
-        together = max(1, min(DATA_MAX // max(nbytes, 1), 4096))
+        """As many rows at a time as go into one message, offsets included; at least one."""
+        together = max(1, DATA_MAX // max(nbytes, SECTOR_SIZE))
         return (slice(at, min(at + together, count)) for at in range(0, count, together))
 
 

@@ -191,8 +191,9 @@ class Machine:
         deadline = None if spec.runtime_s is None else spec.runtime_s + LOAD_GRACE_S
         started = time.monotonic()
         for domid, name in self._names.items():
-            if name in running:
-                self._supervisor.send(name, "load", asdict(_plan(spec, domid)))
+            if name in running and (why := self._tell(name, "load", asdict(_plan(spec, domid)))):
+                running.remove(name)
+                failed.append(why)
         try:
             while running:
                 self._await_loads(running, failed, every_s)
@@ -216,6 +217,24 @@ class Machine:
                     failed.append(str(error))
                     self._mourn(name, str(error))
 
+    def _tell(self, name: str, *message: Any) -> str:
+        """Send a guest a command; why that could not be done, if so."""
+        try:
+            self._supervisor.send(name, *message)
+        except GuestFailed as error:
+            self._mourn(name, str(error))
+            return str(error)
+        return ""
+
+    def _hear(self, name: str) -> bool:
+        """Wait for a guest's answer; False if it has failed."""
+        try:
+            self._supervisor.expect(name, ANSWER_TIMEOUT_S)
+        except GuestFailed as error:
+            self._mourn(name, str(error))
+            return False
+        return True
+
     def _is_dead(self, name: str) -> bool:
         """Has this guest died? The first time that is seen, its disk is taken away."""
         death = self._supervisor.death_of(name)
@@ -236,11 +255,9 @@ class Machine:
     def _stop_loads(self, running: list[str]) -> None:
         for name in running:
             try:
-                self._supervisor.send(name, "stop")
-                self._supervisor.expect(name, ANSWER_TIMEOUT_S)  # the load's own answer
-                self._supervisor.expect(name, ANSWER_TIMEOUT_S)
-            except GuestFailed as error:
-                self._mourn(name, str(error))
+                if not self._tell(name, "stop"):
+                    self._hear(name)  # the load's own answer, which may be an error
+                    self._hear(name)
             except MachineError:
                 return  # something died: whoever closes the machine ends the others
 
@@ -285,16 +302,15 @@ class Machine:
         for domid, name in self._names.items():
             if name in leaving:
                 take_offline(self._store, domid)
-                supervisor.send(name, "disconnect")
-        for name in list(leaving):
-            try:
-                supervisor.expect(name, ANSWER_TIMEOUT_S)
-            except GuestFailed as error:
-                self._mourn(name, str(error))
-                leaving.remove(name)
+                if self._tell(name, "disconnect"):
+                    leaving.remove(name)
+        leaving = [name for name in leaving if self._hear(name)]
         self.closed = self.snapshot()
         for name in leaving:
-            supervisor.dismiss(name)
+            try:
+                supervisor.dismiss(name)
+            except GuestFailed as error:
+                self._mourn(name, str(error))
         self._store.close()
         for name in ("dom0", "xenstored", "hypervisor"):
             supervisor.dismiss(name)

@@ -97,7 +97,7 @@ def test_a_run_has_the_names_of_schema_1(run: Run) -> None:
 def test_a_guest_s_share_has_the_same_names(run: Run) -> None:
     assert [guest["domid"] for guest in run["guests"]] == [1, 2]
     for guest in run["guests"]:
-        assert list(guest) == ["domid", "totals", "latency_us", "counters"]
+        assert list(guest) == ["domid", "suspect", "totals", "latency_us", "counters"]
         assert list(guest["totals"]) == TOTALS
         assert list(guest["latency_us"]) == LATENCIES
         assert list(guest["counters"]) == [*COUNTERS, "setup", "teardown"]
