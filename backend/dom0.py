@@ -23,6 +23,7 @@ from backend.vbd import BackendOptions, BackendVbd, RingEnded
 from common.abi import DOMID_FIRST_RESERVED
 from common.control import Control, answer
 from common.hypercall import HypercallError, Hypercalls
+from common.log_limit import log_to_terminal
 from common.machine_memory import MachineMemory, host_of
 from common.xenbus import INITIALISING, backend_path
 from common.xenbus_writes import write_if_there
@@ -227,7 +228,7 @@ def _die_of(failure: threading.ExceptHookArgs) -> None:
 
 def main(config: dict[str, Any], descriptors: list[int]) -> None:
     """The process's entry. descriptors: control, hypercalls of vCPU 0."""
-    logging.basicConfig(level=logging.WARNING, format="dom0: %(message)s")
+    log_to_terminal("dom0: %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     threading.excepthook = _die_of
     control = Control.of_descriptor(descriptors[0])

@@ -248,8 +248,57 @@ def company(
     console.print(f"wrote {path}")
 
 
+@click.command(
+    cls=Command, short_help="Hostile guests: what is left to the others, and of the machine."
+)
+@click.option(
+    "--attack", "attacks", multiple=True, metavar="NAME",
+    help="Only this one, and others that are named so.",
+)  # fmt: skip
+@click.option("--mode", type=MODE, default="persistent", show_default=True, metavar="NAME")
+@click.option("--rounds", type=click.IntRange(1, 99), default=3, show_default=True, metavar="N")
+@SECONDS
+@_out("results/hostile")
+def hostile(attacks: tuple[str, ...], mode: Any, rounds: int, seconds: float, out: Path) -> None:
+    """Let one guest attack a machine of two honest ones, each way there is (hostile/attacks.py),
+    with `--events pipe`. Held to bars: what the honest ones keep, what hypervisor, xenstored and
+    dom0 grow by, how long another guest's handshake takes, what is left when it has gone. The exit
+    status is 1 if one is missed. Writes hostile.json to OUT."""
+    from bench.hostile import machine_of, print_rows, row_of, run_round, write_json  # noqa: PLC0415
+    from bench.sampling import not_alone  # noqa: PLC0415
+    from hostile.attacks import ATTACKS, REFERENCE  # noqa: PLC0415
+    from toolstack import ConfigError, LoadSpec  # noqa: PLC0415
+    from toolstack.supervisor import MachineError  # noqa: PLC0415
+
+    known = [name for name in ATTACKS if name != REFERENCE]
+    if unknown := [name for name in attacks if name not in known]:
+        raise ConfigError(f"attack: '{unknown[0]}' is not one of {', '.join(known)}")
+    LoadSpec(runtime_s=seconds)
+    console, done = Console(highlight=False), dict[str, list[Any]]()
+    path = output_directory(out) / "hostile.json"
+    if warning := not_alone():
+        console.print(warning)
+    under_way = "the machine starts"
+    try:
+        with machine_of(mode) as machine:
+            for number in range(rounds):
+                for name, pair in run_round(machine, attacks or known, number, seconds):
+                    under_way = f"round {number + 1} of {rounds}: after {name}"
+                    if console.is_terminal:
+                        console.print(under_way)
+                    done.setdefault(name, []).append(pair)
+                    write_json(path, mode, done)
+    except MachineError as error:
+        raise RunEnded(f"{under_way}: {error}") from None
+    rows = [row_of(name, pairs) for name, pairs in done.items()]
+    print_rows(console, rows)
+    console.print(f"wrote {path}")
+    if missed := [row.attack for row in rows if row.missed]:
+        raise RunEnded(f"bars missed by {', '.join(missed)}")
+
+
 cli = Bench("bench")
-for command in (contest, pairs, company):
+for command in (contest, pairs, company, hostile):
     cli.add_command(command)
 
 

@@ -92,7 +92,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     "control-garbage": Attack(control.garbage, fatal=True, deaf=True),
     "control-huge": Attack(control.huge, fatal=True, deaf=True),
     "control-nested": Attack(control.nested, fatal=True, deaf=True),
-    "control-logs": Attack(control.logs, deaf=True),
+    "control-logs": Attack(control.logs, fatal=True, deaf=True),
     "control-closed": Attack(control.closed, fatal=True, deaf=True),
     "control-silent": Attack(control.silent, deaf=True),
 }

@@ -10,8 +10,8 @@ toolstack, and its domid is free when xenstored and dom0 have let go of it.
 
 import contextlib
 import errno
-import logging
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from common.abi import DOMID_0, HYPERVISOR_DOMCTL
 from common.control import Control, answer
 from common.hypercall import GATE_KICK, HYPERCALL, MESSAGE_MAX, VIRQ_DOM_EXC
 from common.hypercall_gate import gate_bytes
+from common.log_limit import log_to_terminal
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, host_of
 from common.memory import SharedMemoryError
 from common.wakeups import Events
@@ -31,6 +32,7 @@ from hypervisor.event_calls import EventCalls
 from hypervisor.gate_server import GateServer
 from hypervisor.hypercalls import Hypervisor
 from hypervisor.segments import Segments
+from hypervisor.shares import Shares
 
 NOT_A_HYPERCALL: Final = np.array([(0, 0, -errno.EINVAL, 0)], HYPERCALL).tobytes()
 
@@ -62,6 +64,7 @@ class Broker:
     ) -> None:
         self._control, self._virq = control, virq
         self._connections = Connections()
+        self._shares = Shares()
         self._segments = Segments(config.topology_id)
         host = host_of(self._segments.make(DOMID_0, "host", HOST.itemsize))
         gate = self._segments.make(DOMID_0, "gate", gate_bytes(config.nr_cpus))
@@ -117,7 +120,7 @@ class Broker:
         if not message:
             self._hang_up(caller)
             return False
-        flushes = self._hypervisor.flushes
+        flushes, began_ns = self._hypervisor.flushes, time.monotonic_ns()
         reply, stays, spent = NOT_A_HYPERCALL, list[int](), list[int]()
         if HYPERCALL.itemsize <= len(message) <= MESSAGE_MAX:
             header = np.frombuffer(message, HYPERCALL, count=1).copy()
@@ -127,8 +130,15 @@ class Broker:
         done = not np.frombuffer(reply, HYPERCALL, count=1)["rc"][0]
         if not caller.send(reply, [*spent, *stays] if done else []):
             self._hang_up(caller)
+        elif caller.domid != DOMID_0:
+            self._charge(caller, began_ns)
         close_all(spent)
         return self._hypervisor.flushes != flushes
+
+    def _charge(self, caller: Caller, began_ns: int) -> None:
+        now_ns = time.monotonic_ns()
+        if rest_ns := self._shares.charge(caller.domid, now_ns - began_ns, now_ns):
+            self._connections.rest(caller, rest_ns)
 
     def _call(
         self,
@@ -156,6 +166,7 @@ class Broker:
             self._domctl.destroy(caller.domid)
 
     def _say_dead(self, domid: int) -> None:
+        self._shares.forget(domid)
         self._control.send("died", domid)
         with contextlib.suppress(OSError):  # xenstored is gone, and the machine with it
             self._virq.send(VIRQ_DOM_EXC.pack(domid))
@@ -178,7 +189,7 @@ class Broker:
 
 def main(config: dict[str, Any], descriptors: list[int]) -> None:
     """The process's entry. descriptors: control, virq, then dom0's first vCPU, twice."""
-    logging.basicConfig(level=logging.WARNING, format="hypervisor: %(message)s")
+    log_to_terminal("hypervisor: %(message)s")
     control = Control.of_descriptor(descriptors[0])
     virq, *dom0 = (socket.socket(fileno=fd) for fd in descriptors[1:])
     try:

@@ -3,14 +3,18 @@
 Owns: the sockets, who is ready, and what becomes of a caller that does not keep to the form.
 Rules: one packet is one call, and is taken whole or not at all; descriptors that come with it are
 dropped by the kernel. Nothing here waits: who has not read its last answers loses its connection
-when its buffer has no room for the next, or that brings descriptors.
+when its buffer has no room for the next, or that brings descriptors. Who has had too much time
+rests: it is not looked at until that is over, but for its end.
 """
 
 import fcntl
+import heapq
+import itertools
 import os
 import select
 import socket
 import termios
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -61,6 +65,8 @@ class Connections:
         self._epoll = select.epoll()
         self._callers: dict[int, Caller] = {}
         self._others: dict[int, Callable[[], None]] = {}
+        self._resting: list[tuple[int, int, Caller]] = []  # a heap: until when, and in what order
+        self._order = itertools.count()
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         """Call `ready` whenever `fd` is readable."""
@@ -87,11 +93,30 @@ class Connections:
         """Wait (None: for ever) until somebody calls, and return who does; what is watched is told
         of its own readiness.
         """
+        if self._resting:
+            timeout_s = self._end_rests(timeout_s)
         found = self._epoll.poll(timeout_s)
         for fd, _ in found:
             if fd in self._others:
                 self._others[fd]()
         return [self._callers[fd] for fd, _ in found if fd in self._callers]
+
+    def rest(self, caller: Caller, for_ns: int) -> None:
+        """Do not look at a caller for so long."""
+        self._epoll.modify(caller.socket, 0)
+        heapq.heappush(self._resting, (time.monotonic_ns() + for_ns, next(self._order), caller))
+
+    def _end_rests(self, timeout_s: float | None) -> float | None:
+        """Look again at those who have rested; how long to wait at most, for the next of them."""
+        now = time.monotonic_ns()
+        while self._resting and self._resting[0][0] <= now:
+            caller = heapq.heappop(self._resting)[2]
+            if self._callers.get(caller.socket.fileno()) is caller:
+                self._epoll.modify(caller.socket, select.EPOLLIN)
+        if not self._resting:
+            return timeout_s
+        left_s = (self._resting[0][0] - now) / 1e9
+        return left_s if timeout_s is None else min(left_s, timeout_s)
 
     def drop(self, caller: Caller) -> None:
         """End a connection."""

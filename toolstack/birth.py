@@ -95,6 +95,10 @@ class Builder:
         """What the domain will count, mapped now: it may be gone before it is looked at."""
         return GuestStats(stats_of(self.memory.segment("stats", domid)))
 
+    def forget(self, domid: int) -> None:
+        """The domain is gone, and we map nothing of it any more."""
+        self.memory.forget(domid)
+
     def start_dom0(self, options: BackendOptions) -> None:
         """Fork dom0's backend."""
         config = {

@@ -16,7 +16,8 @@ from common.control import Control, ControlLost, Message, one_line
 
 MESSAGES_A_LOOK: Final = 32
 ANSWERS_MAX: Final = 16  # that nobody has taken: more than is ever asked at once
-LOG_LINES_MAX: Final = 20
+LOG_LINES_MAX: Final = 20  # shown
+LOG_LINES_HEARD: Final = 1000  # each costs us time
 
 Log = Callable[[str], None]
 
@@ -65,6 +66,8 @@ class Child:
                 self._log(f"{self.name}: {one_line(value)}")
             elif self._log_lines == LOG_LINES_MAX + 1:
                 self._log(f"{self.name}: (its further lines are not shown)")
+            elif self._log_lines > LOG_LINES_HEARD and not self.essential:
+                raise ControlLost("logs without end")
         elif self.essential:
             self.told.append(message)
         else:

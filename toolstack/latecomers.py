@@ -53,12 +53,17 @@ class Latecomers:
                     raise
                 time.sleep(RETRY_S)
 
+    def death_of(self, domid: int) -> str:
+        """How it died, as far as has been seen; "" while it lives."""
+        return self._supervisor.death_of(f"guest-{domid}")
+
     def remove(self, domid: int) -> str:
         """End a guest without asking it, and what the store has of it; how it had died before, or
         ""."""
         death = self._supervisor.end(f"guest-{domid}")
         forget_domain(self._store, domid)
         del self.stats[domid]
+        self._builder.forget(domid)
         return death
 
     def remove_all(self) -> None:

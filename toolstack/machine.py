@@ -275,6 +275,10 @@ class Machine:
         with self._blamed():
             return self._latecomers.remove(domid)
 
+    def death_of(self, domid: int) -> str:
+        """How a guest that `add_guest` made died, as far as has been seen; "" while it lives."""
+        return self._latecomers.death_of(domid)
+
     def stats_of(self, domid: int) -> GuestStats:
         """What a guest that `add_guest` made counts, as far as it is believed."""
         return self._latecomers.stats[domid]

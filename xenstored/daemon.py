@@ -4,13 +4,13 @@ Owns: what the toolstack can ask (introduce, exit), and what a domain's death do
 released, wholly, before the hypervisor is told so and its domid may be used again.
 """
 
-import logging
 import os
 import socket
 from typing import Any
 
 from common.control import CommandError, Control, answer
 from common.hypercall import VIRQ_DOM_EXC
+from common.log_limit import log_to_terminal
 from xenstored.server import XenStoreServer
 
 
@@ -55,7 +55,7 @@ class Daemon:
 
 def main(config: dict[str, Any], descriptors: list[int]) -> None:
     """The process's entry. descriptors: control, virq."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log_to_terminal("%(message)s")
     control = Control.of_descriptor(descriptors[0])
     try:
         daemon = Daemon(config["store_path"], control, socket.socket(fileno=descriptors[1]))

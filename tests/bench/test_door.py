@@ -22,10 +22,11 @@ def test_without_a_command_it_is_the_contest() -> None:
         "contest",
         "pairs",
         "company",
+        "hostile",
     ]
 
 
-@pytest.mark.parametrize("command", ["pairs", "company"])
+@pytest.mark.parametrize("command", ["pairs", "company", "hostile"])
 def test_a_command_says_how_it_is_called(command: str) -> None:
     assert bench(command, "--help").stdout.startswith(f"Usage: ./run.sh bench {command} ")
 
