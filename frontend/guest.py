@@ -26,7 +26,6 @@ from common.hypercall import Hypercalls
 from common.machine_memory import stats_of
 from common.memory import map_segment
 from common.spinning import new_spin
-from common.time_slice import ask_for_short_slices
 from common.wakeups import Events
 from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
@@ -278,8 +277,6 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
         hypercalls, store = (socket.socket(fileno=fd) for fd in descriptors[1:3])
         ram, grant, event, stats = (map_segment(fd) for fd in descriptors[3:])
         client = XenStoreClient(store)
-        if settings.adaptive_spin:
-            ask_for_short_slices()
         if unsealed := seal(settings.events):
             logging.warning("not sealed: %s", unsealed)
         record = stats_of(stats)

@@ -89,6 +89,8 @@ def _load(seccomp: Any, events: Events) -> None:
     threads = seccomp.Arg(0, seccomp.MASKED_EQ, CLONE_THREAD, CLONE_THREAD)
     _allow(seccomp, rules, "clone", threads)
     _allow(seccomp, rules, "tgkill", seccomp.Arg(0, seccomp.EQ, os.getpid()))  # abort(3)
+    for name in ("sched_getattr", "sched_setattr"):  # its own slices (common/time_slice.py)
+        _allow(seccomp, rules, name, seccomp.Arg(0, seccomp.EQ, 0))
     if events == "zeromq":
         # Its thread sets its own scheduling to what it is: done, as far as it is told.
         rules.add_rule(seccomp.ERRNO(0), "sched_setscheduler")

@@ -34,8 +34,6 @@ from common.hypercall_gate import (
 )
 from common.spinning import new_spin
 
-RUNNABLE = np.zeros(1, np.uint32)
-
 
 class Caller:
     """vCPU `slot` of a gate of three."""
@@ -51,7 +49,7 @@ class Caller:
 
     def call(self, nbytes: int | None = None, adaptive: bool = False) -> int:
         size = self.ops.nbytes if nbytes is None else nbytes
-        args = (20, 0, self.ops.ctypes.data, size, new_spin(adaptive), RUNNABLE)
+        args = (20, 0, self.ops.ctypes.data, size, new_spin(adaptive))
         return int(call(self.gate, *args))
 
     def field(self, at: int) -> int:
@@ -104,7 +102,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_who_has_no_gate_is_refused() -> None:
     ops = np.zeros(1, GNTTAB_MAP_GRANT_REF)
-    args = (20, 0, ops.ctypes.data, ops.nbytes, new_spin(True), RUNNABLE)
+    args = (20, 0, ops.ctypes.data, ops.nbytes, new_spin(True))
     assert call(no_gate(), *args) == REFUSED
 
 
