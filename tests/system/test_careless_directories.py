@@ -152,6 +152,7 @@ def test_names_that_are_no_disks_are_nobodys(machine: Machine, name: str) -> Non
     for key, value in plug(2).items():
         machine._store.write(f"{path}/{key}", value.encode())
     assert machine.guest(1).disk.read(0, 512)
+    assert sorted(machine._store.directory(path)) == sorted(plug(2))
     assert machine._store.read(f"{path}/state") == b"1"
 
 
