@@ -143,9 +143,9 @@ def test_other_bad_offsets_and_lengths_are_the_guests_to_refuse(
 
     far._read = far._write = refuse  # type: ignore[method-assign, assignment]
     for offset, nbytes in ((-512, 512), (1, 512), (0, -512), (0, 100), (SIZE, 512)):
-        with pytest.raises(ValueError, match="^refused$"):
+        with pytest.raises(ValueError, match=r"^refused$"):
             disk.read(offset, nbytes)
-    with pytest.raises(ValueError, match="^refused$"):
+    with pytest.raises(ValueError, match=r"^refused$"):
         disk.write(1, bytes(512))
     assert far.commands[0] == ("read", -512, 512) and len(far.commands) == 6
 
