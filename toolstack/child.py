@@ -93,7 +93,7 @@ class Child:
         elif last_words:
             self.death = last_words[-1]
         elif status is not None and status < 0:
-            self.death = f"{self.name} was killed by {signal.Signals(-status).name}"
+            self.death = f"{self.name} was killed by {signal_name(-status)}"
         else:
             self.death = f"{self.name} ended unexpectedly (exit status {status})"
 
@@ -101,6 +101,14 @@ class Child:
         """Forget it."""
         self.control.close()
         os.close(self.pidfd)
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL, ..., or what a signal without a name is called (a guest may die of any)."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def readable(fd: int, timeout_s: float) -> bool:

@@ -247,24 +247,34 @@ def _run(ctx: click.Context, /, **flags: Any) -> None:
         check_writable(flags["json"])
     start: Start = ctx.obj or Topology.start
     console, measured = Console(highlight=False), list[Measured]()
+    ended: RunEnded | None = None
     for topology in topologies:
         try:
             measured.append(run_mode(topology, spec, start, console, flags["quiet"]))
+            ended = measured[-1].ended
         except MachineError as error:
-            raise RunEnded(f"{topology.mode}: {error}") from None
-        if measured[-1].ended is not None:
+            ended = RunEnded(f"{topology.mode}: {error}")
+        except RunEnded as error:
+            ended = error
+        if ended is not None:
             break
+    found = _report(console, measured, flags["json"]) if measured else ""
+    if ended is not None:
+        raise ended
+    if found:
+        raise RunEnded(found)
+
+
+def _report(console: Console, measured: list[Measured], json: str | None) -> str:
+    """Show, and write to `json`, what was measured, whatever ended it; what is unsound of it."""
     runs, left = [each.run for each in measured], [each.grants_left for each in measured]
     print_report(console, runs, left)
-    if flags["json"] is not None:
+    if json is not None:
         try:
-            write_json(flags["json"], runs)
+            write_json(json, runs)
         except ConfigError as error:  # it could be written before the run: no fault of the input
             raise RunEnded(str(error)) from None
-    if measured[-1].ended is not None:
-        raise measured[-1].ended
-    if found := faults(runs, left, [each.failures for each in measured]):
-        raise RunEnded(found)
+    return faults(runs, left, [each.failures for each in measured])
 
 
 cli = Grantlab("grantlab", help=ABOUT)

@@ -16,7 +16,6 @@ import os
 import secrets
 import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from common.control import ControlLost, control_pair
-from toolstack.child import Child, readable
+from toolstack.child import Child, readable, signal_name
 
 COMPILE_TIMEOUT_S: Final = 600.0
 FORK_TIMEOUT_S: Final = 30.0
@@ -140,7 +139,7 @@ class Supervisor:
             self._server.wait(1)
         code = self._server.poll()
         if code is not None and code < 0:
-            return f"the {FORK_SERVER} was killed by {signal.Signals(-code).name}"
+            return f"the {FORK_SERVER} was killed by {signal_name(-code)}"
         return f"the {FORK_SERVER} ended unexpectedly (exit status {code})"
 
     # --- talking to them --------------------------------------------------------------------

@@ -43,6 +43,7 @@ def snapshot(
     ipis_received: tuple[int, ...] = (0, 0),
     host_tlb_shootdowns: int | None = 0,
     cpu_seconds: float = 0.0,
+    suspects: frozenset[int] = frozenset(),
 ) -> Snapshot:
     """A snapshot of guests 1 and 2, zero but for what is named."""
     domids = (1, 2)
@@ -61,6 +62,7 @@ def snapshot(
         cpus=cpus,
         host_tlb_shootdowns=host_tlb_shootdowns,
         cpu_seconds=cpu_seconds,
+        suspects=suspects,
     )
 
 
@@ -85,6 +87,7 @@ class StandIn:
         self.times_closed = 0
         self._now_s, self._steps = 100.0, 0
         self.verify_errors = self.io_errors = self.left_mapped = self.bad_requests = 0
+        self.suspects: frozenset[int] = frozenset()
         self.booted: Snapshot | None = self.snapshot()
         self.connected: Snapshot | None = self.snapshot()
         self.closed: Snapshot | None = None
@@ -137,6 +140,7 @@ class StandIn:
             cpus=cpus,
             host_tlb_shootdowns=7 * self._steps,
             cpu_seconds=0.5 * self._steps,
+            suspects=self.suspects,
         )
 
     def load(self, spec: LoadSpec, every_s: float = 0.5) -> Iterator[Snapshot]:

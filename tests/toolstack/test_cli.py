@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from click.testing import CliRunner, Result
@@ -17,6 +17,7 @@ from tests.toolstack.stand_in import StandIn, Starter
 from toolstack.__main__ import main
 from toolstack.cli import FLAGS, Flag, cli
 from toolstack.door import OF_RUN_SH
+from toolstack.topology import Topology
 
 ROOT = Path(__file__).parents[2]
 
@@ -285,9 +286,111 @@ def test_a_signal_closes_the_machine_and_further_ones_are_ignored(
         main(["--persistent", "--quiet"], obj=starter)
     assert ended.value.code == status
     assert starter.machines[0].times_closed == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
     assert line.endswith("; everything is closed")
+    assert "IOPS" in shown.out  # what was measured until then
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.parametrize("json", [True, False])
+def test_an_interrupted_load_is_measured_up_to_then(
+    json: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json as json_module
+
+    path = tmp_path / "out.json"
+    starter = Starter(lambda machine: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as ended:
+        main(["--guests", "2", *(["--json", str(path)] if json else [])], obj=starter)
+    assert ended.value.code == 130
+    assert modes(starter) == ["non-persistent"]  # and the next one is not begun
+    out = capsys.readouterr().out
+    assert "IOPS" in out and "times the IOPS" not in out
+    if json:
+        (run,) = json_module.loads(path.read_text())["runs"]
+        assert run["totals"]["requests"] == 2 * 2000  # two of the stand-in's four steps
+        assert run["totals"]["seconds"] == 1.0
+
+
+def interrupted(_: Topology) -> NoReturn:
+    signal.raise_signal(signal.SIGINT)
+    raise AssertionError("unreachable")
+
+
+def failed(_: Topology) -> NoReturn:
+    from toolstack.machine import MachineError
+
+    raise MachineError("shared memory is full")
+
+
+@pytest.mark.parametrize(
+    ("second", "status", "said"),
+    [
+        (interrupted, 130, "interrupted; everything is closed"),
+        (failed, 1, "persistent: shared memory is full"),
+    ],
+)
+def test_what_ends_the_second_mode_takes_nothing_from_the_first(
+    second: Callable[[Topology], NoReturn],
+    status: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    starter = Starter()
+    with pytest.raises(SystemExit) as ended:
+        main(["--quiet"], obj=lambda t: second(t) if starter.machines else starter(t))
+    assert ended.value.code == status
+    shown = capsys.readouterr()
+    assert shown.err == f"grantlab: error: {said}\n"
+    assert "IOPS" in shown.out and modes(starter) == ["non-persistent"]
+
+
+def test_a_guest_that_dies_is_named_after_the_tables_of_the_others(tmp_path: Path) -> None:
+    from toolstack.machine import GuestFailed
+
+    def die(machine: StandIn) -> None:
+        machine.failures["guest-2"] = "guest-2 was killed by SIGKILL"
+
+    class Bereft(StandIn):
+        def load(self, *args: Any) -> Any:
+            yield from super().load(*args)
+            raise GuestFailed("; ".join(self.failures.values()))
+
+    path = tmp_path / "out.json"
+    result = CliRunner().invoke(
+        cli, ["--persistent", "--json", str(path)], obj=lambda topology: Bereft(topology, die)
+    )
+    assert result.exit_code == 1
+    assert result.stderr == "grantlab: error: persistent: guest-2 was killed by SIGKILL\n"
+    assert "IOPS" in result.stdout and path.exists()
+
+
+def test_a_guest_that_dies_keeps_no_other_mode_from_running() -> None:
+    machines: list[StandIn] = []
+
+    def start(topology: Topology) -> StandIn:
+        machines.append(StandIn(topology))
+        if len(machines) == 1:
+            machines[0].failures["guest-1"] = "guest-1 was killed by SIGSEGV"
+        return machines[-1]
+
+    result = CliRunner().invoke(cli, [], obj=start)
+    assert result.exit_code == 1
+    assert [machine.topology.mode for machine in machines] == ["non-persistent", "persistent"]
+    assert result.stderr == "grantlab: error: non-persistent: guest-1 was killed by SIGSEGV\n"
+    assert "times the IOPS" in " ".join(result.stdout.split())
+
+
+def test_figures_that_cannot_be_true_are_said_to_be_so() -> None:
+    def lie(machine: StandIn) -> None:
+        machine.suspects = frozenset({1, 3})
+
+    _, result = failing(lie)
+    assert result.exit_code == 1
+    said = "persistent: the own figures of guest 1, 3 cannot be true"
+    assert result.stderr == f"grantlab: error: {said}\n"
+    assert "IOPS" in result.stdout
 
 
 def test_a_load_that_is_left_early_is_stopped_before_the_machine_is_closed() -> None:

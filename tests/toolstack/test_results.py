@@ -1,6 +1,7 @@
 """The result format, number by number, from snapshots made by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,30 @@ def test_a_bad_request_is_a_fault_whenever_it_came(run: Run, phase: str) -> None
     totals = {**run["totals"], "verify_errors": 0}
     assert faults([{**run, "totals": totals, "counters": counted}], [0]) == (
         "persistent: 1 bad requests"
+    )
+
+
+def test_a_suspect_guest_is_marked_and_is_a_fault() -> None:
+    finished = replace(FINISHED, suspects=frozenset({2}))
+    run = build_run(
+        Topology(guests=2, dom0_vcpus=2),
+        LoadSpec(),
+        booted=BOOTED,
+        started=STARTED,
+        finished=finished,
+        closed=CLOSED,
+    )
+    assert [guest["suspect"] for guest in run["guests"]] == [False, True]
+    assert faults([run], [0]) == (
+        "persistent: 2 verify errors, 4 bad requests, the own figures of guest 2 cannot be true"
+    )
+
+
+def test_what_became_of_guests_is_a_fault_of_their_run(run: Run) -> None:
+    died = ["guest-2 was killed by SIGKILL", "domain 1: the disk is Closed"]
+    own = "2 verify errors, 4 bad requests"
+    assert faults([run, run], [0, 0], [[], died]) == (
+        f"persistent: {own}; persistent: {died[0]}, {died[1]}, {own}"
     )
 
 
