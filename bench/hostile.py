@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.footprint import ENDLESS, limit_descriptors
+from bench.footprint import ENDLESS, footprints, limit_descriptors
 from bench.siege import Siege, besiege
 from hostile.attacks import ATTACKS, REFERENCE
 from toolstack.loadspec import LoadSpec
@@ -80,7 +80,6 @@ def machine_of(mode: Mode) -> Machine:
         limit_descriptors(machine.pids[name], DESCRIPTORS_LIMIT)
     for _ in machine.load(LoadSpec(**FILL)):
         pass  # until it ends
-    besiege(machine, REFERENCE, 1, LoadSpec(**LOAD, runtime_s=0.3), 1)  # whatever comes with firsts
     return machine
 
 
@@ -88,11 +87,11 @@ def run_round(
     machine: Machine, attacks: Sequence[str], number: int, seconds: float
 ) -> Iterator[tuple[str, Pair]]:
     """Each attack and its reference, which goes first every other round. Raises MachineError."""
-    spec = LoadSpec(**LOAD, runtime_s=seconds)
+    spec, before = LoadSpec(**{**LOAD, "runtime_s": seconds}), footprints(machine.pids)
     for name in attacks:
         turns = [(name, 1), (REFERENCE, ATTACKS[name].busy)]
         done = {
-            who: besiege(machine, who, count, spec, NEWCOMERS)
+            who: besiege(machine, before, who, count, spec, NEWCOMERS)
             for who, count in (turns if number % 2 == 0 else turns[::-1])
         }
         yield name, Pair(done[name], done[REFERENCE])

@@ -103,13 +103,19 @@ class _Attackers:
                 self._bury(domid)
 
 
-def besiege(machine: Machine, attack: str, count: int, spec: LoadSpec, newcomers: int) -> Siege:
+def besiege(
+    machine: Machine,
+    before: Mapping[str, Footprint],
+    attack: str,
+    count: int,
+    spec: LoadSpec,
+    newcomers: int,
+) -> Siege:
     """Let `count` guests attack while every honest guest runs `spec`, then while a newcomer's
     handshake is timed, `newcomers` times, from its creation to Connected.
 
-    Raises MachineError, and AssertionError where an honest guest read a wrong byte or had an error.
+    before: what the three held before any siege. Raises MachineError, and AssertionError where an honest guest read a wrong byte or had an error.
     """
-    before = footprints(machine.pids)
     seen = {name: [each] for name, each in before.items()}
 
     def look() -> None:
@@ -130,7 +136,7 @@ def besiege(machine: Machine, attack: str, count: int, spec: LoadSpec, newcomers
         attackers.suspect,
         handshakes,
         attackers.deaths,
-        before,
+        dict(before),
         most,
         settled(machine, before),
     )

@@ -62,7 +62,7 @@ def test_a_command_says_how_it_is_called(command: str) -> None:
         ("company --loop 3", "bench company: no such flag --loop; did you mean --loops?"),
         ("company --out /proc/x", "out: '/proc/x' cannot be written: No such file or directory"),
         ("--out /proc/x", "out: '/proc/x' cannot be written: No such file or directory"),
-        ("race", "no such command 'race'; the commands are contest, pairs, company"),
+        ("race", "no such command 'race'; the commands are contest, pairs, company, hostile"),
     ],
 )
 def test_bad_input_is_one_line(args: str, why: str, tmp_path: Path) -> None:
