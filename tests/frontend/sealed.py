@@ -81,7 +81,7 @@ WITH_NOTHING: Final = (
     " perf_event_open keyctl add_key request_key mount setns init_module reboot acct seccomp"
     " landlock_create_ruleset timer_create timerfd_create signalfd4 fanotify_init mq_open msgget"
     " semget shmget shmat personality setuid setgid setresuid setgroups capset setpriority"
-    " sched_setaffinity sched_setattr setrlimit prlimit64 rt_sigqueueinfo rt_tgsigqueueinfo"
+    " sched_setaffinity setrlimit prlimit64 rt_sigqueueinfo rt_tgsigqueueinfo"
     " modify_ldt iopl ioperm kcmp pidfd_getfd process_madvise process_mrelease move_pages"
     " migrate_pages mbind set_mempolicy syslog quotactl vmsplice splice tee sendfile"
     " copy_file_range sendmmsg recvmmsg pipe2 memfd_create memfd_secret wait4 waitid"
@@ -99,6 +99,7 @@ RAW: Final[dict[str, Arguments]] = {
     "ptrace": lambda s: (0,),
     "process_vm_readv": lambda s: (s.parent,),
     "process_vm_writev": lambda s: (s.parent,),
+    "sched_setattr": lambda s: (s.parent, 0, 0),  # its own it may
     "pidfd_open": lambda s: (s.parent, 0),
     "pidfd_send_signal": lambda s: (0, 0),
     "prctl": lambda s: (1, 0),
