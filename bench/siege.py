@@ -114,7 +114,8 @@ def besiege(
     """Let `count` guests attack while every honest guest runs `spec`, then while a newcomer's
     handshake is timed, `newcomers` times, from its creation to Connected.
 
-    before: what the three held before any siege. Raises MachineError, and AssertionError where an honest guest read a wrong byte or had an error.
+    before: what the three held before any siege. Raises MachineError, and AssertionError where an
+    honest guest read a wrong byte or had an error.
     """
     seen = {name: [each] for name, each in before.items()}
 
