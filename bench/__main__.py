@@ -273,12 +273,7 @@ def hostile(attacks: tuple[str, ...], mode: Any, rounds: int, seconds: float, ou
     known = [name for name in ATTACKS if name != REFERENCE]
     if unknown := [name for name in attacks if name not in known]:
         raise ConfigError(f"attack: '{unknown[0]}' is not one of {', '.join(known)}")
-<<<<<<< HEAD
     LoadSpec.from_table({"runtime": seconds})  # refuses what is no time
-=======
-    settings: dict[str, Any] = {"runtime_s": seconds}
-    LoadSpec(**settings)  # refuses what is no time
->>>>>>> hostile
     console, done = Console(highlight=False), dict[str, list[Any]]()
     path = output_directory(out) / "hostile.json"
     if warning := not_alone():
