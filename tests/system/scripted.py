@@ -79,7 +79,7 @@ class ScriptedGuest:
     def disk(vbd: FrontendVbd) -> BlockDevice:
         """The connected disk, for Python users."""
         assert vbd.dev is not None and vbd.channel is not None and vbd.disk is not None
-        driver = Driver(vbd.dev, vbd.channel, new_spin(False), np.zeros(1, np.uint32))
+        driver = Driver(vbd.dev, vbd.channel, new_spin(False))
         sectors, buffers = vbd.disk.nr_sectors, vbd.buffers()
         return BlockDevice(
             driver, sectors, buffers, BUFFER_FRAME, lambda *_: None, lambda: None, ()
