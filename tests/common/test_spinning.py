@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from common.spinning import (
+    COMPANY_NS,
     LIMIT_NS_MAX,
     LIMIT_NS_MIN,
     PATIENCE_NS_MAX,
@@ -25,6 +26,7 @@ from common.spinning import (
     slept,
     spin_until_changed,
     spins,
+    wants_short_slices,
     was_away,
 )
 
@@ -34,6 +36,8 @@ FOREVER_NS = 10**15
 NOBODY = (0, PEER_NS - 1)
 PEERS = (PEER_NS, STRANGER_NS - 1)
 STRANGER = (STRANGER_NS, 10**12)
+
+NOW_NS = 10**12  # when all of it happens
 
 
 def words_of(value: int) -> np.ndarray:
@@ -54,7 +58,7 @@ def after(*yields_ns: int, **fields: int) -> np.ndarray:
     for name, value in fields.items():
         spin[name] = value
     for away_ns in yields_ns:
-        was_away(spin, away_ns)
+        was_away(spin, away_ns, NOW_NS)
     return spin
 
 
@@ -166,7 +170,7 @@ def test_among_peers_the_next_wait_yields_at_its_first_look(away_ns: int) -> Non
 def test_when_nobody_else_wants_the_cpu_the_next_yield_comes_later_and_later(away_ns: int) -> None:
     spin, waits = after(PEERS[0]), []
     for _ in range(8):
-        was_away(spin, away_ns)
+        was_away(spin, away_ns, NOW_NS)
         waits.append(int(spin["patience_ns"][0]))
     assert waits == [min(PATIENCE_NS_MIN * 2**n, PATIENCE_NS_MAX) for n in range(8)]
     assert sleeps_before_a_yield(spin) == 0
@@ -176,7 +180,7 @@ def test_when_nobody_else_wants_the_cpu_the_next_yield_comes_later_and_later(awa
 def test_beside_a_stranger_it_sleeps_twice_as_often_from_yield_to_yield(away_ns: int) -> None:
     spin, sleeps = spinner(), []
     for _ in range(10):
-        was_away(spin, away_ns)
+        was_away(spin, away_ns, NOW_NS)
         assert spin["patience_ns"][0] == PATIENCE_NS_MAX
         sleeps.append(sleeps_before_a_yield(spin))
     assert sleeps == [0, 1, 2, 4, 8, 16, 32, 64, 64, 64]
@@ -196,9 +200,9 @@ def test_peers_beside_a_stranger_are_worth_yielding_to(peers_ns: int) -> None:
     long_beside_a_stranger = [STRANGER[0]] * 10
     spin = after(*long_beside_a_stranger, peers_ns)
     assert (spin["patience_ns"][0], sleeps_before_a_yield(spin)) == (0, 0)
-    was_away(spin, STRANGER[0])
+    was_away(spin, STRANGER[0], NOW_NS)
     assert sleeps_before_a_yield(spin) == 0
-    was_away(spin, STRANGER[0])
+    was_away(spin, STRANGER[0], NOW_NS)
     assert sleeps_before_a_yield(spin) == 1
 
 
@@ -245,6 +249,21 @@ def test_the_clock_betrays_that_the_cpu_was_taken_without_a_yield() -> None:
         assert int(process.stdout.readline()) > 0
 
 
+# --- company ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("away_ns", [*NOBODY, *PEERS])
+def test_among_peers_slices_are_as_long_as_ever(away_ns: int) -> None:
+    assert not wants_short_slices(after(away_ns), NOW_NS)
+
+
+def test_after_a_stranger_slices_are_short_for_a_while() -> None:
+    spin = after(STRANGER[0], NOBODY[0])
+    assert wants_short_slices(spin, NOW_NS)
+    assert wants_short_slices(spin, NOW_NS + COMPANY_NS - 1)
+    assert not wants_short_slices(spin, NOW_NS + COMPANY_NS)
+
+
 # --- one CPU ------------------------------------------------------------------------------------
 
 
@@ -253,7 +272,7 @@ def test_with_one_cpu_it_is_never_patient() -> None:
     code = (
         "from common.spinning import *; s = new_spin(True);"
         "p = [int(s['patience_ns'][0])];"
-        "[(was_away(s, a), p.append(int(s['patience_ns'][0])))"
+        "[(was_away(s, a, 0), p.append(int(s['patience_ns'][0])))"
         f" for a in (0, {PEERS[0]}, 0, 0, {STRANGER[0]})];"
         "print(p, int(s['sleeps_owed'][0]))"
     )
