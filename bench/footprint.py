@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 ENDLESS: Final = ("hypervisor", "xenstored", "dom0")  # who must outlive every guest
+TOOLSTACK: Final = "toolstack"
 
 
 class Footprint(NamedTuple):
@@ -30,9 +31,10 @@ def footprint(pid: int) -> Footprint:
     return Footprint(memory, len(os.listdir(f"/proc/{pid}/fd")), mappings)
 
 
-def footprints(pids: Mapping[str, int], names: Iterable[str] = ENDLESS) -> dict[str, Footprint]:
-    """Of the processes `names` of a machine."""
-    return {name: footprint(pids[name]) for name in names}
+def footprints(pids: Mapping[str, int]) -> dict[str, Footprint]:
+    """Of the processes ENDLESS of a machine, and of the toolstack's, which this is."""
+    found = {name: footprint(pids[name]) for name in ENDLESS}
+    return {**found, TOOLSTACK: footprint(os.getpid())}
 
 
 def highest(seen: Iterable[Footprint]) -> Footprint:

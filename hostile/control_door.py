@@ -68,7 +68,7 @@ def nested(me: Attacker) -> Iterator[None]:
 
 def logs(me: Attacker) -> Iterator[None]:
     """Lines for the user's terminal, without end, and not text alone."""
-    long = msgpack.packb(["log", [{ESCAPES: [ESCAPES] * 50}] * 20])
+    long = msgpack.packb(["log", [{ESCAPES: [ESCAPES] * 4}] * 20])
     return _for_ever(me, [msgpack.packb(["log", ESCAPES]), long])
 
 

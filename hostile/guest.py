@@ -42,13 +42,15 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
     attacker = Attacker(settings, raw, hypercalls, store, ram, grant, event, stats, wanted)
     control.send("ok", None)
     try:
-        # Cut off, in one way or another: that is the end of the attack.
-        with suppress(OSError, HypercallError, XenStoreError):
-            for _ in attack.run(attacker):
-                if not wanted():
-                    break
+        for _ in attack.run(attacker):
+            if not wanted():
+                break
+    except (OSError, HypercallError, XenStoreError) as error:
+        if not attack.fatal:  # it has been cut off, and had done nothing to be
+            control.send("error", f"the attack has come to an end: {error}")
+            raise
     except Exception:  # a bug of ours
-        control.send("error", f"attack failed: {traceback.format_exc()}")
+        control.send("error", f"the attack failed: {traceback.format_exc()}")
         raise
     told.poll()  # as long as it lives, it holds what it has
     with suppress(ControlLost):

@@ -1,6 +1,7 @@
 """Attacks on the store, and through it on dom0, which watches the frontend's state."""
 
 import contextlib
+import itertools
 import socket
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -12,6 +13,7 @@ from common.xenstore_wire import MessageType, Packet, Parser, pack, pack_strings
 from hostile.attacker import Attacker
 from hostile.hypercall_door import RANDOM_SEED
 
+CROWD: Final = 1 << 20
 LEVELS: Final = 950  # two bytes each: within a path's 2,048
 PIPELINED: Final = 64
 RECEIVE_BYTES: Final = 1 << 16
@@ -161,11 +163,15 @@ def flapping(me: Attacker) -> Iterator[None]:
 
 
 def crowd(me: Attacker) -> Iterator[None]:
-    """All the nodes it may have in the directory that dom0 looks at; gone, and again."""
-    path = me.frontend_path.encode()
-    nodes = [(MessageType.WRITE, path + b"/n%d\0x" % number) for number in range(990)]
-    gone = [(MessageType.RM, path + b"/n%d\0" % number) for number in range(990)]
-    return _for_ever(me, [*nodes, *gone])
+    """Nodes without end in the directory that dom0 looks at; now and then all are gone."""
+    wire, path = Wire(me.store), me.frontend_path.encode()
+    for start in itertools.count(0, PIPELINED):
+        names = [b"%s/crowd/n%d" % (path, number) for number in range(start, start + PIPELINED)]
+        wire.ask(*((MessageType.WRITE, name + b"\0" + bytes(500)) for name in names))
+        me.stroke(PIPELINED)
+        if start % CROWD == 0:
+            wire.ask((MessageType.RM, path + b"/crowd\0"))
+        yield
 
 
 def permissions(me: Attacker) -> Iterator[None]:

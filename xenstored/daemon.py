@@ -6,6 +6,7 @@ released, wholly, before the hypervisor is told so and its domid may be used aga
 
 import os
 import socket
+from contextlib import suppress
 from typing import Any
 
 from common.control import CommandError, Control, answer
@@ -45,12 +46,16 @@ class Daemon:
         self._server.introduce(domid, socket.socket(fileno=self._arrived.pop()))
 
     def _hear_of_death(self) -> None:
-        packet = self._virq.recv(VIRQ_DOM_EXC.size)
+        try:
+            packet = self._virq.recv(VIRQ_DOM_EXC.size)
+        except OSError:
+            packet = b""
         if len(packet) != VIRQ_DOM_EXC.size:
             self._server.stop()  # the hypervisor is gone, and the machine with it
             return
         self._server.release(VIRQ_DOM_EXC.unpack(packet)[0])
-        self._virq.send(packet)
+        with suppress(OSError):  # the hypervisor is gone, and the machine with it
+            self._virq.send(packet)
 
 
 def main(config: dict[str, Any], descriptors: list[int]) -> None:

@@ -145,3 +145,45 @@ def test_who_is_dropped_while_others_are_told_is_not_ready_any_more(
         assert connections.ready(0) == []
     connections.unwatch(reads)
     close_all([reads, writes])
+
+
+def test_who_rests_is_not_looked_at_until_it_has_rested(connections: Connections) -> None:
+    with made(connections, 1) as tired, made(connections, 2) as other:
+        tired.send(b"call")
+        (caller,) = connections.ready(0)
+        connections.rest(caller, 50_000_000)
+        other.send(b"call")
+        assert who(connections) == [(2, 0)]
+        assert other.send(b"call") and connections.ready(None)[0].domid == 2
+        for ready in connections.ready(0):
+            while ready.receive():
+                pass
+        # Nobody else calls: it waits no longer than the rest takes.
+        assert [each.domid for each in connections.ready(None)] == []
+        assert [each.domid for each in connections.ready(None)] == [1]
+        assert caller.receive() == b"call"
+
+
+def test_who_dies_resting_is_seen_to_be_gone(connections: Connections) -> None:
+    tired = made(connections, 1)
+    tired.send(b"call")
+    (caller,) = connections.ready(0)
+    connections.rest(caller, 3600 * 10**9)
+    tired.close()
+    assert connections.ready(0) == [caller]
+    connections.drop(caller)
+    assert connections.ready(0) == []
+
+
+def test_a_rest_outlives_its_caller_and_does_not_meet_the_next_one(
+    connections: Connections,
+) -> None:
+    tired = made(connections, 1)
+    tired.send(b"call")
+    (caller,) = connections.ready(0)
+    connections.rest(caller, 1)
+    connections.drop(caller)
+    tired.close()
+    with made(connections, 1) as another:  # the same descriptor's number
+        another.send(b"call")
+        assert [each.domid for each in connections.ready(0)] == [1]

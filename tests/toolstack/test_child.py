@@ -13,7 +13,14 @@ import pytest
 
 from common.control import DATA_MAX, MESSAGE_MAX, TEXT_MAX, Control, control_pair
 from common.process import open_descriptors
-from toolstack.child import ANSWERS_MAX, LOG_LINES_MAX, MESSAGES_A_LOOK, Child, readable
+from toolstack.child import (
+    ANSWERS_MAX,
+    LOG_LINES_HEARD,
+    LOG_LINES_MAX,
+    MESSAGES_A_LOOK,
+    Child,
+    readable,
+)
 
 
 class Held:
@@ -268,3 +275,23 @@ def test_as_large_an_answer_as_there_is_comes_whole(guest: Held) -> None:
     far.send("ok", bytes(DATA_MAX))
     guest.child.listen()
     assert list(guest.child.answers) == [("ok", bytes(DATA_MAX))]
+
+
+def test_a_guest_that_logs_without_end_is_killed(guest: Held) -> None:
+    for _ in range(LOG_LINES_HEARD // MESSAGES_A_LOOK + 2):
+        for _ in range(MESSAGES_A_LOOK):
+            guest.raw.send(msgpack.packb(["log", "x"]), socket.MSG_DONTWAIT)
+        guest.child.listen()
+        if guest.child.hung_up:
+            break
+    assert guest.is_killed()
+    assert guest.dies() == "guest-1 logs without end"
+    assert len(guest.logged) == LOG_LINES_MAX + 1
+
+
+def test_what_the_machine_needs_may_log_as_long_as_it_lives(dom0: Held) -> None:
+    for _ in range(LOG_LINES_HEARD // MESSAGES_A_LOOK + 2):
+        for _ in range(MESSAGES_A_LOOK):
+            dom0.says("log", "x")
+        dom0.child.listen()
+    assert not dom0.child.hung_up and dom0.process.poll() is None
