@@ -268,7 +268,7 @@ def hostile(attacks: tuple[str, ...], mode: Any, rounds: int, seconds: float, ou
     from bench.sampling import not_alone  # noqa: PLC0415
     from hostile.attacks import ATTACKS, REFERENCE  # noqa: PLC0415
     from toolstack import ConfigError, LoadSpec  # noqa: PLC0415
-    from toolstack.supervisor import MachineError  # noqa: PLC0415
+    from toolstack.failures import MachineError  # noqa: PLC0415
 
     known = [name for name in ATTACKS if name != REFERENCE]
     if unknown := [name for name in attacks if name not in known]:

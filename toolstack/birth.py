@@ -22,9 +22,10 @@ from common.xenstore import XenStoreClient
 from frontend.guest import GuestConfig
 from frontend.vbd import BUFFER_FRAME
 from hypervisor.broker import BrokerConfig
+from toolstack.failures import MachineError
 from toolstack.guest_stats import GuestStats
 from toolstack.settings import Settings
-from toolstack.supervisor import MachineError, Supervisor
+from toolstack.supervisor import Supervisor
 
 GRANT_FRAMES: Final = 4  # Linux asks for this many at boot: 2,048 grefs
 ANSWER_TIMEOUT_S: Final = 60.0

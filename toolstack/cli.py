@@ -15,11 +15,11 @@ import click
 from rich.console import Console
 
 from toolstack.door import OF_RUN_SH, Command, Group, RunEnded
+from toolstack.failures import GuestFailed, MachineError
 from toolstack.loadspec import Config, LoadSpec, allowed
 from toolstack.progress import Progress
 from toolstack.report import print_report
 from toolstack.results import Run, build_run, check_writable, faults, grants_left, write_json
-from toolstack.supervisor import GuestFailed, MachineError
 from toolstack.topology import MODES, PRESETS, ConfigError, Mode, RunningMachine, Topology
 
 DEFAULT_MODES: Final[tuple[Mode, ...]] = ("non-persistent", "persistent")

@@ -132,8 +132,6 @@ def _live(
         main(config, descriptors)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
-    except ControlLost:
-        return 1  # the toolstack has gone, and we are about to
     except ControlLost:  # the toolstack is gone, and nobody is left to be told
         return 1
     except BaseException:

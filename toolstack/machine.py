@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -19,18 +18,19 @@ from common.abi import BLKIF_RING_SIZE
 from common.hypercall import HypercallError
 from common.machine_memory import host_of
 from common.xenstore import XenStoreError
-from frontend.load import LoadPlan
 from toolstack.birth import Builder
 from toolstack.cpu_time import CpuTime
+from toolstack.crew import Crew
 from toolstack.disk import GuestDisk
+from toolstack.failures import GuestFailed, MachineError
 from toolstack.guest_stats import GuestStats
 from toolstack.latecomers import Latecomers
 from toolstack.loadspec import LoadSpec
 from toolstack.results import counters
 from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot, host_tlb_shootdowns
-from toolstack.supervisor import GuestFailed, MachineError, Supervisor
-from toolstack.vbd_config import XVDA, create_vbd, forget_domain, take_offline
+from toolstack.supervisor import Supervisor
+from toolstack.vbd_config import XVDA, create_vbd, take_offline
 
 __all__ = ["Guest", "GuestFailed", "Machine", "MachineError"]
 
@@ -56,12 +56,13 @@ class Machine:
         self.connected: Snapshot | None = None
         self.closed: Snapshot | None = None
         self.close_failure = ""
-        self.failures: dict[str, str] = {}
         self._supervisor = Supervisor(lambda line: print(f"grantlab: {line}", file=sys.stderr))
         self.run_dir = self._supervisor.run_dir
         self.xenstore_path = os.path.join(self.run_dir, "xenstored")
         self._domids = range(1, topology.guests + 1)
         self._names = {domid: f"guest-{domid}" for domid in self._domids}
+        self._crew = Crew(self._supervisor, self._names)
+        self.failures = self._crew.failures
         self._guests: dict[int, Guest] = {}
         self._stats: dict[int, GuestStats] = {}
         self._cpu_time = CpuTime()
@@ -87,6 +88,7 @@ class Machine:
         supervisor.await_fork_server()
         self._builder = Builder(topology, supervisor, self.xenstore_path)
         self._store, self._memory = self._builder.store, self._builder.memory
+        self._crew.store = self._store
         self._latecomers = Latecomers(self._builder, supervisor, self._store, topology.disk_mib)
         descriptors = {}
         for domid in self._domids:
@@ -186,80 +188,8 @@ class Machine:
         Left early, it stops the guests' loads first. A guest that fails or dies does not stop the
         others: when they are done, GuestFailed names it. Raises MachineError.
         """
-        failed: list[str] = []
-        running = [name for name in self._names.values() if not self._is_dead(name)]
-        deadline = None if spec.runtime_s is None else spec.runtime_s + LOAD_GRACE_S
-        started = time.monotonic()
-        for domid, name in self._names.items():
-            if name in running and (why := self._tell(name, "load", asdict(_plan(spec, domid)))):
-                running.remove(name)
-                failed.append(why)
-        try:
-            while running:
-                self._await_loads(running, failed, every_s)
-                yield self.snapshot()
-                if deadline is not None and time.monotonic() - started > deadline:
-                    raise MachineError(f"the load of {', '.join(running)} does not end")
-        finally:
-            self._stop_loads(running)
-        if failed:
-            raise GuestFailed("; ".join(failed))
-
-    def _await_loads(self, running: list[str], failed: list[str], every_s: float) -> None:
-        """Take the answers that come within `every_s`."""
-        next_at = time.monotonic() + every_s
-        while running and (left := next_at - time.monotonic()) > 0:
-            for name in self._supervisor.answers(running, left):
-                running.remove(name)
-                try:
-                    self._supervisor.take(name)
-                except GuestFailed as error:
-                    failed.append(str(error))
-                    self._mourn(name, str(error))
-
-    def _tell(self, name: str, *message: Any) -> str:
-        """Send a guest a command; why that could not be done, if so."""
-        try:
-            self._supervisor.send(name, *message)
-        except GuestFailed as error:
-            self._mourn(name, str(error))
-            return str(error)
-        return ""
-
-    def _hear(self, name: str) -> bool:
-        """Wait for a guest's answer; False if it has failed."""
-        try:
-            self._supervisor.expect(name, ANSWER_TIMEOUT_S)
-        except GuestFailed as error:
-            self._mourn(name, str(error))
-            return False
-        return True
-
-    def _is_dead(self, name: str) -> bool:
-        """Has this guest died? The first time that is seen, its disk is taken away."""
-        death = self._supervisor.death_of(name)
-        if death:
-            self._mourn(name, death)
-        return bool(death)
-
-    def _mourn(self, name: str, failure: str) -> None:
-        """A guest has failed. If it is dead, remove what the store still has of it, as `xl destroy`
-        does; what was its own xenstored has removed."""
-        if name not in self.failures:
-            self.failures[name] = failure
-        if self._supervisor.death_of(name):
-            domid = int(name.removeprefix("guest-"))
-            with self._blamed():
-                forget_domain(self._store, domid)
-
-    def _stop_loads(self, running: list[str]) -> None:
-        for name in running:
-            try:
-                if not self._tell(name, "stop"):
-                    self._hear(name)  # the load's own answer, which may be an error
-                    self._hear(name)
-            except MachineError:
-                return  # something died: whoever closes the machine ends the others
+        with self._blamed():
+            yield from self._crew.load(spec, every_s, self.snapshot)
 
     # --- guests that come and go ------------------------------------------------------------
 
@@ -302,33 +232,19 @@ class Machine:
         supervisor = self._supervisor
         supervisor.check()
         self._latecomers.remove_all()
-        leaving = [name for name in self._names.values() if not self._is_dead(name)]
+        leaving = self._crew.living()
         for domid, name in self._names.items():
             if name in leaving:
                 take_offline(self._store, domid)
-                if self._tell(name, "disconnect"):
+                if self._crew.tell(name, "disconnect"):
                     leaving.remove(name)
-        leaving = [name for name in leaving if self._hear(name)]
+        leaving = [name for name in leaving if self._crew.hear(name)]
         self.closed = self.snapshot()
         for name in leaving:
             try:
                 supervisor.dismiss(name)
             except GuestFailed as error:
-                self._mourn(name, str(error))
+                self._crew.mourn(name, str(error))
         self._store.close()
         for name in ("dom0", "xenstored", "hypervisor"):
             supervisor.dismiss(name)
-
-
-def _plan(spec: LoadSpec, domid: int) -> LoadPlan:
-    """A guest's share of a load: the same shape, its own sequence of choices."""
-    return LoadPlan(
-        spec.rw,
-        spec.bs,
-        spec.iodepth,
-        spec.rwmixread,
-        spec.ios,
-        spec.runtime_s,
-        spec.seed + domid,
-        spec.verify,
-    )

@@ -15,10 +15,8 @@ import contextlib
 import os
 import secrets
 import select
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,25 +24,17 @@ from typing import Any, Final
 
 from common.control import ControlLost, control_pair
 from toolstack.child import Child, readable, signal_name
+from toolstack.failures import GuestFailed, MachineError
+from toolstack.run_dir import RunDir
 
 COMPILE_TIMEOUT_S: Final = 600.0
 FORK_TIMEOUT_S: Final = 30.0
 EXIT_TIMEOUT_S: Final = 10.0
 DEATHS_SETTLE_S: Final = 0.3  # who dies of another's death is not to be named in its place
-SOCKET_PATH_MAX: Final = 107  # sun_path, less its final zero
-SOCKET_NAME_MAX: Final = len("/events-32752/4095")
 
 FORK_SERVER: Final = "fork server"
 # Who is to blame, if several have died: the others live on what these give.
 BLAME: Final = (FORK_SERVER, "hypervisor", "xenstored", "dom0")
-
-
-class MachineError(Exception):
-    """The machine could not start or go on; one line that says what failed."""
-
-
-class GuestFailed(MachineError):
-    """A guest died, or could not do what it was asked: the machine goes on without it."""
 
 
 class Supervisor:
@@ -55,17 +45,11 @@ class Supervisor:
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self.topology_id = secrets.token_hex(4)
-        self.run_dir = self._make_run_dir()
+        self._run_dir = RunDir(self.topology_id)
+        self.run_dir = self._run_dir.path
         self.children: dict[str, Child] = {}
         self._log = log
         self._statuses: dict[str, int] = {}
-        self._janitor = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).with_name("janitor.py")), self.run_dir],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
         self._server_control, theirs = control_pair()
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
@@ -79,17 +63,6 @@ class Supervisor:
             start_new_session=True,
         )
         theirs.close()
-
-    def _make_run_dir(self) -> str:
-        base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-        path = os.path.join(base, f"grantlab-{self.topology_id}")
-        if len(path) + SOCKET_NAME_MAX > SOCKET_PATH_MAX:
-            path = os.path.join("/tmp", f"grantlab-{self.topology_id}")
-        try:
-            os.mkdir(path, 0o700)
-        except OSError as error:
-            raise MachineError(f"cannot make the run directory {path}: {error.strerror}") from error
-        return path
 
     def await_fork_server(self) -> None:
         """Wait until it has everything compiled. Raises MachineError."""
@@ -305,7 +278,4 @@ class Supervisor:
         self._server.kill()
         self._server.wait()
         self._server_control.close()
-        shutil.rmtree(self.run_dir, ignore_errors=True)
-        if self._janitor.stdin is not None and not self._janitor.stdin.closed:
-            self._janitor.stdin.close()
-        self._janitor.wait()
+        self._run_dir.remove()

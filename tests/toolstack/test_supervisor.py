@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from toolstack.supervisor import BLAME, FORK_SERVER, GuestFailed, MachineError, Supervisor
+from toolstack.failures import GuestFailed, MachineError
+from toolstack.supervisor import BLAME, FORK_SERVER, Supervisor
 
 pytestmark = pytest.mark.system
 
