@@ -6,7 +6,7 @@ processes. One machine has one, and it ends, with all its children, when its sup
 It is a program of its own, started with the descriptor of its control connection: the user's main
 is never imported. Messages: it says ("progress", text) while it compiles, ("ready",) once; to
 ("fork", name, kind, config) with the descriptors that the process is born with it says ("forked",
-name, pid) with a pidfd; and ("exited", name, status) when one of them has ended.
+name, pid) with a pidfd; and ("exited", pid, status) when one of them has ended.
 """
 
 import os
@@ -65,7 +65,7 @@ class ForkServer:
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._children: dict[int, str] = {}
+        self._children: set[int] = set()
         self._wake, wake = socket.socketpair()
         self._wake.setblocking(False)
         wake.setblocking(False)
@@ -103,17 +103,17 @@ class ForkServer:
             os._exit(_live(f"gl-{name}", parent, main, config, descriptors, untrusted))
         for fd in descriptors:
             os.close(fd)
-        self._children[pid] = name
+        self._children.add(pid)
         pidfd = os.pidfd_open(pid)
         self._control.send("forked", name, pid, descriptors=[pidfd])
         os.close(pidfd)
 
     def _reap(self) -> None:
-        for pid, name in list(self._children.items()):
+        for pid in list(self._children):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
-                del self._children[pid]
-                self._control.send("exited", name, os.waitstatus_to_exitcode(status))
+                self._children.remove(pid)
+                self._control.send("exited", pid, os.waitstatus_to_exitcode(status))
 
 
 def _live(

@@ -49,7 +49,7 @@ class Supervisor:
         self.run_dir = self._run_dir.path
         self.children: dict[str, Child] = {}
         self._log = log
-        self._statuses: dict[str, int] = {}
+        self._statuses: dict[int, int] = {}  # of those that have ended, by pid
         self._server_control, theirs = control_pair()
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
@@ -211,7 +211,7 @@ class Supervisor:
                 self._heed(message)
             child.told.clear()
             if child.pidfd in ready:
-                child.ended(self._status_of(child.name))
+                child.ended(self._status_of(child.pid))
 
     def _heed(self, message: list[Any]) -> None:
         """The hypervisor says that a guest has died: its process is to go, too."""
@@ -220,15 +220,15 @@ class Supervisor:
             if not child.hung_up and not child.has_ended():
                 child.kill(f"{child.name} gave its hypercall connection up")
 
-    def _status_of(self, name: str) -> int | None:
+    def _status_of(self, pid: int) -> int | None:
         deadline = time.monotonic() + 1
-        while name not in self._statuses:
+        while pid not in self._statuses:
             try:
                 message = self._server_says(deadline, "")
             except MachineError:
                 return None
             self._statuses[message[1]] = message[2]
-        return self._statuses.pop(name)
+        return self._statuses.pop(pid)
 
     def death_of(self, name: str) -> str:
         """How `name` died, as far as has been seen; "" while it lives."""

@@ -96,7 +96,7 @@ def test_a_fork_is_told_by_name_pid_and_pidfd(server: Server, directory: str) ->
     assert not readable(forked.pidfd, 0)
     signal.pidfd_send_signal(forked.pidfd, signal.SIGKILL)
     assert readable(forked.pidfd, PATIENCE_S)
-    assert server.says() == ["exited", "some-process", -signal.SIGKILL]
+    assert server.says() == ["exited", forked.pid, -signal.SIGKILL]
     forked.close()
 
 
@@ -104,7 +104,7 @@ def test_an_end_of_its_own_is_told_with_its_status(server: Server, directory: st
     forked = server.fork("leaver", directory)
     forked.control.send("exit")
     assert forked.control.receive(PATIENCE_S) == ["ok", None]
-    assert server.says() == ["exited", "leaver", 0]
+    assert server.says() == ["exited", forked.pid, 0]
     forked.close()
 
 
@@ -148,7 +148,7 @@ def test_ctrl_c_is_not_for_it(server: Server, directory: str) -> None:
     answered = forked.control.receive(PATIENCE_S)
     assert answered is not None and answered[0] == "error"
     os.kill(forked.pid, signal.SIGTERM)
-    assert server.says() == ["exited", "survivor", -signal.SIGTERM]
+    assert server.says() == ["exited", forked.pid, -signal.SIGTERM]
     forked.close()
 
 
@@ -157,7 +157,7 @@ def test_a_process_whose_toolstack_is_gone_ends_without_a_word(
 ) -> None:
     forked = server.fork("orphan", directory)
     forked.control.close()
-    assert server.says() == ["exited", "orphan", 1]
+    assert server.says() == ["exited", forked.pid, 1]
     os.close(forked.pidfd)
     forked.virq.close()
 

@@ -146,7 +146,7 @@ def test_nothing_is_kept_of_who_has_left(shared: Cast) -> None:
         shared.start("guest-1")
         shared.supervisor.dismiss("guest-1")
         shared.lines.pop("guest-1").close()
-    assert len(os.listdir("/proc/self/fd")) == held
+    assert len(os.listdir("/proc/self/fd")) <= held
 
 
 # --- the death of one that is needed --------------------------------------------------------------
