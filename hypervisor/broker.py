@@ -161,7 +161,10 @@ class Broker:
             self._virq.send(VIRQ_DOM_EXC.pack(domid))
 
     def _hear_of_release(self) -> None:
-        packet = self._virq.recv(VIRQ_DOM_EXC.size)
+        try:
+            packet = self._virq.recv(VIRQ_DOM_EXC.size)
+        except OSError:  # with a death unread, which is a reset
+            packet = b""
         if len(packet) == VIRQ_DOM_EXC.size:
             self._hypervisor.released(VIRQ_DOM_EXC.unpack(packet)[0])
         else:

@@ -4,6 +4,7 @@ Owns: what the toolstack can ask (introduce, exit), and what a domain's death do
 released, wholly, before the hypervisor is told so and its domid may be used again.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -45,12 +46,13 @@ class Daemon:
         self._server.introduce(domid, socket.socket(fileno=self._arrived.pop()))
 
     def _hear_of_death(self) -> None:
-        packet = self._virq.recv(VIRQ_DOM_EXC.size)
-        if len(packet) != VIRQ_DOM_EXC.size:
-            self._server.stop()  # the hypervisor is gone, and the machine with it
-            return
-        self._server.release(VIRQ_DOM_EXC.unpack(packet)[0])
-        self._virq.send(packet)
+        with contextlib.suppress(OSError):
+            packet = self._virq.recv(VIRQ_DOM_EXC.size)
+            if len(packet) == VIRQ_DOM_EXC.size:
+                self._server.release(VIRQ_DOM_EXC.unpack(packet)[0])
+                self._virq.send(packet)
+                return
+        self._server.stop()  # the hypervisor is gone, and the machine with it
 
 
 def main(config: dict[str, Any], descriptors: list[int]) -> None:
