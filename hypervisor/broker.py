@@ -174,7 +174,7 @@ class Broker:
     def _hear_of_release(self) -> None:
         try:
             packet = self._virq.recv(VIRQ_DOM_EXC.size)
-        except OSError:
+        except OSError:  # with a death unread, which is a reset
             packet = b""
         if len(packet) == VIRQ_DOM_EXC.size:
             self._hypervisor.released(VIRQ_DOM_EXC.unpack(packet)[0])

@@ -220,7 +220,7 @@ class Hypervisor:
         return caller
 
     def _setup_table(self, caller: Caller, ops: np.ndarray) -> int:
-        """Are there so many frames? They themselves come from the memory service."""
+        """Are there so many frames? A domain is born with them mapped."""
         status, owner = self._target(caller, int(ops["dom"][0]))
         if owner is not None and int(ops["nr_frames"][0]) > _nr_grant_frames(owner):
             status = abi.GNTST_GENERAL_ERROR

@@ -29,6 +29,7 @@ from tests.hypervisor.running import (
     seqpacket,
     status_of,
 )
+from toolstack.child import readable
 
 GRANT_TABLE, EVENT_CHANNEL = abi.HYPERVISOR_GRANT_TABLE_OP, abi.HYPERVISOR_EVENT_CHANNEL_OP
 
@@ -348,6 +349,14 @@ def test_without_xenstored_it_lives_until_the_toolstack_ends_it(fresh: Running) 
     assert fresh.lives()
     fresh.guests[0].hypercalls.close()
     assert fresh.said() == ["died", 1]
+    assert fresh.lives() and fresh.guests[1].answers()
+
+
+def test_an_xenstored_that_goes_with_a_death_unread_is_no_more_than_gone(fresh: Running) -> None:
+    fresh.guests[0].hypercalls.close()
+    assert fresh.said() == ["died", 1]
+    assert readable(fresh.virq.fileno(), 60)
+    fresh.virq.close()  # a reset, not an end
     assert fresh.lives() and fresh.guests[1].answers()
 
 

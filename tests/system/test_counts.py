@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 
+from common.wakeups import Events
+from tests.common.carriers import CARRIERS
 from toolstack.loadspec import LoadSpec
 from toolstack.machine import Machine
 from toolstack.results import counters
-from toolstack.topology import Topology
+from toolstack.topology import Mode, Topology
 
 pytestmark = pytest.mark.system
 
@@ -30,9 +32,10 @@ def errors(machine: Machine) -> int:
     )
 
 
+@pytest.mark.parametrize("events", CARRIERS)
 @pytest.mark.parametrize("batching", ["request", "drain"])
-def test_persistent_maps_each_page_once_and_then_never_again(batching: str) -> None:
-    with Topology(guests=2, batching=batching).start() as machine:
+def test_persistent_maps_each_page_once_and_then_never_again(batching: str, events: Events) -> None:
+    with Topology(guests=2, batching=batching, events=events).start() as machine:
         first = run_load(machine)
         assert 2 <= first["map_ops"] == first["grants_issued"] <= 2 * DEPTH
         assert first["persistent_max"] <= DEPTH
@@ -45,9 +48,13 @@ def test_persistent_maps_each_page_once_and_then_never_again(batching: str) -> N
         assert errors(machine) == 0
 
 
-def test_non_persistent_pays_for_every_segment_and_flushes_for_every_request() -> None:
+@pytest.mark.parametrize("events", CARRIERS)
+def test_non_persistent_pays_for_every_segment_and_flushes_for_every_request(
+    events: Events,
+) -> None:
     vcpus = 6
-    with Topology(guests=2, persistent=False, dom0_vcpus=vcpus).start() as machine:
+    topology = Topology(guests=2, persistent=False, dom0_vcpus=vcpus, events=events)
+    with topology.start() as machine:
         cost = run_load(machine, bs=8192)
         requests, segments = 2 * IOS, 2 * IOS * 2
         assert cost["grants_issued"] == cost["grants_ended"] == segments
@@ -116,9 +123,12 @@ def test_after_disconnect_nothing_is_left_mapped(
         assert frontend["grants_ended"][0] == frontend["grants_issued"][0]
 
 
+@pytest.mark.parametrize("events", CARRIERS)
 @pytest.mark.parametrize("mode", ["persistent", "non-persistent"])
-def test_at_depth_one_without_spinning_a_request_is_one_notification_each_way(mode: str) -> None:
+def test_at_depth_one_without_spinning_a_request_is_one_notification_each_way(
+    mode: Mode, events: Events
+) -> None:
     """As in tests/golden, where one in sixty is missing to the back: Linux may look again first."""
-    with Topology(guests=1, spin="off").with_mode(mode).start() as machine:
+    with Topology(guests=1, spin="off", events=events).with_mode(mode).start() as machine:
         cost = run_load(machine, iodepth=1, ios=500)
         assert cost["notify_to_front"] == cost["notify_to_back"] == 500

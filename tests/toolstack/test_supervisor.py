@@ -141,12 +141,13 @@ def test_a_guest_that_leaves_well_is_never_said_to_have_died(shared: Cast) -> No
 
 
 def test_nothing_is_kept_of_who_has_left(shared: Cast) -> None:
-    held = len(os.listdir("/proc/self/fd"))
-    for _ in range(5):
+    held = []
+    for _ in range(6):
         shared.start("guest-1")
         shared.supervisor.dismiss("guest-1")
         shared.lines.pop("guest-1").close()
-    assert len(os.listdir("/proc/self/fd")) <= held
+        held.append(len(os.listdir("/proc/self/fd")))
+    assert held == held[:1] * 6
 
 
 # --- the death of one that is needed --------------------------------------------------------------
