@@ -134,8 +134,6 @@ def _live(
         return error.code if isinstance(error.code, int) else 1
     except ControlLost:
         return 1  # the toolstack has gone, and we are about to
-    except ControlLost:  # the toolstack is gone, and nobody is left to be told
-        return 1
     except BaseException:
         traceback.print_exc()
         return 70
