@@ -63,6 +63,7 @@ class BackendOptions:
     adaptive_spin: bool
     nr_vcpus: int
     events: Events
+    threads: int = 1  # see common/spinning.py
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Connection:
             place.vcpu,
             self._gate(),
             self._ram_fd,
-            new_spin(options.adaptive_spin),
+            new_spin(options.adaptive_spin, options.threads),
             lambda reason: on_end(RingEnded(place.domid, place.device, self.number, reason)),
         )
 

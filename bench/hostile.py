@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.footprint import ENDLESS, footprints, limit_descriptors
+from bench.footprint import ENDLESS, TOOLSTACK, footprints, limit_descriptors
 from bench.siege import Siege, besiege
 from hostile.attacks import ATTACKS, REFERENCE
 from toolstack.loadspec import LoadSpec
@@ -103,7 +103,7 @@ def row_of(attack: str, pairs: Sequence[Pair]) -> Row:
     return Row(
         attack,
         median(pair.kept for pair in pairs),
-        {name: max(siege.grown(name) for siege in sieges) for name in ENDLESS},
+        {name: max(siege.grown(name) for siege in sieges) for name in (*ENDLESS, TOOLSTACK)},
         max(siege.descriptors for siege in sieges),
         max(max(siege.handshakes_s) for siege in sieges),
         max(max(pair.reference.handshakes_s) for pair in pairs),
@@ -115,7 +115,7 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
     """A table of 80 columns, and what was missed in words."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("attack")
-    for name in ("kept", *(["hyp.", "dom0", "store"]), "fds", "hands", "burn", "after"):
+    for name in ("kept", "hyp.", "dom0", "store", "tools", "fds", "hand", "burn", "after"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -123,7 +123,7 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
             _marked(f"{row.kept:.2f}", row.kept >= KEPT_AIM),
             *(
                 _marked(f"{row.grown[name] / 2**20:.1f}", row.grown[name] <= MEMORY_LIMIT)
-                for name in ("hypervisor", "dom0", "xenstored")
+                for name in ("hypervisor", "dom0", "xenstored", TOOLSTACK)
             ),
             _marked(str(row.descriptors), row.descriptors < DESCRIPTORS_LIMIT),
             _marked(f"{row.handshake_s:.2f}", row.handshake_s < HANDSHAKE_LIMIT_S),
@@ -133,8 +133,8 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
     console.print(table)
     console.print(
         f"kept: of the IOPS beside as many that only burn CPU (aimed at {KEPT_AIM}). hyp., dom0,"
-        f" store: MiB grown (at most {MEMORY_LIMIT >> 20}). fds: the most of the three, of"
-        f" {DESCRIPTORS_LIMIT}. hands: a newcomer's slowest handshake, s (under"
+        f" store, tools: MiB grown (at most {MEMORY_LIMIT >> 20}). fds: the most of them, of"
+        f" {DESCRIPTORS_LIMIT}. hand: a newcomer's slowest handshake, s (under"
         f" {HANDSHAKE_LIMIT_S}); burn: the same beside the reference. after: left behind. !: missed"
     )
     for row in rows:

@@ -47,7 +47,7 @@ PEER_NS: Final = 700
 STRANGER_NS: Final = 2_000_000
 PREEMPTED_NS: Final = 50_000  # between two looks at the clock without a yield
 
-COMPANY_NS: Final = 1_000_000_000  # a stranger that has not been met for so long is gone
+COMPANY_NS: Final = 100_000_000  # a stranger that has not been met for so long is gone
 
 SPIN: Final = np.dtype(
     [
@@ -68,15 +68,18 @@ SPIN: Final = np.dtype(
 _sched_yield = types.ExternalFunction("sched_yield", types.intc())
 
 
-def new_spin(adaptive: bool) -> np.ndarray:
+def new_spin(adaptive: bool, threads: int = 1) -> np.ndarray:
     """One waiter's SPIN; with `adaptive` false it never spins.
 
-    Who has one CPU is never patient: while it spins nobody else runs.
+    threads: how many of the machine's may want a CPU at once, as it was built. Where that is more
+    than there are CPUs nobody is patient: while it spins a peer waits for this very CPU.
     """
+    cpus = len(os.sched_getaffinity(0))
+    crowded = cpus == 1 or threads > cpus
     spin = np.zeros(1, SPIN)
     spin["limit_ns"] = LIMIT_NS_MAX
     spin["adaptive"] = adaptive
-    spin["patience_max_ns"] = PATIENCE_NS_MAX if len(os.sched_getaffinity(0)) > 1 else 0
+    spin["patience_max_ns"] = 0 if crowded else PATIENCE_NS_MAX
     spin["patience_ns"] = spin["patience_max_ns"]
     return spin
 

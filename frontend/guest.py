@@ -51,6 +51,7 @@ class GuestConfig:
     adaptive_spin: bool
     events: Events
     events_dir: str
+    threads: int = 1  # see common/spinning.py
 
 
 class Guest:
@@ -144,7 +145,7 @@ class Guest:
                 self._handle_store()
         dev, channel, disk = self._vbd.dev, self._vbd.channel, self._vbd.disk
         assert dev is not None and channel is not None and disk is not None
-        spin = new_spin(self._config.adaptive_spin)
+        spin = new_spin(self._config.adaptive_spin, self._config.threads)
         self._driver = Driver(dev, channel, spin)
         self._versions = np.zeros(disk.nr_sectors, np.uint32)
         self._device = BlockDevice(

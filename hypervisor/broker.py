@@ -46,6 +46,7 @@ class BrokerConfig:
     flush_policy: str
     dom0_ram_frames: int
     events: Events
+    threads: int = 1  # see common/spinning.py
 
 
 class Broker:
@@ -78,7 +79,7 @@ class Broker:
             accessed=accessed.view(np.uint64),
         )
         self._hypervisor = Hypervisor(cpus)
-        self._gate = GateServer(self._hypervisor, gate, config.nr_cpus)
+        self._gate = GateServer(self._hypervisor, gate, config.nr_cpus, config.threads)
         self._events = EventCalls(self._hypervisor, with_lines=config.events == "pipe")
         self._domctl = Domctl(
             self._hypervisor,

@@ -61,13 +61,15 @@ def next_posted(words: np.ndarray, nr_slots: int, first: int, spin: np.ndarray) 
 
 
 class GateServer:
-    """Serves dom0's `nr_slots` vCPUs in `segment` (u8)."""
+    """Serves dom0's `nr_slots` vCPUs in `segment` (u8); threads: see common/spinning.py."""
 
-    def __init__(self, hypervisor: Hypervisor, segment: np.ndarray, nr_slots: int) -> None:
+    def __init__(
+        self, hypervisor: Hypervisor, segment: np.ndarray, nr_slots: int, threads: int = 1
+    ) -> None:
         self._hypervisor = hypervisor
         self._bytes, self._words = segment, segment.view(np.uint32)
         self._nr_slots = nr_slots
-        self._spin = new_spin(adaptive=True)
+        self._spin = new_spin(adaptive=True, threads=threads)
         self._next = 0
         self._asleep_since_ns = 0
 

@@ -66,6 +66,7 @@ class Builder:
             topology.flush_policy,
             bounce_frame_of(topology.guests + 1 if topology.grant_copy else 1),
             topology.events,
+            topology.threads,
         )
 
     def create_domain(self, domid: int) -> list[int]:
@@ -121,6 +122,7 @@ class Builder:
             topology.spin == "adaptive",
             topology.events,
             events_dir(self._supervisor.run_dir, domid),
+            topology.threads,
         )
         if attack:
             hostile = {**asdict(config), "attack": attack}

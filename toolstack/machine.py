@@ -113,6 +113,7 @@ class Machine:
             adaptive_spin=self.topology.spin == "adaptive",
             nr_vcpus=self.topology.dom0_vcpus,
             events=self.topology.events,
+            threads=self.topology.threads,
         )
 
     def _connected(self, name: str) -> int:

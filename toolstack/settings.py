@@ -78,6 +78,12 @@ class Settings(Config):
             return "non-persistent"
         return "persistent" if self.backend_persistent else "backend-without-persistent"
 
+    @property
+    def threads(self) -> int:
+        """How many of the machine's threads may want a CPU at once: a guest's and its ring's, and
+        the hypervisor's where requests make hypercalls."""
+        return 2 * self.guests + (self.mode != "persistent")
+
     def with_mode(self, mode: Mode) -> Self:
         """The same machine in another mode. Raises ConfigError."""
         if mode not in MODES:

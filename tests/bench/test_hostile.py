@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.footprint import ENDLESS, Footprint
+from bench.footprint import ENDLESS, TOOLSTACK, Footprint
 from bench.hostile import Pair, print_rows, row_of, write_json
 from bench.siege import MAPPINGS_SLACK, MEMORY_SLACK, Siege, left_behind
 
 MIB = 1 << 20
-CALM = {name: Footprint(100 * MIB, 20, 500) for name in ENDLESS}
+CALM = {name: Footprint(100 * MIB, 20, 500) for name in (*ENDLESS, TOOLSTACK)}
 
 
 def siege(
@@ -85,7 +85,17 @@ def test_the_table_fits_and_marks_what_is_missed(tmp_path: Path) -> None:
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     (row,) = (line for line in lines if line.startswith("hypercall-unread-ports "))
-    assert row.split()[1:] == ["0.01!", "1900.0!", "0.0", "0.0", "300!", "12.25!", "0.10", "clean"]
+    assert row.split()[1:] == [
+        "0.01!",
+        "1900.0!",
+        "0.0",
+        "0.0",
+        "0.0",
+        "300!",
+        "12.25!",
+        "0.10",
+        "clean",
+    ]
     (row,) = (line for line in lines if line.startswith("stats-garbage "))
     assert "!" not in row
     write_json(tmp_path / "hostile.json", "persistent", done)

@@ -267,6 +267,13 @@ def test_after_a_stranger_slices_are_short_for_a_while() -> None:
 # --- one CPU ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 129])
+def test_nobody_is_patient_where_the_machine_has_more_threads_than_cpus(threads: int) -> None:
+    cpus = len(os.sched_getaffinity(0))
+    patient = cpus > 1 and threads <= cpus
+    assert new_spin(True, threads)["patience_max_ns"][0] == (PATIENCE_NS_MAX if patient else 0)
+
+
 def test_with_one_cpu_it_is_never_patient() -> None:
     """While it spins there nobody else runs, so each look is followed by a yield."""
     code = (
