@@ -115,7 +115,7 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
     """A table of 80 columns, and what was missed in words."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("attack")
-    for name in ("kept", "hyp.", "dom0", "store", "tools", "fds", "hand", "burn", "after"):
+    for name in ("kept", "hyp.", "dom0", "store", "tools", "fds", "hand", "after"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -127,7 +127,6 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
             ),
             _marked(str(row.descriptors), row.descriptors < DESCRIPTORS_LIMIT),
             _marked(f"{row.handshake_s:.2f}", row.handshake_s < HANDSHAKE_LIMIT_S),
-            f"{row.beside_reference_s:.2f}",
             "left!" if row.left else "clean",
         )
     console.print(table)
@@ -135,7 +134,7 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
         f"kept: of the IOPS beside as many that only burn CPU (aimed at {KEPT_AIM}). hyp., dom0,"
         f" store, tools: MiB grown (at most {MEMORY_LIMIT >> 20}). fds: the most of them, of"
         f" {DESCRIPTORS_LIMIT}. hand: a newcomer's slowest handshake, s (under"
-        f" {HANDSHAKE_LIMIT_S}); burn: the same beside the reference. after: left behind. !: missed"
+        f" {HANDSHAKE_LIMIT_S}). after: left behind. !: missed"
     )
     for row in rows:
         if row.missed:
