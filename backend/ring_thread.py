@@ -97,7 +97,7 @@ class RingThread:
         self._cursor = np.zeros(1, worker.CURSOR)
         self._spin, self._on_end = spin, on_end
         self._fruitless, self._requests = 0, 0
-        self._stopping = False
+        self._stopping, self._ended = False, threading.Event()
         self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         remote = int(dev.back["remote_domid"][0])
         self._thread = threading.Thread(target=self._main, name=f"blkback-{remote}", daemon=True)
@@ -112,10 +112,11 @@ class RingThread:
         os.eventfd_write(self._stop, 1)
 
     def has_ended(self, wait_s: float | None) -> bool:
-        """Has it stopped, everything unmapped? Waits for that at most `wait_s` (None: for ever)."""
-        if self._thread.ident is not None:
-            self._thread.join(wait_s)
-        return not self._thread.is_alive()
+        """Has it stopped, everything unmapped? Waits for that at most `wait_s` (None: for ever).
+
+        So it is from before `on_end` is called: who hears of the end there and looks finds it.
+        """
+        return self._thread.ident is None or self._ended.wait(wait_s)
 
     def close(self) -> None:
         """Forget it, once it has ended."""
@@ -129,6 +130,7 @@ class RingThread:
             self._unmap_kept()
         finally:
             self._vcpu.idle()
+        self._ended.set()
         self._on_end(reason)
 
     def _serve(self) -> str:

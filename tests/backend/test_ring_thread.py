@@ -1,9 +1,22 @@
 """A dom0 vCPU as the hypervisor sees it. (A ring's whole thread: tests/frontend/test_vbd.py.)"""
 
+import os
+import queue
+
 import numpy as np
 import pytest
 
-from backend.ring_thread import Vcpu
+from backend.blkback import new_blkback, slots_needed
+from backend.ring_thread import RingThread, Vcpu
+from backend.stores import RamStore
+from common import ring
+from common.abi import XEN_PAGE_SIZE
+from common.copying import address_of
+from common.event_channel import EventChannel
+from common.hypercall import Hypercalls
+from common.hypercall_gate import no_gate
+from common.spinning import new_spin
+from common.wakeups import PipeCarrier
 
 
 @pytest.fixture
@@ -44,3 +57,52 @@ def test_a_cpu_that_left_the_mask_is_dirty_again_when_its_vcpu_runs(
     dirty[3] = 0
     vcpu.run()
     assert dirty[3] == 1
+
+
+def page() -> np.ndarray:
+    return np.zeros(XEN_PAGE_SIZE, np.uint8)
+
+
+def test_who_is_told_that_a_ring_has_ended_finds_it_ended(
+    cpus: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """dom0 looks when it is told, and never again."""
+    import socket
+
+    shared, disk = page(), RamStore(64)
+    words = shared.view(np.uint32)
+    ring.shared_ring_init(words, 0)
+    words[ring.REQ] = 33  # more than it holds
+    assert disk.memory is not None
+    dev = new_blkback(
+        shared,
+        np.zeros(slots_needed(32, 0), np.uint64),
+        np.zeros(64 * 4, np.uint64),
+        remote_domid=1,
+        nr_sectors=64,
+        store_address=address_of(disk.memory),
+    )
+    (from_far, far_writes), (far_reads, to_far) = os.pipe(), os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    told: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
+    thread = RingThread(
+        dev,
+        disk,
+        EventChannel(PipeCarrier(from_far, to_far), 1, page(), page()),
+        Hypercalls(ours),
+        Vcpu(0, *cpus),
+        no_gate(),
+        -1,
+        new_spin(adaptive=False),
+        lambda reason: told.put((reason, thread.has_ended(0))),
+    )
+    assert thread.has_ended(None)  # it has not begun
+    thread.start()
+    reason, ended = told.get(timeout=60)
+    assert ended
+    assert reason == "the frontend produced more requests than the ring holds"
+    thread.close()
+    for fd in (from_far, to_far, far_writes, far_reads):
+        os.close(fd)
+    for sock in (ours, theirs):
+        sock.close()
