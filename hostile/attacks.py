@@ -17,7 +17,7 @@ REFERENCE: Final = "burn"
 class Attack(NamedTuple):
     """run: yields between strokes.
 
-    fatal: the machine ends a guest that does it. deaf: it does not look whether it is told to stop.
+    fatal: it ends the guest that does it. deaf: it does not look whether it is told to stop.
     busy: processes and threads that it keeps busy by right, as any guest may: itself, and with a
     disk its ring's thread. What else it makes others do is what it is measured by.
     """
@@ -61,7 +61,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     "store-watches": Attack(store.watches),
     "store-conflicts": Attack(store.conflicts),
     "store-unread": Attack(store.unread),
-    "store-garbage": Attack(store.garbage),
+    "store-garbage": Attack(store.garbage, fatal=True),
     "store-flapping": Attack(store.flapping),
     "store-crowd": Attack(store.crowd),
     "store-permissions": Attack(store.permissions),

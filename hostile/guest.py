@@ -48,7 +48,7 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
     except (OSError, HypercallError, XenStoreError) as error:
         if not attack.fatal:  # it has been cut off, and had done nothing to be
             control.send("error", f"the attack has come to an end: {error}")
-            raise
+        return  # the next one goes on
     except Exception:  # a bug of ours
         control.send("error", f"the attack failed: {traceback.format_exc()}")
         raise
