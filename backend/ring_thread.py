@@ -98,18 +98,20 @@ class RingThread:
         self._spin, self._on_end = spin, on_end
         self._fruitless, self._requests = 0, 0
         self._stopping, self._ended = False, threading.Event()
-        self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stop = -1  # an eventfd, from `start` on
         remote = int(dev.back["remote_domid"][0])
         self._thread = threading.Thread(target=self._main, name=f"blkback-{remote}", daemon=True)
 
     def start(self) -> None:
         """Begin to serve."""
+        self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread.start()
 
     def ask_to_stop(self) -> None:
         """Stop serving once the requests that have been taken are answered."""
         self._stopping = True
-        os.eventfd_write(self._stop, 1)
+        if self._stop >= 0:
+            os.eventfd_write(self._stop, 1)
 
     def has_ended(self, wait_s: float | None) -> bool:
         """Has it stopped, everything unmapped? Waits for that at most `wait_s` (None: for ever).
@@ -120,7 +122,8 @@ class RingThread:
 
     def close(self) -> None:
         """Forget it, once it has ended."""
-        os.close(self._stop)
+        if self._stop >= 0:
+            os.close(self._stop)
 
     def _main(self) -> None:
         name_thread(self._thread.name)

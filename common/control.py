@@ -70,6 +70,8 @@ class Control:
             packed = self._socket.recv(MESSAGE_MAX + 1)
         except (TimeoutError, BlockingIOError):
             return None
+        except ConnectionResetError:  # it had not read all when it went
+            packed = b""
         except OSError as error:
             raise ControlLost(str(error)) from error
         finally:

@@ -8,6 +8,7 @@ disconnect, exit; see `common/control.py` for their form.
 """
 
 import contextlib
+import functools
 import logging
 import select
 import socket
@@ -108,6 +109,7 @@ class Guest:
     def _translated(self, command: Callable[..., Any]) -> Callable[..., Any]:
         """`command`, with its failures as what they are to the toolstack."""
 
+        @functools.wraps(command)  # whose signature `answer` checks
         def translated(*arguments: Any) -> Any:
             try:
                 return command(*arguments)
