@@ -13,6 +13,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from common.control import Control, answer
 from common.hypercall import HypercallError, Hypercalls
 from common.log_limit import log_to_terminal
 from common.machine_memory import MachineMemory, host_of
+from common.shares import Shares
 from common.xenbus import INITIALISING, backend_path
 from common.xenbus_writes import write_if_there
 from common.xenstore import XenStoreClient, XenStoreError
@@ -32,6 +34,7 @@ from common.xenstore import XenStoreClient, XenStoreError
 BACKEND_ROOT: Final = "/local/domain/0/backend/vbd"
 TOOLSTACK: Final = "toolstack"  # the token of the watch there; a disk's own is "domid/device"
 DOMID_MAX: Final = DOMID_FIRST_RESERVED - 1
+LOOKS_BURST_NS: Final = 300_000_000  # ten handshakes and more
 SWITCH_INTERVAL_S: Final = 1e-4  # a thread that wakes must not wait 5 ms for the interpreter
 
 log = logging.getLogger(__name__)
@@ -64,7 +67,7 @@ class Dom0:
             vcpu.idle()
         self._vbds: dict[Key, BackendVbd] = {}
         self._params: dict[Key, bytes] = {}  # what each was begun with
-        self._due = Due()
+        self._due, self._shares = Due(), Shares(LOOKS_BURST_NS)
         self._serial = 0
         # A ring's thread says here that it has ended; the main thread owns the store.
         self._ended: queue.SimpleQueue[RingEnded] = queue.SimpleQueue()
@@ -79,15 +82,17 @@ class Dom0:
             poller.register(end, select.POLLIN)
         while not self._exiting:
             # One disk is looked at for each look at what has come, so that no event waits for all.
-            ready = {fd for fd, _ in poller.poll(0 if self._due else None)}
+            pause_ns = self._due.pause_ns(time.monotonic_ns())
+            pause_ms = None if pause_ns is None else -(-pause_ns // 1_000_000)
+            ready = {fd for fd, _ in poller.poll(pause_ms)}
             if self._ended_event in ready:
                 self._take_ended()
             if self._store.fileno() in ready:
                 self._take_events()
             if self._control.fileno() in ready and (message := self._control.receive(0)):
                 answer(self._control, message, {"exit": self._exit})
-            if self._due and not self._exiting:
-                self._look(self._due.take())
+            if not self._exiting:
+                self._have_a_look()
 
     def _exit(self) -> None:
         self._exiting = True
@@ -115,6 +120,8 @@ class Dom0:
             return  # no disk of anybody's
         vbd = self._vbds.get((domid, device))
         changed = names[2] if len(names) > 2 else ""
+        if not changed:  # all of it was made, or removed, and the guest does neither
+            self._due.hurry(domid)
         if vbd is None or vbd.state == INITIALISING or changed in ("", "state", "online"):
             self._due.add((domid, device))
 
@@ -147,6 +154,17 @@ class Dom0:
     def _report_ended(self, ended: RingEnded) -> None:
         self._ended.put(ended)
         os.eventfd_write(self._ended_event, 1)
+
+    def _have_a_look(self) -> None:
+        """At one disk, if one is due whose guest has not had too much of our time."""
+        began_ns = time.monotonic_ns()
+        key = self._due.take(began_ns)
+        if key is None:
+            return
+        self._look(key)
+        now_ns = time.monotonic_ns()
+        if rest_ns := self._shares.charge(key[0], now_ns - began_ns, now_ns):
+            self._due.rest(key[0], now_ns + rest_ns)
 
     # --- one look ---------------------------------------------------------------------------
 
@@ -211,6 +229,7 @@ class Dom0:
         del self._params[key]
         if not any(domid == key[0] for domid, _ in self._vbds):
             self._memory.forget(key[0])
+            self._shares.forget(key[0])
 
     def _shut_down(self) -> None:
         for vbd in self._vbds.values():

@@ -24,6 +24,7 @@ from common.hypercall_gate import gate_bytes
 from common.log_limit import log_to_terminal
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, host_of
 from common.memory import SharedMemoryError
+from common.shares import Shares
 from common.wakeups import Events
 from hypervisor.connections import Caller, Connections, close_all
 from hypervisor.cpus import Cpus
@@ -32,8 +33,8 @@ from hypervisor.event_calls import EventCalls
 from hypervisor.gate_server import GateServer
 from hypervisor.hypercalls import Hypervisor
 from hypervisor.segments import Segments
-from hypervisor.shares import Shares
 
+CALLS_BURST_NS: Final = 2_000_000  # a handshake's and more
 NOT_A_HYPERCALL: Final = np.array([(0, 0, -errno.EINVAL, 0)], HYPERCALL).tobytes()
 
 
@@ -65,7 +66,7 @@ class Broker:
     ) -> None:
         self._control, self._virq = control, virq
         self._connections = Connections()
-        self._shares = Shares()
+        self._shares = Shares(CALLS_BURST_NS)
         self._segments = Segments(config.topology_id)
         host = host_of(self._segments.make(DOMID_0, "host", HOST.itemsize))
         gate = self._segments.make(DOMID_0, "gate", gate_bytes(config.nr_cpus))

@@ -5,9 +5,9 @@ Rules: domain 0 goes first; while guests wait it stops after DOM0_SPELL_NS for o
 so that none of its own loops starves them. Of the guests the one with the least *debt* is next, of
 equal ones who has waited longest. A debt is the time a domain was served for, and a SHARE-th of the
 time that passes is paid off: a guest within its tenth of a CPU owes nothing and waits for nobody's
-storm; one that is over it waits while others are not, and has everything while nobody else wants
-it. A debt has an upper bound, so an hour alone is forgotten in DEBT_MAX_NS * SHARE; what is over it
-is let off all guests alike, so that those who storm go on to share by time.
+storm; one that is over it waits while others are not. One that owes DEBT_MAX_NS *rests* until it
+owes less, whether others want to be served or not: they want the CPU, and what a guest writes keeps
+dom0 busy, too.
 The clients of one domain take turns.
 """
 
@@ -51,8 +51,9 @@ class Schedule(Generic[Client]):
         self._debts.pop(domid, None)
 
     def next(self, now_ns: int) -> tuple[int, Client] | None:
-        """Who is served now, with its domid; it waits no longer. None: nobody waits."""
-        guests = [domid for domid in self._waiting if domid != DOMID_0]
+        """Who is served now, with its domid; it waits no longer. None: nobody that may be."""
+        guests = [domid for domid in self._waiting if not self.rests(domid, now_ns)]
+        guests = [domid for domid in guests if domid != DOMID_0]
         if not guests:
             self._spell_ns = 0
         if DOMID_0 in self._waiting and self._spell_ns < DOM0_SPELL_NS:
@@ -74,12 +75,18 @@ class Schedule(Generic[Client]):
             if any(waiting != DOMID_0 for waiting in self._waiting):
                 self._spell_ns += used_ns
             return
-        debt = self.debt(domid, now_ns) + used_ns
-        self._debts[domid] = (debt, now_ns)
-        if debt > DEBT_MAX_NS:
-            over = debt - DEBT_MAX_NS
-            for guest in self._debts:
-                self._debts[guest] = (max(0, self.debt(guest, now_ns) - over), now_ns)
+        self._debts[domid] = (self.debt(domid, now_ns) + used_ns, now_ns)
+
+    def rests(self, domid: int, now_ns: int) -> bool:
+        """Does the domain owe too much to be served now?"""
+        return self.debt(domid, now_ns) >= DEBT_MAX_NS
+
+    def pause_ns(self, now_ns: int) -> int | None:
+        """How long until one of those that wait may be served: 0 is now, None: nobody waits."""
+        if not self._waiting:
+            return None
+        least = min(self.debt(domid, now_ns) for domid in self._waiting)
+        return 0 if least < DEBT_MAX_NS else (least - DEBT_MAX_NS + 1) * SHARE
 
     def debt(self, domid: int, now_ns: int) -> int:
         """What the guest has had and not paid off yet."""

@@ -136,8 +136,7 @@ class XenStoreServer:
 
     def _serve(self) -> None:
         while not self._stopping:
-            timeout = NO_DESCRIPTORS_PAUSE_S if self._pausing else None
-            ready = self._selector.select(0 if self._schedule else timeout)
+            ready = self._selector.select(self._timeout_s())
             if self._pausing and not ready:
                 self._listen_again()
             for key, mask in ready:
@@ -146,6 +145,13 @@ class XenStoreServer:
                     self._handle(key, mask)
             self._turn()
 
+    def _timeout_s(self) -> float | None:
+        """How long to wait for somebody to come (None: as long as that takes)."""
+        pause_ns = self._schedule.pause_ns(self._clock())
+        if pause_ns is not None:
+            return pause_ns / 1e9
+        return NO_DESCRIPTORS_PAUSE_S if self._pausing else None
+
     def _handle(self, key: selectors.SelectorKey, mask: int) -> None:
         if not isinstance(key.data, Session):
             key.data()
@@ -153,6 +159,9 @@ class XenStoreServer:
         session = key.data
         if mask & selectors.EVENT_READ:
             self._schedule.add(session.domid, session)
+            if self._schedule.rests(session.domid, self._clock()):
+                # Its socket stays readable all the time: it is looked at again when it is served.
+                self._await(session, key.events & ~selectors.EVENT_READ)
         if mask & selectors.EVENT_WRITE:
             self._send(session)
 
@@ -176,6 +185,7 @@ class XenStoreServer:
             try:
                 data = client.recv(RECEIVE_BYTES)
             except BlockingIOError:
+                self._store.touch([session])
                 return
             except OSError:
                 data = b""
@@ -226,7 +236,18 @@ class XenStoreServer:
             self._schedule.add(session.domid, session)
         interest = 0 if connection.paused else selectors.EVENT_READ
         interest |= selectors.EVENT_WRITE if session.outbox.size else 0
-        if self._selector.get_key(client).events != interest:
+        self._await(session, interest)
+
+    def _await(self, session: Session, interest: int) -> None:
+        """Look whether the client's socket is ready for these (0: not at all)."""
+        client, _ = self._clients[session]
+        key = self._selector.get_map().get(client.fileno())
+        if key is None:
+            if interest:
+                self._selector.register(client, interest, session)
+        elif not interest:
+            self._selector.unregister(client)
+        elif key.events != interest:
             self._selector.modify(client, interest, session)
 
     # --- clients ---
@@ -257,12 +278,12 @@ class XenStoreServer:
         return session
 
     def _drop(self, session: Session) -> None:
+        self._await(session, 0)
         client, connection = self._clients.pop(session)
         self._schedule.remove(session.domid, session)
         if self._guests.get(session.domid) is session:
             del self._guests[session.domid]
             self._schedule.forget(session.domid)
-        self._selector.unregister(client)
         client.close()
         connection.close()
         if self._pausing:

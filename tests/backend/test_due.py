@@ -10,8 +10,8 @@ KEYS = st.tuples(st.integers(1, 5), st.integers(0, 5))
 
 def all_of(due: Due) -> list[tuple[int, int]]:
     taken = []
-    while due:
-        taken.append(due.take())
+    while (key := due.take()) is not None:
+        taken.append(key)
     return taken
 
 
@@ -38,9 +38,40 @@ def test_who_is_due_again_at_once_has_its_turn_after_the_others() -> None:
     seen = []
     for _ in range(6):
         key = due.take()
+        assert key is not None
         seen.append(key[0])
         due.add(key)  # its storm
     assert seen == [1, 2, 1, 2, 1, 2]
+
+
+def test_who_rests_has_no_turn_until_it_has_rested() -> None:
+    due = Due()
+    for key in ((1, 1), (2, 1)):
+        due.add(key)
+    due.rest(1, 100)
+    assert due.take(50) == (2, 1)
+    assert due.take(50) is None
+    assert due.pause_ns(50) == 50
+    assert due.pause_ns(100) == 0
+    assert due.take(100) == (1, 1)
+    assert due.pause_ns(100) is None
+
+
+def test_what_rests_while_nothing_is_due_rests_when_something_is() -> None:
+    due = Due()
+    due.rest(1, 100)
+    assert due.pause_ns(0) is None
+    due.add((1, 1))
+    assert (due.take(99), due.take(100)) == (None, (1, 1))
+
+
+def test_who_is_hurried_rests_no_more() -> None:
+    due = Due()
+    due.add((1, 1))
+    due.rest(1, 100)
+    due.hurry(1)
+    due.hurry(2)
+    assert due.take(0) == (1, 1)
 
 
 @given(st.lists(KEYS))
