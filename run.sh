@@ -132,7 +132,7 @@ test)
     "$env/bin/ruff" check .
     "$env/bin/ruff" format --check .
     "$env/bin/mypy"
-    exec "$env/bin/pytest" -n "$(env -u OMP_NUM_THREADS nproc)" "$@"
+    exec "$env/bin/pytest" -n "$(nproc)" "$@"
     ;;
 bench)
     shift

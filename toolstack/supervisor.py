@@ -30,6 +30,7 @@ from toolstack.run_dir import RunDir
 COMPILE_TIMEOUT_S: Final = 600.0
 FORK_TIMEOUT_S: Final = 30.0
 EXIT_TIMEOUT_S: Final = 10.0
+DYING_S: Final = 0.5
 DEATHS_SETTLE_S: Final = 0.3  # who dies of another's death is not to be named in its place
 
 FORK_SERVER: Final = "fork server"
@@ -217,7 +218,8 @@ class Supervisor:
         """The hypervisor says that a guest has died: its process is to go, too."""
         if message[0] == "died" and f"guest-{message[1]}" in self.children:
             child = self.children[f"guest-{message[1]}"]
-            if not child.hung_up and not child.has_ended():
+            # Who is dying has its descriptors closed before its end can be seen.
+            if not child.hung_up and not readable(child.pidfd, DYING_S):
                 child.kill(f"{child.name} gave its hypercall connection up")
 
     def _status_of(self, pid: int) -> int | None:
