@@ -31,6 +31,7 @@ COMPILE_TIMEOUT_S: Final = 600.0
 FORK_TIMEOUT_S: Final = 30.0
 EXIT_TIMEOUT_S: Final = 10.0
 DYING_S: Final = 0.5
+LAST_WORDS_S: Final = 0.05
 DEATHS_SETTLE_S: Final = 0.3  # who dies of another's death is not to be named in its place
 
 FORK_SERVER: Final = "fork server"
@@ -156,10 +157,13 @@ class Supervisor:
         child = self.children[name]
         failed = MachineError if child.essential else GuestFailed
         if not child.answers:
-            self._raise_deaths()
+            self.blame()
             raise failed(child.death)
         kind, result = child.answers.popleft()
         if kind == "error":
+            # A guest's last words may be of the death of what it lives on.
+            if not child.essential and readable(child.pidfd, LAST_WORDS_S):
+                self.blame()
             raise failed(result)
         return result
 
