@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,31 @@ def test_a_guest_that_is_stopped_is_given_up_and_the_others_are_not(
     shared.supervisor.check()
     assert shared.supervisor.death_of("guest-3").startswith("guest-3 cannot be told anything")
     shared.supervisor.end("guest-3")
+
+
+def test_a_guest_that_lives_on_without_its_hypercalls_is_ended_and_blamed(shared: Cast) -> None:
+    shared.start("guest-1")
+    shared.supervisor._heed(["died", 1])
+    shared.supervisor._heed(["died", 7])  # whose process has gone before
+    with pytest.raises(GuestFailed, match=r"^guest-1 gave its hypercall connection up$"):
+        shared.supervisor.expect("guest-1", PATIENCE_S)
+    shared.supervisor.end("guest-1")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_guest_whose_connection_goes_because_it_dies_is_told_as_it_died(
+    shared: Cast, how: signal.Signals
+) -> None:
+    """The hypervisor's word may come before the kernel has done with the process."""
+    for _ in range(5):
+        shared.start("guest-1")
+        later = threading.Timer(0.05, os.kill, (shared.supervisor.pids()["guest-1"], how))
+        later.start()
+        shared.supervisor._heed(["died", 1])
+        later.join()
+        with pytest.raises(GuestFailed, match=f"^guest-1 was killed by {how.name}$"):
+            shared.supervisor.expect("guest-1", PATIENCE_S)
+        shared.supervisor.end("guest-1")
 
 
 def test_a_guest_that_leaves_well_is_never_said_to_have_died(shared: Cast) -> None:
