@@ -115,7 +115,7 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 
 # Numba's own cache does not notice a change in a function's callees: key it by every source.
-sources=$(cd "$root" && find common hypervisor xenstored frontend backend simulator -name '*.py' -print0 \
+sources=$(cd "$root" && find common hypervisor xenstored frontend backend machine simulator -name '*.py' -print0 \
     | sort -z | xargs -0 cat | sha256sum | cut -c 1-16)
 export NUMBA_CACHE_DIR=$env/numba/$sources
 if mkdir -p "$NUMBA_CACHE_DIR" 2>/dev/null && touch "$NUMBA_CACHE_DIR" && { exec 9>"$env.lock"; } 2>/dev/null

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
-    "common", "hypervisor", "xenstored", "frontend", "hostile", "backend", "simulator",
+    "common", "hypervisor", "xenstored", "frontend", "hostile", "backend", "machine", "simulator",
     "toolstack", "bench",
 )  # fmt: skip
 SIBLINGS = {"hypervisor", "xenstored", "frontend", "backend"}
@@ -17,10 +17,11 @@ MAY_IMPORT = {
     "hypervisor": {"common", "hypervisor"},
     "xenstored": {"common", "xenstored"},
     "frontend": {"common", "frontend"},
-    "hostile": {"common", "frontend", "hostile"},
+    "hostile": {"common", "frontend", "machine", "hostile"},
     "backend": {"common", "backend"},
-    "simulator": {"common", *SIBLINGS, "simulator"},
-    "toolstack": {"common", *SIBLINGS, "hostile", "simulator", "toolstack"},
+    "machine": {"common", *SIBLINGS, "machine"},
+    "simulator": {"common", *SIBLINGS, "machine", "simulator"},
+    "toolstack": {"common", *SIBLINGS, "hostile", "machine", "simulator", "toolstack"},
     "bench": set(PACKAGES),
 }
 FILE_LINES_MAX = 400
