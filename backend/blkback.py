@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from backend import steps
 from backend.persistent_grants import new_tree
 from common import ring
 from common.abi import (
@@ -23,8 +24,11 @@ from common.abi import (
     GNTTAB_UNMAP_GRANT_REF,
     XEN_PAGE_SIZE,
 )
-from common.counters import BACKEND_COUNTERS
+from common.arena import Arena
+from common.event_channel import EventWords
+from common.hypercall_gate import Gate
 from common.ring import RSP, SLOT_QWORDS
+from common.steps import STEP, TURN_WORDS
 
 # Why a ring is broken (BACK.broken); the texts go into the log and xenstore's error node.
 BROKEN_RING: Final = 1
@@ -48,7 +52,12 @@ BACK: Final = np.dtype(
         ("persistent", "<u4"),
         ("read_only", "<u4"),
         ("gather_max", "<u4"),  # requests taken together: 1, or the whole ring (batching)
-        ("gathered", "<u4"),
+        ("waiting", "<u4"),  # requests that have been seen, and are still to be taken
+        ("gathered", "<u4"),  # requests that have been taken, and are still to be answered
+        ("request", "<u4"),  # of these: the one that is being moved or answered
+        ("at", "<u4"),  # its segment
+        ("moved", "<u8"),  # its sectors that have been moved
+        ("closing", "<u4"),  # no more requests: what is kept is being unmapped
         ("map_ops", "<u4"),
         ("unmap_ops", "<u4"),
         ("copy_ops", "<u4"),
@@ -56,6 +65,20 @@ BACK: Final = np.dtype(
         ("bounce_frame", "<u8"),  # then: dom0's own frame that slot 0 is
         ("free_slots", "<u4"),
         ("broken", "<u4"),
+        # The hypercall that is being made: which of the listed operations it takes.
+        ("call_cmd", "<u4"),  # GNTTABOP_*
+        ("call_ops", "<u8"),  # address of what is listed
+        ("call_op_bytes", "<u4"),
+        ("call_max", "<u4"),  # operations that one call takes
+        ("call_first", "<u4"),
+        ("call_count", "<u4"),
+        ("posted", "<u4"),  # it is in the gate, and is to be waited for
+        # The doors (`backend/doors.py`).
+        ("map_door", "<u4"),
+        ("ram_fd", "<i4"),  # REAL: the frontend's RAM
+        ("ram", "<u8"),  # TABLE: address of the frontend's frame 0
+        ("hole", "<u8"),  # TABLE: where an empty slot leads
+        ("notes_wakes", "<u4"),  # the driver is not returned to for a WAKE: it reads WOKE
     ],
     align=True,
 )
@@ -85,17 +108,21 @@ SEGMENT: Final = np.dtype(
 
 
 class Blkback(NamedTuple):
-    """words, qwords: the ring's page as u32 and u64; half: RING_HALF; back: BACK; copy: u64 (14,),
-    the one copy of the request being parsed; requests: REQUEST (nr_ents); segments: SEGMENT
-    (nr_ents, 11); map_ops, unmap_ops, copy_ops: the hypercalls' own structs (nr_ents * 11);
-    op_segments: i32, the segment each map or copy op is for; slots: u32, the free host-address
-    slots, a stack; page_table: u64 by slot; accessed: u64, four words a maptrack handle, the CPUs
-    that touched it; tree, nodes: the persistent grants; counters: BACKEND_COUNTERS.
+    """words, qwords: the ring's page as u32 and u64; half: RING_HALF; turn: i64 (TURN_WORDS), its
+    place and what it has done; next: the table; back: BACK; copy: u64 (14,), the one copy of the
+    request being parsed; requests: REQUEST (nr_ents); segments: SEGMENT (nr_ents, 11); map_ops,
+    unmap_ops, copy_ops: the hypercalls' own structs (nr_ents * 11); op_segments: i32, the segment
+    each map or copy op is for; slots: u32, the free host-address slots, a stack; page_table: u64 by
+    slot; accessed: u64, four words a maptrack handle, the CPUs that touched it; tree, nodes: the
+    persistent grants; counters: BACKEND_COUNTERS; events: both ends' words; spin: SPIN; gate: its
+    vCPU's, or `no_gate()`.
     """
 
     words: np.ndarray
     qwords: np.ndarray
     half: np.ndarray
+    turn: np.ndarray
+    next: np.ndarray
     back: np.ndarray
     copy: np.ndarray
     requests: np.ndarray
@@ -110,6 +137,9 @@ class Blkback(NamedTuple):
     tree: np.ndarray
     nodes: np.ndarray
     counters: np.ndarray
+    events: EventWords
+    spin: np.ndarray
+    gate: Gate
 
 
 def slots_needed(nr_ents: int, max_persistent_grants: int) -> int:
@@ -118,10 +148,14 @@ def slots_needed(nr_ents: int, max_persistent_grants: int) -> int:
 
 
 def new_blkback(
+    arena: Arena,
     ring_page: np.ndarray,
     page_table: np.ndarray,
     accessed: np.ndarray,
-    counters: np.ndarray | None = None,
+    counters: np.ndarray,
+    events: EventWords,
+    spin: np.ndarray,
+    gate: Gate,
     *,
     remote_domid: int,
     nr_sectors: int,
@@ -133,40 +167,61 @@ def new_blkback(
     cpu: int = 0,
     read_only: bool = False,
     bounce_frame: int | None = None,
+    notes_wakes: bool = False,
+    next_steps: np.ndarray = steps.NEXT,
+    **map_door: int,
 ) -> Blkback:
-    """A worker's state on the mapped `ring_page` (u8), as the frontend left it.
+    """A worker's state for a connected frontend.
 
-    `page_table` (u64) has one entry for each host-address slot, `slots_needed` of them. With a
-    `bounce_frame` requests are served by grant copy, and the slots are dom0's frames from there on.
+    ring_page: u8, the mapped ring; page_table: u64, a free slot for each element; counters:
+    BACKEND_COUNTERS (1,); store_address: of the store's first byte, 0 if it has callbacks only;
+    gather_max: 1 for batching `request`, or the ring's size for `drain`; bounce_frame: dom0's own
+    frame for slot 0, to serve by grant copy; map_door: BACK's `map_door` and what it needs.
     """
-    assert bounce_frame is None or not persistent, "what is copied cannot be kept mapped"
-    nr_ents = 1 << (((len(ring_page) - ring.HEADER_QWORDS * 8) // 112).bit_length() - 1)
+    assert not (bounce_frame is not None and persistent), "what is copied cannot be kept mapped"
+    nr_ents = ring.nr_ents_of(ring_page)
     words = ring_page.view(np.uint32)
     nr_segments = nr_ents * BLKIF_MAX_SEGMENTS_PER_REQUEST
-    back = np.zeros(1, BACK)
+    back = arena.array(1, BACK)
     back["balloon"], back["store"], back["nr_sectors"] = balloon, store_address, nr_sectors
     back["remote_domid"], back["cpu"] = remote_domid, cpu
     back["persistent"], back["read_only"] = persistent, read_only
     back["gather_max"] = min(gather_max, nr_ents)
-    back["free_slots"] = len(page_table)
+    back["free_slots"], back["notes_wakes"] = len(page_table), notes_wakes
     back["copies"], back["bounce_frame"] = bounce_frame is not None, bounce_frame or 0
-    tree, nodes = new_tree(max_persistent_grants if persistent else 0)
+    for field, value in map_door.items():
+        back[field] = value
+    slots = arena.array(len(page_table), np.uint32)
+    slots[:] = np.arange(len(page_table))[::-1]
+    tree, nodes = new_tree(arena, max_persistent_grants if persistent else 0)
     return Blkback(
         words,
         ring_page.view(np.uint64),
-        ring.attach_half(words, nr_ents, RSP),
+        ring.attach_half(arena, words, nr_ents, RSP),
+        arena.array(TURN_WORDS, np.int64),
+        next_steps,
         back,
-        np.zeros(SLOT_QWORDS, np.uint64),
-        np.zeros(nr_ents, REQUEST),
-        np.zeros((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SEGMENT),
-        np.zeros(nr_segments, GNTTAB_MAP_GRANT_REF),
-        np.zeros(nr_segments, GNTTAB_UNMAP_GRANT_REF),
-        np.zeros(nr_segments, GNTTAB_COPY),
-        np.zeros(nr_segments, np.int32),
-        np.arange(len(page_table), dtype=np.uint32)[::-1].copy(),
+        arena.array(SLOT_QWORDS, np.uint64),
+        arena.array(nr_ents, REQUEST),
+        arena.array((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SEGMENT),
+        arena.array(nr_segments, GNTTAB_MAP_GRANT_REF),
+        arena.array(nr_segments, GNTTAB_UNMAP_GRANT_REF),
+        arena.array(nr_segments, GNTTAB_COPY),
+        arena.array(nr_segments, np.int32),
+        slots,
         page_table,
         accessed,
         tree,
         nodes,
-        np.zeros(1, BACKEND_COUNTERS) if counters is None else counters,
+        counters,
+        events,
+        spin,
+        gate,
     )
+
+
+def begin_close(dev: Blkback) -> None:
+    """Between two requests: go on with unmapping what is kept, and then be DONE."""
+    assert dev.turn[STEP] in (steps.CLEAR, steps.LOOK)
+    dev.turn[STEP] = steps.RELEASE_KEPT
+    dev.back["closing"] = 1

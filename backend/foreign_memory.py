@@ -35,13 +35,13 @@ _mmap = types.ExternalFunction(
 
 
 @kernel
-def map_granted(fd: int, ops: np.ndarray, count: int) -> int:
-    """Map each granted one of `count` map `ops` at its host_addr; returns how many failed.
+def map_granted(fd: int, ops: np.ndarray, first: int, end: int) -> int:
+    """Map each granted one of `ops[first:end]` at its host_addr; returns how many failed.
 
     fd: the RAM of the domain all of them name; ops: GNTTAB_MAP_GRANT_REF, after the hypercall.
     """
     failed = 0
-    for index in range(count):
+    for index in range(first, end):
         op = ops[index]
         if op.status != GNTST_OKAY:
             continue

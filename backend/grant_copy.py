@@ -61,17 +61,20 @@ def list_copies(dev: Blkback, to_guest: bool) -> np.int64:
 
 
 @kernel
-def finish_copies(dev: Blkback) -> None:
-    """After the copy hypercall: whose copy was refused has failed; a read without one is done."""
-    back = dev.back[0]
-    for done in range(back.copy_ops):
+def finish_copies(dev: Blkback, first: int, end: int) -> None:
+    """After the copy hypercall for `copy_ops[first:end]`: whose copy was refused has failed."""
+    for done in range(first, end):
         if dev.copy_ops[done].status != GNTST_OKAY:
             dev.requests[_request_of(dev, done)].status = np.int32(BLKIF_RSP_ERROR)
-    for done in range(back.copy_ops):
+
+
+@kernel
+def finish_reads(dev: Blkback) -> None:
+    """All copies to the guest have been made: a read none of whose was refused is done."""
+    for done in range(dev.back[0].copy_ops):
         request = dev.requests[_request_of(dev, done)]
-        if dev.copy_ops[done].flags & GNTCOPY_DEST_GREF and request.status == NOT_DONE:
+        if request.status == NOT_DONE:
             request.status = np.int32(BLKIF_RSP_OKAY)
-    back.copy_ops = np.uint32(0)
 
 
 @kernel
@@ -81,27 +84,14 @@ def _request_of(dev: Blkback, op: int) -> np.int64:
 
 @kernel
 def settle(dev: Blkback) -> None:
-    """The gathered pages are dom0's own: what `gather` asked to have mapped is there as it is.
+    """The gathered pages are dom0's own: what `take` asked to have mapped is there as it is.
 
     Before any copy is listed: `op_segments` are those of the map operations until then.
     """
+    back = dev.back[0]
     nobodys_handle = len(dev.accessed) // ACCESSED_WORDS - 1  # whose accessed bits nothing reads
-    for done in range(dev.back[0].map_ops):
+    for done in range(back.map_ops):
         dev.map_ops[done].handle = np.uint32(nobodys_handle)
         dev.map_ops[done].status = np.int16(GNTST_OKAY)
-    phases.finish_map(dev)
-
-
-@kernel
-def give_back(dev: Blkback) -> None:
-    """The requests are done: their slots are free."""
-    phases.release(dev)
-    settle_unmaps(dev)
-    assert phases.finish_unmap(dev)
-
-
-@kernel
-def settle_unmaps(dev: Blkback) -> None:
-    """What `release` asked to have unmapped is dom0's own, and no hypercall is to be made."""
-    for done in range(dev.back[0].unmap_ops):
-        dev.unmap_ops[done].status = np.int16(GNTST_OKAY)
+    phases.keep_mapped(dev, 0, np.int64(back.map_ops))
+    back.map_ops = np.uint32(0)

@@ -35,6 +35,7 @@ from backend.red_black import (
     replace,
     smallest,
 )
+from common.arena import Arena
 from common.compiled import kernel
 
 PG_FULL: Final = -1
@@ -74,7 +75,7 @@ NODE: Final = np.dtype(
 assert NODE.itemsize == 32  # two to a cache line
 
 
-def new_tree(cap: int) -> tuple[np.ndarray, np.ndarray]:
+def new_tree(arena: Arena, cap: int) -> tuple[np.ndarray, np.ndarray]:
     """An empty tree for `cap` grants: a TREE array, shape (1,), and a NODE array, shape (cap,).
 
     With a `cap` of 0 every insert is PG_FULL: nothing is kept. Raises ValueError for a bad `cap`.
@@ -82,7 +83,7 @@ def new_tree(cap: int) -> tuple[np.ndarray, np.ndarray]:
     whole = isinstance(cap, int | np.integer) and not isinstance(cap, bool)
     if not whole or not 0 <= cap <= CAP_MAX:
         raise ValueError(f"cap: {cap!r} is not a whole number from 0 to {CAP_MAX}")
-    tree, nodes = np.zeros(1, TREE), np.zeros(cap, NODE)
+    tree, nodes = arena.array(1, TREE), arena.array(cap, NODE)
     tree["root"], tree["free_head"], tree["cap"] = NIL, (0 if cap else NIL), cap
     nodes["left"], nodes["right"], nodes["color"] = NIL, NIL, FREE
     nodes["parent"] = np.arange(1, cap + 1)

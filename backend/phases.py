@@ -1,20 +1,11 @@
-"""What a ring's worker does with requests, phase by phase. Sans-I/O, compiled.
+"""blkback's phases: what a ring's worker does with requests. Sans-I/O, compiled.
 
-    gather -> [map] -> finish_map -> execute -> release -> [unmap] -> finish_unmap
-           -> respond -> push
-
-Between the brackets the driver makes one hypercall for all of `map_ops` (or `unmap_ops`), and maps
-(or unmaps) what it granted. A batch whose pages are all kept has neither.
-
-Rules
-1. A request is copied once, checked, and only then acted on. A bad one is answered, never dropped.
-2. The tree's in-flight mark covers a kept page from `gather` to `release`. A gref that is named
-   again meanwhile (in the same request or another) is mapped a second time for that request only:
-   in 2012 it was a BUG() in dom0.
-3. A response goes out after its request's unmaps.
-4. Nothing is okay before it has been done: a sound request is NOT_DONE until its data has moved, an
-   operation's status GNTST_UNFILLED until the hypervisor has filled it. What a driver forgets is
-   answered as an error.
+Owns: what is done with a Blkback (`backend/blkback.py`) in each phase, each with at most one access
+to what the peer may change. Which follows which, and why, is `backend/steps.py`'s; what goes
+through a door is `backend/doors.py`'s.
+Rule: nothing is okay before it has been done. A sound request is NOT_DONE until its data has moved,
+an operation's status GNTST_UNFILLED until the hypervisor has filled it: what a driver forgets is
+answered as an error.
 """
 
 from typing import Final
@@ -53,41 +44,59 @@ from common.blkif import (
 from common.compiled import kernel
 from common.copying import copy_bytes, copy_page
 from common.not_done import GNTST_UNFILLED, NOT_DONE
-from common.ring import REQ, RING_BROKEN, RSP
+from common.ring import REQ, RING_BROKEN
+from common.spinning import spins
+from common.steps import AGAIN, ARM, COPY, END, GRANT, LOOKS_LEFT, NONE, ON, SECTORS, TAKEN, WRITTEN
+from common.steps import SEGMENTS as SEGMENTS_TAKEN
 from common.u32 import u32_add
 
 ACCESSED_WORDS: Final = 4  # 256 CPUs a maptrack handle
 
 
 @kernel
-def requests_waiting(dev: Blkback) -> int:
-    """Requests to take, or RING_BROKEN if the frontend claims more than the ring holds."""
-    return ring.unconsumed(dev.words, dev.half, REQ, np.int64(dev.half[0].nr_ents))
+def look(dev: Blkback) -> int:
+    """LOOK: how many requests are there? END if the frontend claims more than the ring holds; AGAIN
+    if the driver has something else to look at first.
+    """
+    back = dev.back[0]
+    dev.turn[TAKEN], dev.turn[SECTORS], dev.turn[SEGMENTS_TAKEN] = 0, 0, 0
+    back.gathered, back.map_ops, back.unmap_ops = np.uint32(0), np.uint32(0), np.uint32(0)
+    if back.broken:
+        return END
+    dev.turn[LOOKS_LEFT] -= 1
+    if dev.turn[LOOKS_LEFT] < 0:
+        return AGAIN
+    waiting = ring.unconsumed(dev.words, dev.half, REQ, np.int64(dev.half[0].nr_ents))
+    if waiting == RING_BROKEN:
+        back.broken = np.uint32(BROKEN_RING)
+        return END
+    back.waiting = np.uint32(min(waiting, np.int64(back.gather_max)))
+    return ON if waiting > 0 else NONE
 
 
 @kernel
-def gather(dev: Blkback) -> int:
-    """CONSUME: take up to `gather_max` requests, check them, look their grefs up.
+def take(dev: Blkback) -> int:
+    """TAKE: copy one request, check it, look its grefs up; AGAIN while there are more. Then GRANT
+    if pages are missing.
 
-    Returns how many were taken, or RING_BROKEN. `back.map_ops` of `map_ops` are then to be made.
+    Who never spins asks for the next notification before it answers, as Linux does: so at depth 1,
+    where the next request follows the answer, each request notifies.
     """
     back = dev.back[0]
-    back.gathered, back.map_ops, back.unmap_ops = np.uint32(0), np.uint32(0), np.uint32(0)
-    if back.broken:
-        return RING_BROKEN
-    waiting = requests_waiting(dev)
-    if waiting == RING_BROKEN:
-        back.broken = np.uint32(BROKEN_RING)
-        return RING_BROKEN
-    taken = min(waiting, np.int64(back.gather_max))
-    for index in range(taken):
-        copy_request(dev.qwords, ring.slot(dev.half, dev.half[0].cons), dev.copy)
-        dev.half[0].cons = u32_add(dev.half[0].cons, 1)
-        _parse(dev, index)
-        if dev.requests[index].status == NOT_DONE:
-            _find_pages(dev, index)
-    back.gathered = np.uint32(taken)
-    return taken
+    index = np.int64(back.gathered)
+    copy_request(dev.qwords, ring.slot(dev.half, dev.half[0].cons), dev.copy)
+    dev.half[0].cons = u32_add(dev.half[0].cons, 1)
+    _parse(dev, index)
+    if dev.requests[index].status == NOT_DONE:
+        _find_pages(dev, index)
+    back.gathered += np.uint32(1)
+    dev.turn[TAKEN] += 1
+    if back.gathered < back.waiting:
+        return AGAIN
+    back.request, back.at, back.moved = np.uint32(0), np.uint32(0), np.uint64(0)
+    if not spins(dev.spin):
+        return ARM
+    return GRANT if back.map_ops > 0 or back.copies else ON
 
 
 @kernel
@@ -112,6 +121,7 @@ def _parse(dev: Blkback, index: int) -> None:
         segment.first_sect = np.uint16(first_sect_of(descriptor))
         segment.nr_sectors = np.uint16(last_sect_of(descriptor) - first_sect_of(descriptor) + 1)
     dev.counters[0].segments += np.uint64(nr_segments)
+    dev.turn[SEGMENTS_TAKEN] += nr_segments
 
 
 @kernel
@@ -136,6 +146,7 @@ def _verdict(dev: Blkback) -> int:
     # Written so that no sum can wrap: `sector` is the guest's to choose.
     if sector >= size or total > size - sector:
         return BLKIF_RSP_ERROR
+    dev.turn[SECTORS] += np.int64(total)
     return NOT_DONE
 
 
@@ -168,10 +179,12 @@ def _find_pages(dev: Blkback, index: int) -> None:
 
 
 @kernel
-def finish_map(dev: Blkback) -> None:
-    """SUBMIT: after the map hypercall: keep what may be kept, fail what was refused."""
+def keep_mapped(dev: Blkback, first: int, end: int) -> None:
+    """After the map hypercall for `map_ops[first:end]`: keep what may be kept, fail what was
+    refused.
+    """
     back = dev.back[0]
-    for done in range(back.map_ops):
+    for done in range(first, end):
         op = dev.map_ops[done]
         place = np.int64(dev.op_segments[done])
         index = place // BLKIF_MAX_SEGMENTS_PER_REQUEST
@@ -198,32 +211,59 @@ def finish_map(dev: Blkback) -> None:
             continue
         get(dev.tree, dev.nodes, np.int64(segment.gref))
         segment.kind, segment.node = np.uint32(KEPT), np.int32(node)
-    if back.map_ops > 0:
-        dev.counters[0].persistent_now = np.uint64(dev.tree[0].count)
-        dev.counters[0].persistent_max = np.uint64(dev.tree[0].count_max)
-    back.map_ops = np.uint32(0)
+    dev.counters[0].persistent_now = np.uint64(dev.tree[0].count)
+    dev.counters[0].persistent_max = np.uint64(dev.tree[0].count_max)
 
 
 @kernel
-def execute(dev: Blkback) -> None:
-    """Copy between the mapped pages and the store's memory, for each sound request."""
+def move(dev: Blkback) -> int:
+    """MOVE: copy one segment between its page and the store's memory; AGAIN while there are more.
+
+    A request is okay once its last segment has moved. NONE or END if the store has callbacks.
+    """
     back = dev.back[0]
-    for index in range(back.gathered):
-        request = dev.requests[index]
-        if request.status != NOT_DONE:
-            continue
-        store = np.int64(back.store) + np.int64(request.sector) * SECTOR_SIZE
-        for at in range(request.nr_segments):
-            segment = dev.segments[index, at]
-            nr_bytes = np.int64(segment.nr_sectors) * SECTOR_SIZE
-            page = page_address(dev, index, at)
-            touch(dev, np.int64(segment.handle))
-            if request.operation == BLKIF_OP_READ:
-                _copy(page, store, nr_bytes)
-            else:
-                _copy(store, page, nr_bytes)
-            store += nr_bytes
+    if back.store == 0:
+        return END if back.copies else NONE
+    if not _is_to_move(dev) and not _next_to_move(dev):
+        return _moved(dev)
+    request = dev.requests[back.request]
+    segment = dev.segments[back.request, back.at]
+    nr_bytes = np.int64(segment.nr_sectors) * SECTOR_SIZE
+    store = np.int64(back.store) + np.int64(request.sector + back.moved) * SECTOR_SIZE
+    page = page_address(dev, np.int64(back.request), np.int64(back.at))
+    touch(dev, np.int64(segment.handle))
+    if request.operation == BLKIF_OP_READ:
+        _copy(page, store, nr_bytes)
+    else:
+        _copy(store, page, nr_bytes)
+    back.moved += np.uint64(segment.nr_sectors)
+    back.at += np.uint32(1)
+    if back.at == request.nr_segments:
         request.status = np.int32(BLKIF_RSP_OKAY)
+        if not _next_to_move(dev):
+            return _moved(dev)
+    return AGAIN
+
+
+@kernel
+def _is_to_move(dev: Blkback) -> bool:
+    return dev.requests[dev.back[0].request].status == NOT_DONE
+
+
+@kernel
+def _next_to_move(dev: Blkback) -> bool:
+    """Go to the next sound request; False if there is none."""
+    back = dev.back[0]
+    back.request += np.uint32(1)
+    back.at, back.moved = np.uint32(0), np.uint64(0)
+    while back.request < back.gathered and not _is_to_move(dev):
+        back.request += np.uint32(1)
+    return back.request < back.gathered
+
+
+@kernel
+def _moved(dev: Blkback) -> int:
+    return COPY if dev.back[0].copies else ON
 
 
 @kernel
@@ -249,10 +289,9 @@ def _copy(dest: int, source: int, nr_bytes: int) -> None:
 
 
 @kernel
-def release(dev: Blkback) -> np.int64:
-    """The pages are no longer needed: clear in-flight marks, list what is to be unmapped.
-
-    Returns how many `unmap_ops` are to be made before the responses go out.
+def release(dev: Blkback) -> int:
+    """RELEASE: the pages are no longer needed: clear in-flight marks, list what is to be unmapped
+    before the responses go out. GRANT if there is any.
     """
     back = dev.back[0]
     for index in range(back.gathered):
@@ -263,9 +302,12 @@ def release(dev: Blkback) -> np.int64:
             segment = dev.segments[index, at]
             if segment.kind == KEPT:
                 put(dev.tree, dev.nodes, np.int64(segment.node))
+            elif segment.kind == ONCE and back.copies:
+                _free_slot(dev, np.int64(segment.slot))
             elif segment.kind == ONCE:
                 _list_unmap(dev, np.int64(segment.slot), np.int64(segment.handle))
-    return np.int64(back.unmap_ops)
+    back.request = np.uint32(0)
+    return GRANT if back.unmap_ops > 0 else ON
 
 
 @kernel
@@ -279,16 +321,12 @@ def _list_unmap(dev: Blkback, slot: int, handle: int) -> None:
 
 
 @kernel
-def finish_unmap(dev: Blkback) -> bool:
-    """After the unmap hypercall: the slots are free again. False if one was refused: our bug."""
-    back = dev.back[0]
-    sound = True
-    for done in range(back.unmap_ops):
+def free_unmapped(dev: Blkback, first: int, end: int) -> None:
+    """After the unmap hypercall for `unmap_ops[first:end]`: the slots are free again."""
+    for done in range(first, end):
         op = dev.unmap_ops[done]
-        sound = sound and op.status == GNTST_OKAY
-        _free_slot(dev, np.int64((op.host_addr - back.balloon) >> np.uint64(12)))
-    back.unmap_ops = np.uint32(0)
-    return sound
+        assert op.status == GNTST_OKAY, "the hypervisor refused an unmap"
+        _free_slot(dev, np.int64((op.host_addr - dev.back[0].balloon) >> np.uint64(12)))
 
 
 @kernel
@@ -298,47 +336,36 @@ def _free_slot(dev: Blkback, slot: int) -> None:
 
 
 @kernel
-def respond(dev: Blkback) -> None:
-    """Write the responses of all gathered requests, in the order they came, not yet published."""
-    for index in range(dev.back[0].gathered):
-        request = dev.requests[index]
-        at = ring.slot(dev.half, dev.half[0].prod_pvt)
-        status = np.int64(BLKIF_RSP_ERROR if request.status == NOT_DONE else request.status)
-        put_response(dev.qwords, at, request.id, np.int64(request.operation), status)
-        dev.half[0].prod_pvt = u32_add(dev.half[0].prod_pvt, 1)
-    dev.back[0].gathered = np.uint32(0)
-
-
-@kernel
-def push(dev: Blkback) -> bool:
-    """PUBLISH and CHECK_NOTIFY: True if the frontend must be notified (and is so counted)."""
-    ring.publish(dev.words, dev.half, RSP)
-    if ring.check_notify(dev.words, dev.half, RSP):
-        dev.counters[0].notify_to_front += np.uint64(1)
-        return True
-    return False
-
-
-@kernel
-def rearm(dev: Blkback) -> None:
-    """REARM: ask to be notified of the next request; look again before sleeping."""
-    ring.rearm(dev.words, dev.half, REQ)
+def respond(dev: Blkback) -> int:
+    """RESPOND: write one response, in the order the requests came; AGAIN while there are more."""
+    back = dev.back[0]
+    request = dev.requests[back.request]
+    at = ring.slot(dev.half, dev.half[0].prod_pvt)
+    status = np.int64(BLKIF_RSP_ERROR if request.status == NOT_DONE else request.status)
+    put_response(dev.qwords, at, request.id, np.int64(request.operation), status)
+    dev.half[0].prod_pvt = u32_add(dev.half[0].prod_pvt, 1)
+    dev.turn[WRITTEN] += 1
+    back.request += np.uint32(1)
+    if back.request < back.gathered:
+        return AGAIN
+    back.gathered = np.uint32(0)
+    return ON
 
 
 @kernel
 def release_kept(dev: Blkback) -> int:
-    """Disconnect: take up to 11 mappings out of the tree; returns how many `unmap_ops` to make.
+    """RELEASE_KEPT: take up to 11 mappings out of the tree, to be unmapped; NONE if it is empty.
 
-    Linux unmaps what is left in batches of a request's segments; so do we, until this says 0.
+    Linux unmaps what is left in batches of a request's segments; so do we.
     """
-    listed = 0
-    while listed < BLKIF_MAX_SEGMENTS_PER_REQUEST:
+    back = dev.back[0]
+    back.unmap_ops = np.uint32(0)
+    while back.unmap_ops < BLKIF_MAX_SEGMENTS_PER_REQUEST:
         node = np.int64(first(dev.tree, dev.nodes))
         if node < 0:
             break
-        slot = (dev.nodes[node].host_addr - dev.back[0].balloon) >> np.uint64(12)
+        slot = (dev.nodes[node].host_addr - back.balloon) >> np.uint64(12)
         _list_unmap(dev, np.int64(slot), np.int64(dev.nodes[node].handle))
         erase(dev.tree, dev.nodes, node)
-        listed += 1
     dev.counters[0].persistent_now = np.uint64(dev.tree[0].count)
-    return listed
+    return GRANT if back.unmap_ops > 0 else NONE

@@ -14,17 +14,17 @@ from typing import Final
 
 import numpy as np
 
-from backend import phases, worker
-from backend.blkback import BROKEN_REASONS, Blkback
-from backend.foreign_memory import map_granted, unmap_slots
+from backend import phases
+from backend.blkback import BROKEN_REASONS, Blkback, begin_close
+from backend.doors import called_for
+from backend.steps import CLEAR, LOOK
 from backend.stores import Store
+from backend.worker import BETWEEN_REQUESTS, LOOKS_PER_SLICE, work
+from common import effects, steps
 from common.abi import (
     BLKIF_OP_READ,
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
-    GNTTABOP_COPY,
-    GNTTABOP_MAP_GRANT_REF,
-    GNTTABOP_UNMAP_GRANT_REF,
     HYPERVISOR_GRANT_TABLE_OP,
     SECTOR_SIZE,
 )
@@ -32,14 +32,13 @@ from common.atomics import store_release
 from common.copying import byte_view
 from common.event_channel import EventChannel
 from common.hypercall import Hypercalls
-from common.hypercall_gate import Gate, collect
+from common.hypercall_gate import collect
 from common.not_done import NOT_DONE
 from common.process import name_thread
 from common.spinning import slept
 
 FRUITLESS_MAX: Final = 2  # a spin takes requests whose event is still on its way
 NAP_MS_MAX: Final = 16
-BATCHES_PER_SLICE: Final = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ class Vcpu:
 
 
 class RingThread:
-    """Serves one ring from `start` to `stop`. `ram_fd`: the guest's RAM, to map frames from.
+    """Serves one ring from `start` until it is asked to stop.
 
     on_end: called from the ring's thread as the last it does, with everything unmapped; with why,
     if the frontend broke the ring, else with "".
@@ -86,16 +85,11 @@ class RingThread:
         channel: EventChannel,
         hypercalls: Hypercalls,
         vcpu: Vcpu,
-        gate: Gate,
-        ram_fd: int,
-        spin: np.ndarray,
         on_end: Callable[[str], None],
     ) -> None:
         self._dev, self._store, self._channel = dev, store, channel
         self._hypercalls, self._vcpu = hypercalls, vcpu
-        self._gate, self._ram_fd = gate, ram_fd
-        self._cursor = np.zeros(1, worker.CURSOR)
-        self._spin, self._on_end = spin, on_end
+        self._on_end = on_end
         self._fruitless, self._requests = 0, 0
         self._stopping, self._ended = False, threading.Event()
         self._stop = -1  # an eventfd, from `start` on
@@ -130,7 +124,9 @@ class RingThread:
         self._vcpu.run()
         try:
             reason = self._serve()
-            self._unmap_kept()
+            begin_close(self._dev)
+            while self._do(int(work(self._dev, LOOKS_PER_SLICE, 0))) != effects.DONE:
+                pass
         finally:
             self._vcpu.idle()
         self._ended.set()
@@ -138,41 +134,33 @@ class RingThread:
 
     def _serve(self) -> str:
         """Until asked to stop, or the frontend breaks the ring: why, then."""
-        dev, channel, cursor = self._dev, self._channel, self._cursor
-        while not (self._stopping and cursor["step"][0] == worker.GATHER):
-            effect = worker.work(
-                dev,
-                cursor,
-                channel.far_pending,
-                channel.far_mask,
-                channel.port,
-                self._spin,
-                # On a ring that is kept full only the end of a slice is between two requests.
-                1 if self._stopping else BATCHES_PER_SLICE,
-                self._gate,
-                self._ram_fd,
-            )
-            if effect == worker.WAKE:
-                channel.wake_far_end()
-            elif effect == worker.MAP:
-                self._map()
-            elif effect == worker.UNMAP:
-                self._unmap()
-            elif effect == worker.COPY:
-                self._hypercall(GNTTABOP_COPY, dev.copy_ops[: int(dev.back["copy_ops"][0])])
-            elif effect == worker.IO:
-                self._store_io()
-            elif effect == worker.BROKEN:
+        dev = self._dev
+        while not (self._stopping and dev.turn[steps.STEP] in (CLEAR, LOOK)):
+            stops = BETWEEN_REQUESTS if self._stopping else 0
+            if self._do(int(work(dev, LOOKS_PER_SLICE, stops))) == effects.BROKEN:
                 return BROKEN_REASONS[int(dev.back["broken"][0])]
-            elif effect == worker.WAIT:
-                dev.counters["waits"] += np.uint64(1)
-                self._vcpu.idle()
-                self._nap()
-                began_ns = time.monotonic_ns()
-                channel.wait(-1, (self._stop,))
-                slept(self._spin, time.monotonic_ns() - began_ns)
-                self._vcpu.run()
         return ""
+
+    def _do(self, effect: int) -> int:
+        """What the loop asks for; which that was."""
+        if effect == effects.WAKE:
+            self._channel.wake_far_end()
+        elif effect == effects.HYPERCALL:
+            self._hypercall()
+        elif effect == effects.IO:
+            self._store_io()
+        elif effect == effects.WAIT:
+            self._wait()
+        return effect
+
+    def _wait(self) -> None:
+        self._dev.counters["waits"] += np.uint64(1)
+        self._vcpu.idle()
+        self._nap()
+        began_ns = time.monotonic_ns()
+        self._channel.wait(-1, (self._stop,))
+        slept(self._dev.spin, time.monotonic_ns() - began_ns)
+        self._vcpu.run()
 
     def _nap(self) -> None:
         """Events that bring no request, one after the other, cost their sender time (XSA-332)."""
@@ -184,39 +172,19 @@ class RingThread:
             poller.register(self._stop, select.POLLIN)
             poller.poll(min(2 ** (self._fruitless - FRUITLESS_MAX), NAP_MS_MAX))
 
-    def _map(self) -> None:
-        ops = self._dev.map_ops[: int(self._dev.back["map_ops"][0])]
-        self._hypercall(GNTTABOP_MAP_GRANT_REF, ops)
-        failed = map_granted(self._ram_fd, ops, len(ops))
-        assert failed == 0, f"{failed} granted pages could not be mapped (vm.max_map_count?)"
-
-    def _unmap(self) -> None:
-        ops = self._dev.unmap_ops[: int(self._dev.back["unmap_ops"][0])]
-        if not self._cursor["unmapped"]:
-            failed = unmap_slots(ops, len(ops))
-            assert failed == 0, f"{failed} pages could not be unmapped"
-        self._cursor["unmapped"] = 0
-        self._hypercall(GNTTABOP_UNMAP_GRANT_REF, ops)
-
-    def _hypercall(self, cmd: int, ops: np.ndarray) -> None:
+    def _hypercall(self) -> None:
         """Wait for the call that is in the gate, or make it by message.
 
         If it fails as a whole it has filled no status, and they say so.
         """
-        if not self._cursor["posted"]:
+        cmd, ops = called_for(self._dev)
+        if not self._dev.back["posted"][0]:
             rc = self._hypercalls.call(HYPERVISOR_GRANT_TABLE_OP, cmd, ops)
         else:
             self._hypercalls.kick()
-            rc = int(collect(self._gate, ops.ctypes.data, ops.nbytes))
-            self._cursor["posted"] = 0
+            rc = int(collect(self._dev.gate, ops.ctypes.data, ops.nbytes))
         if rc != 0:
             log.error("grant_table_op %d: %d", cmd, rc)
-
-    def _unmap_kept(self) -> None:
-        """The connection is over: unmap what the tree still holds."""
-        while phases.release_kept(self._dev) > 0:
-            self._unmap()
-            assert phases.finish_unmap(self._dev)
 
     def _store_io(self) -> None:
         """Call the store for each sound request of the batch: one callback a segment."""

@@ -7,13 +7,16 @@ simulator's and the tests'.
 
 from typing import Final
 
-SLICE: Final = 0  # nothing: time to look at the outside world
-STOP: Final = 1  # the next step is one that the driver wants to be asked before
-HYPERCALL: Final = 2  # make the grant-table call that the state describes
-IO: Final = 3  # the store has no memory: call its callbacks
-WAKE: Final = 4  # the far end's event has just become pending, unmasked: wake it
-WAIT: Final = 5  # armed, and nothing has come: sleep until our event is pending, and take it
-BROKEN: Final = 6  # the peer broke the ring: the state says how
-DONE: Final = 7  # everything asked for is finished
+NO_EFFECT: Final = 0  # go on
+SLICE: Final = 1  # nothing: time to look at the outside world
+STOP: Final = 2  # the next step is one that the driver wants to be asked before
+HYPERCALL: Final = 3  # make the grant-table call that the state describes
+IO: Final = 4  # the store has no memory: call its callbacks
+WAKE: Final = 5  # the far end's event has just become pending, unmasked: wake it
+WAIT: Final = 6  # armed, and nothing has come: sleep until our event is pending, and take it
+BROKEN: Final = 7  # the peer broke the ring: the state says how
+DONE: Final = 8  # everything asked for is finished
 
-NAMES: Final = ("SLICE", "STOP", "HYPERCALL", "IO", "WAKE", "WAIT", "BROKEN", "DONE")
+NAMES: Final = (
+    "NO_EFFECT", "SLICE", "STOP", "HYPERCALL", "IO", "WAKE", "WAIT", "BROKEN", "DONE"
+)  # fmt: skip

@@ -14,7 +14,7 @@ import itertools
 import os
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -27,13 +27,35 @@ FRUITLESS_MAX: Final = 2  # wake-ups of one wait that came without an event (XSA
 FRUITLESS_NAP_S: Final = 0.005
 
 
+class EventWords(NamedTuple):
+    """One end's words of a channel, u64 each, shape (64,), as they lie in shared-info pages.
+
+    port: i64 (1,), the allocating domain's number of it.
+    """
+
+    pending: np.ndarray
+    far_pending: np.ndarray
+    far_mask: np.ndarray
+    port: np.ndarray
+
+
+@kernel
+def become_pending(pending: np.ndarray, port: int) -> bool:
+    """Mark `port` pending at the far end; False if it was."""
+    word, bit = port >> 6, np.uint64(1) << np.uint64(port & 63)
+    return (fetch_or(pending, word, bit) & bit) == 0
+
+
+@kernel
+def is_masked(mask: np.ndarray, port: int) -> bool:
+    """Does the far end not want to be woken?"""
+    return (load_acquire(mask, port >> 6) >> np.uint64(port & 63)) & np.uint64(1) != 0
+
+
 @kernel
 def set_pending(pending: np.ndarray, mask: np.ndarray, port: int) -> bool:
     """Mark `port` pending at the far end; True if it must be woken."""
-    word, bit = port >> 6, np.uint64(1) << np.uint64(port & 63)
-    if fetch_or(pending, word, bit) & bit:
-        return False
-    return (load_acquire(mask, word) & bit) == 0
+    return become_pending(pending, port) and not is_masked(mask, port)
 
 
 @kernel
@@ -71,9 +93,14 @@ class EventChannel:
     def __init__(self, carrier: Carrier, port: int, own: np.ndarray, far: np.ndarray) -> None:
         self.port = port
         self.carrier = carrier
-        self.pending, self._mask = event_words(own)
+        self.pending, mask = event_words(own)
         self.far_pending, self.far_mask = event_words(far)
-        clear_mask(self._mask, port)
+        clear_mask(mask, port)
+
+    @property
+    def words(self) -> EventWords:
+        """As the steppers take them."""
+        return EventWords(self.pending, self.far_pending, self.far_mask, np.array([self.port]))
 
     def wake_far_end(self) -> None:
         """Wake the far end, whose bit `set_pending` has just set."""

@@ -5,8 +5,7 @@ Rules
 1. Only the frontend initialises the shared page (`SHARED_RING_INIT`).
 2. A half writes its own producer and its own event word, and never trusts the other's: a peer's
    producer that runs ahead of what can be outstanding is RING_BROKEN.
-3. Each function here is one phase, with one access to shared memory, so that a simulator can let
-   the peer run between any two of them.
+3. Each function here has one access to shared memory, and is one phase (`common/steps.py`).
 4. All arithmetic is u32.
 Never knows: what is in the slots, or how a notification travels.
 
@@ -19,7 +18,8 @@ from typing import Final
 
 import numpy as np
 
-from common.abi import BLKIF_REQUEST, SRING_HEADER_SIZE
+from common.abi import BLKIF_REQUEST, SRING_HEADER_SIZE, XEN_PAGE_SIZE, blkif_ring_size
+from common.arena import Arena
 from common.atomics import fence, load_acquire, store_release
 from common.compiled import kernel
 from common.u32 import u32_add, u32_sub
@@ -45,21 +45,26 @@ SLOT_QWORDS: Final = BLKIF_REQUEST.itemsize // 8
 HEADER_QWORDS: Final = SRING_HEADER_SIZE // 8
 
 
-def new_half(nr_ents: int, start: int = 0) -> np.ndarray:
+def nr_ents_of(ring_page: np.ndarray) -> int:
+    """Slots of a ring in `ring_page` (u8, whole pages)."""
+    return blkif_ring_size(len(ring_page) // XEN_PAGE_SIZE)
+
+
+def new_half(arena: Arena, nr_ents: int, start: int = 0) -> np.ndarray:
     """The private indices of one end, at `start`, as a one-element RING_HALF array."""
-    half = np.zeros(1, RING_HALF)
+    half = arena.array(1, RING_HALF)
     for name in ("prod_pvt", "cons", "published", "unchecked"):
         half[name] = np.uint32(start)
     half["nr_ents"] = nr_ents
     return half
 
 
-def attach_half(words: np.ndarray, nr_ents: int, own: int) -> np.ndarray:
+def attach_half(arena: Arena, words: np.ndarray, nr_ents: int, own: int) -> np.ndarray:
     """The private indices of an end that takes over a live ring, at what it last published.
 
     A backend starts from `rsp_prod`: requests pushed before it connected are still to be done.
     """
-    return new_half(nr_ents, int(load_acquire(words, own)))
+    return new_half(arena, nr_ents, int(load_acquire(words, own)))
 
 
 @kernel
@@ -110,7 +115,7 @@ def publish(words: np.ndarray, half: np.ndarray, own: int) -> None:
 def check_notify(words: np.ndarray, half: np.ndarray, own: int) -> bool:
     """CHECK_NOTIFY: did what was published pass the event the peer armed?
 
-    The fence pairs with the one in `rearm`: either we see the armed event or the peer's
+    The fence pairs with the one in `arm`: either we see the armed event or the peer's
     recheck sees our producer; without it both could miss, and the peer sleeps for ever.
     """
     fence()
@@ -122,8 +127,8 @@ def check_notify(words: np.ndarray, half: np.ndarray, own: int) -> bool:
 
 
 @kernel
-def rearm(words: np.ndarray, half: np.ndarray, peer: int) -> None:
-    """REARM: ask for a notification at the next entry (RING_FINAL_CHECK_FOR_*).
+def arm(words: np.ndarray, half: np.ndarray, peer: int) -> None:
+    """ARM: ask for a notification at the next entry (RING_FINAL_CHECK_FOR_*).
 
     The caller must look again (`unconsumed`) before it sleeps.
     """

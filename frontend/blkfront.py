@@ -1,15 +1,12 @@
-"""blkfront's core: I/Os in, requests on the ring, responses back, I/Os done. Sans-I/O.
+"""blkfront's phases: I/Os in, requests on the ring, responses back, I/Os done. Sans-I/O.
 
-Owns: what is done with a Blkfront (`frontend/blkfront_info.py`), phase by phase. Rules
-1. What the backend writes is checked against the shadow before it is believed: an id nobody asked
-   for, another operation, more responses than requests: the device is broken, once, for good.
-2. A page is zero or the guest's own data before the backend can see it.
-3. Three ways with grants, by what was negotiated:
-   PERSISTENT: pool pages, copied through; the grant stays as long as the backend keeps it mapped,
-   which the guest learns by trying, at each completion, to end access (as Linux does).
-   REUSE: the backend does not keep pages mapped; the pool's grants are used again all the same.
-   PER_REQUEST: the caller's own pages are granted for one request, read-only for a disk write.
-4. Each function is one phase; `frontend/load.py` and `frontend/block_device.py` run them.
+Owns: what is done with a Blkfront (`frontend/blkfront_info.py`) in each phase, each with at most one
+access to what the peer may change. Which follows which is `frontend/steps.py`'s.
+Three ways with grants, by what was negotiated:
+    PERSISTENT   pool pages, copied through; the grant stays as long as the backend keeps it mapped,
+                 which the guest learns by trying, at each completion, to end access (as Linux does)
+    REUSE        the backend does not keep pages mapped; the pool's grants are used again all the same
+    PER_REQUEST  the caller's own pages are granted for one request, read-only for a disk write
 Never knows: time, processes, sockets.
 
 Source: Xen's `io/blkif.h`; behaviour after Linux's blkfront (2012 and 6.1, see docs/design.md).
@@ -35,6 +32,22 @@ from common.compiled import kernel
 from common.copying import copy_bytes, copy_page
 from common.not_done import NOT_DONE
 from common.ring import REQ, RSP
+from common.spinning import spins
+from common.steps import (
+    AGAIN,
+    ARM,
+    COPY,
+    END,
+    EVENT,
+    GRANT,
+    LOOKS_LEFT,
+    NEXT,
+    NONE,
+    ON,
+    TAKEN,
+    WOKE,
+    WRITTEN,
+)
 from common.u32 import u32_add
 from frontend.blkfront_info import (
     BROKEN_ID,
@@ -46,7 +59,15 @@ from frontend.blkfront_info import (
     PERSISTENT,
     Blkfront,
 )
-from frontend.grants import NO_GREF, end_access, grant_access
+from frontend.grants import (
+    END_ACCESS_TRIES,
+    NO_GREF,
+    end_access,
+    grant_access,
+    is_mapped,
+    look_at_entry,
+    swap_entry,
+)
 from frontend.page_pool import (
     NO_PAGE,
     return_to_head,
@@ -54,6 +75,8 @@ from frontend.page_pool import (
     take_page,
     ungranted_ahead,
 )
+
+# --- the caller's side ------------------------------------------------------------------------
 
 
 @kernel
@@ -69,26 +92,17 @@ def enqueue(dev: Blkfront, io: int) -> None:
 
 
 @kernel
-def submit(dev: Blkfront) -> int:
-    """SUBMIT: turn the first queued I/O into as many requests as there is room for.
+def rest(dev: Blkfront) -> int:
+    """Nothing can be put on the ring now: AGAIN if this turn has done anything, else NONE."""
+    turn = dev.turn
+    return AGAIN if turn[TAKEN] + turn[EVENT] + turn[WOKE] > 0 else NONE
 
-    Returns how many requests were written, not yet published: 0 when nothing is queued or slots,
-    pages or grants have run out. What finds no room with nothing on the ring never will: NO_ROOM.
-    """
-    front = dev.front[0]
-    written = 0
-    while front.queued > 0 and written == 0:
-        io = np.int64(dev.queue[front.queue_first])
-        while dev.ios[io].issued_sectors < dev.ios[io].nr_sectors and _submit_one(dev, io):
-            written += 1
-        if dev.ios[io].issued_sectors < dev.ios[io].nr_sectors:
-            if front.outstanding > 0:
-                return written
-            dev.ios[io].status = np.int16(NO_ROOM)
-            _done(dev, io)
-        front.queue_first = np.uint32((np.int64(front.queue_first) + 1) % len(dev.queue))
-        front.queued -= np.uint32(1)
-    return written
+
+@kernel
+def new_turn(dev: Blkfront) -> None:
+    """Forget what the last turn has done."""
+    dev.turn[TAKEN], dev.turn[WRITTEN] = 0, 0
+    dev.turn[EVENT], dev.turn[WOKE] = 0, 0
 
 
 @kernel
@@ -98,72 +112,116 @@ def _done(dev: Blkfront, io: int) -> None:
 
 
 @kernel
-def _submit_one(dev: Blkfront, io: int) -> bool:
-    """Write the next request of `io`; False, with nothing taken, if there is no room."""
+def _dequeue(dev: Blkfront) -> None:
     front = dev.front[0]
-    operation = np.int64(dev.ios[io].operation)
-    issued = np.int64(dev.ios[io].issued_sectors)
-    remaining = np.int64(dev.ios[io].nr_sectors) - issued
-    pages = (remaining + SECTORS_PER_PAGE - 1) // SECTORS_PER_PAGE
-    nr_segments = min(pages, np.int64(BLKIF_MAX_SEGMENTS_PER_REQUEST))
-    bounce = front.grant_mode != PER_REQUEST
-    if ring.free_requests(dev.half) == 0 or (bounce and dev.pool.list[0].free < nr_segments):
-        return False
-    if dev.grants.list[0].free < (
-        ungranted_ahead(dev.pool, nr_segments) if bounce else nr_segments
-    ):
-        return False
-    ident = np.int64(front.free_id)
-    front.free_id = dev.shadow[ident].next
-    shadow = dev.shadow[ident]
-    shadow.io, shadow.used = np.int32(io), np.uint8(1)
-    shadow.operation, shadow.nr_segments = np.uint8(operation), np.uint8(nr_segments)
-    at = ring.slot(dev.half, dev.half[0].prod_pvt)
-    sector = np.int64(dev.ios[io].sector) + issued
-    put_request(dev.qwords, at, operation, nr_segments, np.int64(front.handle), ident, sector)
-    frame = np.int64(dev.ios[io].frame) + issued // SECTORS_PER_PAGE
-    for index in range(nr_segments):
-        nr_sectors = min(remaining, np.int64(SECTORS_PER_PAGE))
-        segment = dev.segments[ident, index]
-        segment.frame, segment.nr_sectors = np.uint32(frame + index), np.uint32(nr_sectors)
-        if bounce:
-            _bounce_page(dev, ident, index, operation)
-        else:
-            gref = grant_access(
-                dev.grants,
-                np.int64(front.backend_domid),
-                frame + index,
-                operation == BLKIF_OP_WRITE,
-            )
-            segment.gref, segment.page = np.uint32(gref), np.int32(NO_PAGE)
-            dev.counters[0].grants_issued += np.uint64(1)
-        put_segment(dev.qwords, at, index, np.int64(segment.gref), 0, nr_sectors - 1)
-        remaining -= nr_sectors
-        issued += nr_sectors
-    dev.ios[io].issued_sectors = np.uint32(issued)
-    dev.ios[io].outstanding += np.uint32(1)
-    front.outstanding += np.uint32(1)
-    dev.half[0].prod_pvt = u32_add(dev.half[0].prod_pvt, 1)
-    dev.counters[0].requests += np.uint64(1)
-    dev.counters[0].segments += np.uint64(nr_segments)
-    return True
+    front.queue_first = np.uint32((np.int64(front.queue_first) + 1) % len(dev.queue))
+    front.queued -= np.uint32(1)
+
+
+# --- I/Os into requests -----------------------------------------------------------------------
 
 
 @kernel
-def _bounce_page(dev: Blkfront, ident: int, index: int, operation: int) -> None:
-    """Give a segment a pool page, granted if it is not, holding the data if it is a write."""
+def submit(dev: Blkfront) -> int:
+    """SUBMIT: begin the next request of the first queued I/O, if there is room for it.
+
+    What finds no room with nothing on the ring never will: it is done, with NO_ROOM.
+    """
     front = dev.front[0]
-    segment = dev.segments[ident, index]
-    page = take_page(dev.pool)
-    entry = dev.pool.pages[page]
-    if entry.gref == NO_GREF:
-        entry.gref = np.uint32(
-            grant_access(dev.grants, np.int64(front.backend_domid), np.int64(entry.frame), False)
-        )
-        dev.counters[0].grants_issued += np.uint64(1)
-    segment.page, segment.gref = np.int32(page), entry.gref
-    if operation == BLKIF_OP_WRITE:
-        _copy_sectors(dev, np.int64(entry.frame), np.int64(segment.frame), segment.nr_sectors)
+    io = np.int64(dev.queue[front.queue_first])
+    nr_segments = _segments_left(dev, io)
+    if not _is_room(dev, nr_segments):
+        if dev.turn[WRITTEN] > 0:
+            return END
+        if front.outstanding > 0:
+            return rest(dev)
+        dev.ios[io].status = np.int16(NO_ROOM)
+        _done(dev, io)
+        _dequeue(dev)
+        dev.turn[TAKEN] += 1
+        return NEXT
+    ident = np.int64(front.free_id)
+    shadow = dev.shadow[ident]
+    front.free_id, front.ident, front.at = shadow.next, np.uint32(ident), np.uint32(0)
+    shadow.io, shadow.used = np.int32(io), np.uint8(1)
+    shadow.operation = np.uint8(dev.ios[io].operation)
+    shadow.nr_segments = np.uint8(nr_segments)
+    return prepare(dev)
+
+
+@kernel
+def _segments_left(dev: Blkfront, io: int) -> np.int64:
+    """Of the next request of `io`."""
+    remaining = np.int64(dev.ios[io].nr_sectors) - np.int64(dev.ios[io].issued_sectors)
+    pages = (remaining + SECTORS_PER_PAGE - 1) // SECTORS_PER_PAGE
+    return min(pages, np.int64(BLKIF_MAX_SEGMENTS_PER_REQUEST))
+
+
+@kernel
+def _is_room(dev: Blkfront, nr_segments: int) -> bool:
+    """A slot, pages and grant entries for a request."""
+    bounce = dev.front[0].grant_mode != PER_REQUEST
+    if ring.free_requests(dev.half) == 0 or (bounce and dev.pool.list[0].free < nr_segments):
+        return False
+    wanted = ungranted_ahead(dev.pool, nr_segments) if bounce else nr_segments
+    return dev.grants.list[0].free >= wanted
+
+
+@kernel
+def prepare(dev: Blkfront) -> int:
+    """PREPARE: give the request's segments their pages, up to the first that needs an access."""
+    front = dev.front[0]
+    ident = np.int64(front.ident)
+    io = dev.ios[dev.shadow[ident].io]
+    while front.at < dev.shadow[ident].nr_segments:
+        segment = dev.segments[ident, front.at]
+        first = np.int64(io.issued_sectors) + np.int64(front.at) * SECTORS_PER_PAGE
+        left = np.int64(io.nr_sectors) - first
+        segment.frame = np.uint32(np.int64(io.frame) + first // SECTORS_PER_PAGE)
+        segment.nr_sectors = np.uint32(min(left, np.int64(SECTORS_PER_PAGE)))
+        if front.grant_mode == PER_REQUEST:
+            segment.page = np.int32(NO_PAGE)
+            return GRANT
+        page = take_page(dev.pool)
+        segment.page, segment.gref = np.int32(page), dev.pool.pages[page].gref
+        if segment.gref == NO_GREF:
+            return GRANT
+        if io.operation == BLKIF_OP_WRITE:
+            return COPY
+        front.at += np.uint32(1)
+    return ON
+
+
+@kernel
+def grant(dev: Blkfront) -> int:
+    """GRANT_ACCESS: let the backend map the segment's page."""
+    front = dev.front[0]
+    segment = dev.segments[np.int64(front.ident), front.at]
+    write = dev.shadow[np.int64(front.ident)].operation == BLKIF_OP_WRITE
+    per_request = front.grant_mode == PER_REQUEST
+    frame = np.int64(segment.frame)
+    if not per_request:
+        frame = np.int64(dev.pool.pages[segment.page].frame)
+    domid, readonly = np.int64(front.backend_domid), per_request and write
+    segment.gref = np.uint32(grant_access(dev.grants, domid, frame, readonly))
+    dev.counters[0].grants_issued += np.uint64(1)
+    if not per_request:
+        dev.pool.pages[segment.page].gref = segment.gref
+        if write:
+            return COPY
+    front.at += np.uint32(1)
+    return ON
+
+
+@kernel
+def copy_in(dev: Blkfront) -> int:
+    """COPY_IN: what is to be written, into the pool page."""
+    front = dev.front[0]
+    segment = dev.segments[np.int64(front.ident), front.at]
+    bounced = np.int64(dev.pool.pages[segment.page].frame)
+    _copy_sectors(dev, bounced, np.int64(segment.frame), segment.nr_sectors)
+    front.at += np.uint32(1)
+    return ON
 
 
 @kernel
@@ -179,77 +237,129 @@ def _copy_sectors(dev: Blkfront, to_frame: int, from_frame: int, nr_sectors: int
 
 
 @kernel
-def push(dev: Blkfront) -> bool:
-    """PUBLISH and CHECK_NOTIFY: True if the backend must be notified (and is so counted)."""
+def put(dev: Blkfront) -> int:
+    """PUT: write the request into its slot; AGAIN if its I/O takes another one."""
+    front = dev.front[0]
+    ident = np.int64(front.ident)
+    shadow = dev.shadow[ident]
+    io, nr_segments = dev.ios[shadow.io], np.int64(shadow.nr_segments)
+    at = ring.slot(dev.half, dev.half[0].prod_pvt)
+    operation, handle = np.int64(shadow.operation), np.int64(front.handle)
+    sector = np.int64(io.sector) + np.int64(io.issued_sectors)
+    put_request(dev.qwords, at, operation, nr_segments, handle, ident, sector)
+    sectors = np.int64(0)
+    for index in range(nr_segments):
+        segment = dev.segments[ident, index]
+        last_sect = np.int64(segment.nr_sectors) - 1
+        put_segment(dev.qwords, at, index, np.int64(segment.gref), 0, last_sect)
+        sectors += last_sect + 1
+    dev.half[0].prod_pvt = u32_add(dev.half[0].prod_pvt, 1)
+    io.issued_sectors += np.uint32(sectors)
+    io.outstanding += np.uint32(1)
+    front.outstanding += np.uint32(1)
+    dev.counters[0].requests += np.uint64(1)
+    dev.counters[0].segments += np.uint64(nr_segments)
+    dev.turn[WRITTEN] += 1
+    if io.issued_sectors < io.nr_sectors:
+        return AGAIN
+    _dequeue(dev)
+    return ON
+
+
+@kernel
+def publish(dev: Blkfront) -> int:
+    """PUBLISH: let the backend see what has been put; a turn begins."""
+    new_turn(dev)
     ring.publish(dev.words, dev.half, REQ)
-    if ring.check_notify(dev.words, dev.half, REQ):
-        dev.counters[0].notify_to_back += np.uint64(1)
-        return True
-    return False
+    return ON
 
 
 @kernel
-def responses_waiting(dev: Blkfront) -> int:
-    """Responses to take, or RING_BROKEN: no more can have come than requests are out."""
-    return ring.unconsumed(dev.words, dev.half, RSP, np.int64(dev.front[0].outstanding))
+def check_event(dev: Blkfront) -> int:
+    """CHECK_EVENT: did the backend ask to be notified of that? NEXT: no, and we spin."""
+    if not ring.check_notify(dev.words, dev.half, REQ):
+        return NEXT if spins(dev.spin) else NONE
+    dev.counters[0].notify_to_back += 1
+    return ON
+
+
+# --- responses into I/Os ----------------------------------------------------------------------
 
 
 @kernel
-def rearm(dev: Blkfront) -> None:
-    """REARM: ask to be notified of the next response; look again before sleeping."""
-    ring.rearm(dev.words, dev.half, RSP)
+def look(dev: Blkfront) -> int:
+    """LOOK: how many responses are there? No more can have come than requests are out.
 
-
-@kernel
-def consume(dev: Blkfront) -> int:
-    """CONSUME: take every response there is; returns how many, or RING_BROKEN.
-
-    Finished I/Os are appended to `done`, `front.done` of them: the caller takes them and sets it 0.
+    END if the device is broken; AGAIN if the driver has something else to look at first.
     """
     front = dev.front[0]
     if front.broken:
-        return ring.RING_BROKEN
-    waiting = responses_waiting(dev)
+        return END
+    dev.turn[LOOKS_LEFT] -= 1
+    if dev.turn[LOOKS_LEFT] < 0:
+        return AGAIN
+    waiting = ring.unconsumed(dev.words, dev.half, RSP, np.int64(front.outstanding))
     if waiting == ring.RING_BROKEN:
         front.broken = np.uint32(BROKEN_RING)
-        return ring.RING_BROKEN
-    for _ in range(waiting):
-        at = ring.slot(dev.half, dev.half[0].cons)
-        ident = load_acquire(dev.qwords, at)
-        word = load_acquire(dev.qwords, at + 1)
-        if ident >= len(dev.shadow) or not dev.shadow[np.int64(ident)].used:
-            front.broken = np.uint32(BROKEN_ID)
-        elif operation_of(word) != dev.shadow[np.int64(ident)].operation:
-            front.broken = np.uint32(BROKEN_OPERATION)
-        else:
-            _complete(dev, np.int64(ident), status_of(word))
-        if front.broken:
-            return ring.RING_BROKEN
-        dev.half[0].cons = u32_add(dev.half[0].cons, 1)
-    return waiting
+        return END
+    front.responses = np.uint32(waiting)
+    return ON if waiting > 0 else NONE
 
 
 @kernel
-def _complete(dev: Blkfront, ident: int, status: int) -> None:
-    """One request is answered: copy out, give its pages or grants back, maybe finish its I/O."""
+def take(dev: Blkfront) -> int:
+    """TAKE: copy a response, and check it against the shadow; NONE if the device is broken."""
     front = dev.front[0]
-    shadow = dev.shadow[ident]
-    read = shadow.operation == BLKIF_OP_READ and status == BLKIF_RSP_OKAY
-    for index in range(shadow.nr_segments):
-        segment = dev.segments[ident, index]
-        if front.grant_mode == PER_REQUEST:
-            dev.counters[0].grant_end_attempts += np.uint64(1)
-            if not end_access(dev.grants, np.int64(segment.gref)):
-                front.broken = np.uint32(BROKEN_STILL_MAPPED)
-                return
-            dev.counters[0].grants_ended += np.uint64(1)
-            segment.gref = np.uint32(NO_GREF)
-        else:
-            if read:
-                bounced = np.int64(dev.pool.pages[segment.page].frame)
-                _copy_sectors(dev, np.int64(segment.frame), bounced, segment.nr_sectors)
-            _release_page(dev, np.int64(segment.page))
-            segment.page = np.int32(NO_PAGE)
+    at = ring.slot(dev.half, dev.half[0].cons)
+    ident = load_acquire(dev.qwords, at)
+    word = load_acquire(dev.qwords, at + 1)
+    if ident >= len(dev.shadow) or not dev.shadow[np.int64(ident)].used:
+        front.broken = np.uint32(BROKEN_ID)
+        return NONE
+    if operation_of(word) != dev.shadow[np.int64(ident)].operation:
+        front.broken = np.uint32(BROKEN_OPERATION)
+        return NONE
+    front.ident, front.at = np.uint32(ident), np.uint32(0)
+    front.status = np.int32(status_of(word))
+    return _needed(dev)
+
+
+@kernel
+def _needed(dev: Blkfront) -> int:
+    """What a segment of the answered request needs before its page is given back; ON: nothing."""
+    front = dev.front[0]
+    if front.grant_mode == PER_REQUEST:
+        return END
+    read = dev.shadow[np.int64(front.ident)].operation == BLKIF_OP_READ
+    if read and front.status == BLKIF_RSP_OKAY:
+        return COPY
+    return END if front.grant_mode == PERSISTENT else ON
+
+
+@kernel
+def finish(dev: Blkfront) -> int:
+    """FINISH: what the next of the answered request's segments needs; after the last, the rest."""
+    front = dev.front[0]
+    shadow = dev.shadow[np.int64(front.ident)]
+    while front.at < shadow.nr_segments:
+        needed = _needed(dev)
+        if needed != ON:
+            return needed
+        _keep_page(dev)
+    _complete(dev)
+    dev.half[0].cons = u32_add(dev.half[0].cons, 1)
+    dev.turn[TAKEN] += 1
+    front.responses -= np.uint32(1)
+    if front.responses > 0:
+        return NEXT
+    return ON if spins(dev.spin) else ARM
+
+
+@kernel
+def _complete(dev: Blkfront) -> None:
+    """A request is answered and its pages are given back: maybe its I/O is done."""
+    front = dev.front[0]
+    shadow, status = dev.shadow[np.int64(front.ident)], np.int64(front.status)
     io = dev.ios[shadow.io]
     if status != BLKIF_RSP_OKAY:
         io.status = np.int16(status if status == BLKIF_RSP_EOPNOTSUPP else BLKIF_RSP_ERROR)
@@ -259,21 +369,67 @@ def _complete(dev: Blkfront, ident: int, status: int) -> None:
             io.status = np.int16(BLKIF_RSP_OKAY)
         _done(dev, np.int64(shadow.io))
     shadow.used, shadow.next = np.uint8(0), front.free_id
-    front.free_id = np.int32(ident)
+    front.free_id = np.int32(front.ident)
     front.outstanding -= np.uint32(1)
 
 
 @kernel
-def _release_page(dev: Blkfront, page: int) -> None:
-    """Back to the pool: to the head with its grant, or to the tail without."""
-    if dev.front[0].grant_mode == PERSISTENT:
-        dev.counters[0].grant_end_attempts += np.uint64(1)
-        if end_access(dev.grants, np.int64(dev.pool.pages[page].gref)):
-            dev.counters[0].grants_ended += np.uint64(1)
-            dev.pool.pages[page].gref = np.uint32(NO_GREF)
-            return_to_tail(dev.pool, page)
-            return
-    return_to_head(dev.pool, page)
+def copy_out(dev: Blkfront) -> int:
+    """COPY_OUT: what was read, out of the pool page."""
+    front = dev.front[0]
+    segment = dev.segments[np.int64(front.ident), front.at]
+    bounced = np.int64(dev.pool.pages[segment.page].frame)
+    _copy_sectors(dev, np.int64(segment.frame), bounced, segment.nr_sectors)
+    if front.grant_mode == PERSISTENT:
+        return END
+    _keep_page(dev)
+    return ON
+
+
+@kernel
+def _keep_page(dev: Blkfront) -> None:
+    """The segment's page goes back to the head of the pool, with its grant."""
+    segment = dev.segments[np.int64(dev.front[0].ident), dev.front[0].at]
+    return_to_head(dev.pool, np.int64(segment.page))
+    segment.page = np.int32(NO_PAGE)
+    dev.front[0].at += np.uint32(1)
+
+
+@kernel
+def end_look(dev: Blkfront) -> int:
+    """END_LOOK: is the segment's page still mapped? NONE if the device is broken by that."""
+    front = dev.front[0]
+    segment = dev.segments[np.int64(front.ident), front.at]
+    entry = look_at_entry(dev.grants, np.int64(segment.gref))
+    dev.counters[0].grant_end_attempts += np.uint64(front.tries == 0)
+    if not is_mapped(entry) and front.tries < END_ACCESS_TRIES:
+        front.entry = np.uint32(entry)
+        return END
+    front.tries = np.uint32(0)
+    if front.grant_mode == PER_REQUEST:
+        front.broken = np.uint32(BROKEN_STILL_MAPPED)
+        return NONE
+    _keep_page(dev)
+    return ON
+
+
+@kernel
+def end_swap(dev: Blkfront) -> int:
+    """END_SWAP: take the grant back, if it is as it was seen; AGAIN if it is not."""
+    front = dev.front[0]
+    segment = dev.segments[np.int64(front.ident), front.at]
+    if not swap_entry(dev.grants, np.int64(segment.gref), np.int64(front.entry)):
+        front.tries += np.uint32(1)
+        return AGAIN
+    front.tries = np.uint32(0)
+    dev.counters[0].grants_ended += np.uint64(1)
+    if segment.page != NO_PAGE:
+        dev.pool.pages[segment.page].gref = np.uint32(NO_GREF)
+        return_to_tail(dev.pool, np.int64(segment.page))
+        segment.page = np.int32(NO_PAGE)
+    segment.gref = np.uint32(NO_GREF)
+    front.at += np.uint32(1)
+    return ON
 
 
 def end_every_access(dev: Blkfront) -> int:

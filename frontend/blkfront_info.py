@@ -11,7 +11,10 @@ import numpy as np
 
 from common import ring
 from common.abi import BLKIF_MAX_SEGMENTS_PER_REQUEST
-from common.counters import FRONTEND_COUNTERS
+from common.arena import Arena
+from common.event_channel import EventWords
+from common.steps import TURN_WORDS
+from frontend import steps
 from frontend.grants import Grants
 from frontend.page_pool import PagePool
 
@@ -49,6 +52,14 @@ FRONT: Final = np.dtype(
         ("queue_first", "<u4"),
         ("queued", "<u4"),
         ("done", "<u4"),
+        ("notes_wakes", "<u4"),  # the driver is not returned to for a WAKE: it reads WOKE
+        # The request that is being prepared or finished, and where in it we are.
+        ("ident", "<u4"),
+        ("at", "<u4"),  # segment
+        ("responses", "<u4"),  # that have been seen, and are still to be taken
+        ("status", "<i4"),  # of the response taken
+        ("entry", "<u4"),  # the grant entry as it was seen
+        ("tries", "<u4"),
     ],
     align=True,
 )
@@ -82,14 +93,17 @@ IO: Final = np.dtype(
 class Blkfront(NamedTuple):
     """All of one device's state, as arrays that compiled phases take.
 
-    words, qwords: the ring's page as u32 and u64; half: RING_HALF; front: FRONT; shadow: SHADOW
-    (nr_ents); segments: SHADOW_SEGMENT (nr_ents, 11); ios: IO (n); queue, done: i32 (n), indices
-    of I/Os waiting for the ring and of I/Os finished; counters: FRONTEND_COUNTERS.
+    words, qwords: the ring's page as u32 and u64; half: RING_HALF; turn: i64 (TURN_WORDS), its
+    place and what it has done; next: the table; front: FRONT; shadow: SHADOW (nr_ents); segments:
+    SHADOW_SEGMENT (nr_ents, 11); ios: IO (n); queue, done: i32 (n), indices of I/Os waiting for the
+    ring and of I/Os finished; counters: FRONTEND_COUNTERS; events: both ends' words; spin: SPIN.
     """
 
     words: np.ndarray
     qwords: np.ndarray
     half: np.ndarray
+    turn: np.ndarray
+    next: np.ndarray
     front: np.ndarray
     shadow: np.ndarray
     segments: np.ndarray
@@ -99,40 +113,55 @@ class Blkfront(NamedTuple):
     grants: Grants
     pool: PagePool
     counters: np.ndarray
+    events: EventWords
+    spin: np.ndarray
 
 
 def new_blkfront(
+    arena: Arena,
     ring_page: np.ndarray,
     ram_address: int,
     grants: Grants,
     pool: PagePool,
-    counters: np.ndarray | None = None,
+    counters: np.ndarray,
+    events: EventWords,
+    spin: np.ndarray,
     *,
     nr_ios: int,
     backend_domid: int = 0,
     handle: int = 0,
     start: int = 0,
+    notes_wakes: bool = False,
+    next_steps: np.ndarray = steps.NEXT,
 ) -> Blkfront:
-    """A device on a fresh ring; `ring_page` (u8, whole pages) is initialised here, at `start`."""
-    nr_ents = 1 << (((len(ring_page) - ring.HEADER_QWORDS * 8) // 112).bit_length() - 1)
+    """A device on a fresh ring; `ring_page` (u8, whole pages) is initialised here, at `start`.
+
+    counters: FRONTEND_COUNTERS (1,). notes_wakes: see FRONT.
+    """
+    nr_ents = ring.nr_ents_of(ring_page)
     words = ring_page.view(np.uint32)
     ring.shared_ring_init(words, start)
-    front = np.zeros(1, FRONT)
+    front = arena.array(1, FRONT)
     front["ram"], front["backend_domid"], front["handle"] = ram_address, backend_domid, handle
-    shadow = np.zeros(nr_ents, SHADOW)
+    front["notes_wakes"] = notes_wakes
+    shadow = arena.array(nr_ents, SHADOW)
     shadow["next"] = np.arange(1, nr_ents + 1)
     shadow["next"][-1] = NONE
     return Blkfront(
         words,
         ring_page.view(np.uint64),
-        ring.new_half(nr_ents, start),
+        ring.new_half(arena, nr_ents, start),
+        arena.array(TURN_WORDS, np.int64),
+        next_steps,
         front,
         shadow,
-        np.zeros((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SHADOW_SEGMENT),
-        np.zeros(nr_ios, IO),
-        np.zeros(nr_ios, np.int32),
-        np.zeros(nr_ios, np.int32),
+        arena.array((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SHADOW_SEGMENT),
+        arena.array(nr_ios, IO),
+        arena.array(nr_ios, np.int32),
+        arena.array(nr_ios, np.int32),
         grants,
         pool,
-        np.zeros(1, FRONTEND_COUNTERS) if counters is None else counters,
+        counters,
+        events,
+        spin,
     )

@@ -20,11 +20,12 @@ from common.abi import (
     SECTOR_SIZE,
     XEN_PAGE_SIZE,
 )
+from common.arena import Arena
 from common.compiled import kernel
 from frontend import blkfront
 from frontend.blkfront_info import NO_ROOM, Blkfront
 from frontend.driver import Driver
-from frontend.effects import finish_queued
+from frontend.load import no_load
 
 PIECE_BYTES: Final = BLKIF_MAX_SECTORS_PER_REQUEST * SECTOR_SIZE  # a large transfer's I/Os
 
@@ -55,7 +56,7 @@ class BlockDevice:
     ) -> None:
         self.size = nr_sectors * SECTOR_SIZE
         self._driver = driver
-        self._dev = driver.dev
+        self._dev, self._queue = driver.dev, no_load(Arena())
         self._buffers = buffers
         self._first_frame = first_frame
         self._forget = forget
@@ -154,11 +155,7 @@ class BlockDevice:
     def _run(self, count: int) -> None:
         dev, driver = self._dev, self._driver
         _enqueue_first(dev, count)
-        driver.run(
-            lambda: finish_queued(dev, *driver.event_args, driver.spin),
-            self._keep_going,
-            self._others,
-        )
+        driver.run(self._queue, self._keep_going, self._others)
         dev.front["done"] = 0
         failed = np.flatnonzero(dev.ios["status"][:count] != BLKIF_RSP_OKAY)
         if len(failed):

@@ -22,6 +22,7 @@ from common.abi import (
     GTF_TYPE_MASK,
     GTF_WRITING,
 )
+from common.arena import Arena
 from common.atomics import cmpxchg, load_acquire, store_release
 from common.compiled import kernel
 
@@ -39,7 +40,7 @@ class Grants(NamedTuple):
     list: np.ndarray
 
 
-def new_grants(frames: np.ndarray) -> Grants:
+def new_grants(arena: Arena, frames: np.ndarray) -> Grants:
     """The entries of the grant-table `frames` (u8) that permit nothing are free, ascending from the
     reserved ones on. What an earlier device could not end stays the hypervisor's: its status bits
     must not be written over.
@@ -47,9 +48,9 @@ def new_grants(frames: np.ndarray) -> Grants:
     entries = frames.view(GRANT_ENTRY_V1)
     free = np.flatnonzero(entries["flags"] == GTF_INVALID)
     free = free[free >= GNTTAB_NR_RESERVED_ENTRIES]
-    links = np.full(len(entries), NO_GREF, np.uint32)
+    links = arena.array(len(entries), np.uint32)
     links[free[:-1]] = free[1:]
-    head = np.zeros(1, GRANT_LIST)
+    head = arena.array(1, GRANT_LIST)
     head["head"] = free[0] if len(free) else NO_GREF
     head["free"] = len(free)
     return Grants(frames.view(np.uint32), links, head)
@@ -70,20 +71,44 @@ def grant_access(grants: Grants, domid: int, frame: int, readonly: bool) -> np.i
 
 
 @kernel
-def end_access(grants: Grants, gref: int) -> bool:
-    """Take the grant back and free the gref; False, and nothing changed, while it is mapped.
+def look_at_entry(grants: Grants, gref: int) -> np.int64:
+    """The first word of an entry that was granted: flags and domid.
 
     Of access that has not been given, or has ended, it is an AssertionError: freed twice, a gref
     would be given out twice.
     """
+    entry = np.int64(load_acquire(grants.entries, 2 * gref))
+    assert entry & GTF_TYPE_MASK != GTF_INVALID, "access is ended that is not given"
+    return entry
+
+
+@kernel
+def is_mapped(entry: int) -> bool:
+    """Does the hypervisor say so of an entry?"""
+    return entry & (GTF_READING | GTF_WRITING) != 0
+
+
+@kernel
+def swap_entry(grants: Grants, gref: int, entry: int) -> bool:
+    """Take the grant back and free the gref, if it still is as `entry` was seen."""
+    if cmpxchg(grants.entries, 2 * gref, np.uint32(entry), np.uint32(0)) != entry:
+        return False
+    grants.next[gref] = grants.list[0].head
+    grants.list[0].head = np.uint32(gref)
+    grants.list[0].free += np.uint32(1)
+    return True
+
+
+@kernel
+def end_access(grants: Grants, gref: int) -> bool:
+    """Take the grant back and free the gref; False, and nothing changed, while it is mapped.
+
+    For cold paths: a request's grants are ended step by step (`frontend/steps.py`).
+    """
     for _ in range(END_ACCESS_TRIES):
-        entry = np.int64(load_acquire(grants.entries, 2 * gref))
-        assert entry & GTF_TYPE_MASK != GTF_INVALID, "access is ended that is not given"
-        if entry & (GTF_READING | GTF_WRITING):
+        entry = look_at_entry(grants, gref)
+        if is_mapped(entry):
             return False
-        if cmpxchg(grants.entries, 2 * gref, np.uint32(entry), np.uint32(0)) == entry:
-            grants.next[gref] = grants.list[0].head
-            grants.list[0].head = np.uint32(gref)
-            grants.list[0].free += np.uint32(1)
+        if swap_entry(grants, gref, entry):
             return True
     return False

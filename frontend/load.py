@@ -1,7 +1,7 @@
 """The load a guest runs on its disk: fio's random and sequential mixes, every read verified.
 
-Owns: which I/O comes next, and what is counted and checked when one finishes. All of it runs in one
-compiled call that returns only when the outside world is needed.
+Owns: which I/O comes next, and what is counted and checked when one finishes; and the guest's loop,
+one compiled call that runs phase after phase until the outside world is needed.
 Rules: no two I/Os in flight touch the same block, so that what a read must return is certain. A
 seed fixes the sequence of choices for a given order of completions: a block that is still busy is
 passed over.
@@ -13,26 +13,29 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from common.abi import BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_RSP_OKAY, SECTOR_SIZE, XEN_PAGE_SIZE
+from common.arena import Arena
 from common.clock import monotonic_ns
 from common.compiled import kernel
-from common.histogram import bucket_of
-from common.ring import RING_BROKEN
-from frontend import blkfront
+from common.histogram import BUCKETS, bucket_of
+from common.steps import END, LOOKS_LEFT, NEXT, NO_STEP, NONE, STEP, ends, follow, leave, mask_of
+from frontend import blkfront, steps
 from frontend.blkfront_info import Blkfront
-from frontend.effects import (
-    BROKEN,
-    DONE,
-    SLICE,
-    WAIT,
-    WAKE,
-    idle,
-    submit_queued,
-    take_responses,
-)
 from frontend.pattern import UNKNOWN, fill, mismatches
+from frontend.stepper import advance
 
 BLOCK_TRIES: Final = 8  # a depth near the number of blocks finds most of them busy
-TURNS_PER_SLICE: Final = 20_000
+LOOKS_PER_SLICE: Final = 20_000  # at the ring: as many I/Os, or more
+
+USUAL: Final = mask_of(
+    steps.LOOK, steps.TAKE, steps.COPY_OUT, steps.END_LOOK, steps.FINISH, steps.TURN, steps.SUBMIT,
+    steps.COPY_IN, steps.PUT, steps.PUBLISH, steps.CHECK_EVENT,
+)  # fmt: skip
+
+# Words of `clock`.
+TIMESPEC: Final = 0  # two words of scratch
+NOW_NS: Final = 2
+STALE: Final = 3  # NOW_NS is to be read anew
+CLOCK_WORDS: Final = 4
 
 LOAD: Final = np.dtype(
     [
@@ -48,6 +51,8 @@ LOAD: Final = np.dtype(
         ("disk", "<u4"),
         ("idle_ios", "<u4"),
         ("stop", "<u4"),
+        ("counts", "<u4"),  # 0: I/Os are queued, and looked at when they are done, by somebody else
+        ("real_time", "<u4"),  # 0: the driver sets NOW_NS
         ("pad", "<u4"),
     ]
 )
@@ -69,7 +74,7 @@ class LoadPlan:
 
 class Load(NamedTuple):
     """load: LOAD (1,); versions: u32 a sector; busy: u8 a block; idle: i32, the free I/Os, a
-    stack; latency: u64 (histogram.BUCKETS,); timespec: i64 (2,), scratch.
+    stack; latency: u64 (histogram.BUCKETS,); clock: i64 (CLOCK_WORDS,).
     """
 
     load: np.ndarray
@@ -77,14 +82,37 @@ class Load(NamedTuple):
     busy: np.ndarray
     idle: np.ndarray
     latency: np.ndarray
-    timespec: np.ndarray
+    clock: np.ndarray
+
+
+def no_load(arena: Arena) -> Load:
+    """For who queues I/Os itself: `run` is DONE when all that are queued are."""
+    state = arena.array(1, LOAD)
+    state["stop"], state["nr_blocks"], state["block_sectors"] = 1, 1, 1
+    return Load(
+        state,
+        arena.array(1, np.uint32),
+        arena.array(1, np.uint8),
+        arena.array(1, np.int32),
+        arena.array(BUCKETS, np.uint64),
+        arena.array(CLOCK_WORDS, np.int64),
+    )
 
 
 def new_load(
-    plan: LoadPlan, dev: Blkfront, versions: np.ndarray, latency: np.ndarray, disk: int, now_ns: int
+    arena: Arena,
+    plan: LoadPlan,
+    dev: Blkfront,
+    versions: np.ndarray,
+    latency: np.ndarray,
+    disk: int,
+    now_ns: int,
+    *,
+    real_time: bool = True,
 ) -> Load:
     """A load on `dev`, whose first `iodepth` I/Os have buffers; `disk` tells its patterns apart."""
-    state = np.zeros(1, LOAD)
+    state = arena.array(1, LOAD)
+    state["counts"], state["real_time"] = 1, real_time
     state["random"] = (plan.seed * 0x9E3779B97F4A7C15 + disk * 0xD1B54A32D192ED03) & (2**64 - 1) | 1
     state["block_sectors"] = plan.bs // SECTOR_SIZE
     state["nr_blocks"] = len(versions) // (plan.bs // SECTOR_SIZE)
@@ -97,45 +125,111 @@ def new_load(
     state["verify"], state["disk"], state["idle_ios"] = plan.verify, disk, plan.iodepth
     for io in range(plan.iodepth):
         dev.ios[io]["nr_sectors"] = plan.bs // SECTOR_SIZE
-    return Load(
-        state,
-        versions,
-        np.zeros(int(state["nr_blocks"][0]), np.uint8),
-        np.arange(plan.iodepth, dtype=np.int32)[::-1].copy(),
-        latency,
-        np.zeros(2, np.int64),
-    )
+    idle = arena.array(plan.iodepth, np.int32)
+    idle[:] = np.arange(plan.iodepth)[::-1]
+    busy, clock = arena.array(int(state["nr_blocks"][0]), np.uint8), arena.array(4, np.int64)
+    return Load(state, versions, busy, idle, latency, clock)
 
 
 @kernel
-def run(
-    dev: Blkfront,
-    job: Load,
-    far_pending: np.ndarray,
-    far_mask: np.ndarray,
-    port: int,
-    spin: np.ndarray,
-) -> int:
-    """Run the load until an effect is needed, a slice is over or everything is DONE."""
-    for _ in range(TURNS_PER_SLICE):
-        taken = take_responses(dev, spin)
-        if taken == RING_BROKEN:
-            return BROKEN
-        now_ns = monotonic_ns(job.timespec)
+def run(dev: Blkfront, job: Load, looks: int, stops: int) -> int:
+    """Run `job` on `dev` for at most so many looks at the ring; returns the first effect.
+
+    stops: a set of steps (`common.steps.mask_of`): before one of them, but for the first, STOP.
+    """
+    dev.turn[LOOKS_LEFT] = looks
+    job.clock[STALE] = 1
+    step = dev.turn[STEP]
+    while True:
+        # The usual ones in their usual order, so that the CPU foresees each: the table decides.
+        if step == steps.LOOK:
+            entry = follow(dev.next, step, blkfront.look(dev))
+            if ends(entry, stops):
+                break
+            step = entry & NO_STEP
+        if step == steps.TAKE:
+            entry = follow(dev.next, step, blkfront.take(dev))
+            if ends(entry, stops):
+                break
+            step = entry & NO_STEP
+        if step == steps.COPY_OUT:
+            entry = follow(dev.next, step, blkfront.copy_out(dev))
+            if ends(entry, stops):
+                break
+            step = entry & NO_STEP
+        if step == steps.END_LOOK:
+            entry = follow(dev.next, step, blkfront.end_look(dev))
+            if ends(entry, stops):
+                break
+            step = entry & NO_STEP
+        if step == steps.FINISH:
+            entry = follow(dev.next, step, blkfront.finish(dev))
+            if ends(entry, stops):
+                break
+            step = entry & NO_STEP
+        if step == steps.TURN:
+            entry = follow(dev.next, step, _turn(dev, job))
+            if ends(entry, stops):
+                break
+            step = entry & NO_STEP
+        if step == steps.SUBMIT:
+            entry = follow(dev.next, step, blkfront.submit(dev))
+            if ends(entry, stops):
+                break
+            step = entry & NO_STEP
+        if step == steps.COPY_IN:
+            entry = follow(dev.next, step, blkfront.copy_in(dev))
+            if ends(entry, stops):
+                break
+            step = entry & NO_STEP
+        if step == steps.PUT:
+            entry = follow(dev.next, step, blkfront.put(dev))
+            if ends(entry, stops):
+                break
+            step = entry & NO_STEP
+        if step == steps.PUBLISH:
+            entry = follow(dev.next, step, blkfront.publish(dev))
+            if ends(entry, stops):
+                break
+            step = entry & NO_STEP
+        if step == steps.CHECK_EVENT:
+            entry = follow(dev.next, step, blkfront.check_event(dev))
+            if ends(entry, stops):
+                break
+            step = entry & NO_STEP
+        if (USUAL >> step) & 1 == 0:
+            entry = follow(dev.next, step, advance(dev, step))
+            if ends(entry, stops):
+                break
+            step = entry & NO_STEP
+    return leave(dev.turn, entry)
+
+
+@kernel
+def _turn(dev: Blkfront, job: Load) -> int:
+    """TURN: look at what is done, and queue one more I/O if none waits."""
+    front = dev.front[0]
+    if job.load[0].counts:
+        now_ns = _now_ns(dev, job)
         _finish(dev, job, now_ns)
-        if submit_queued(dev, far_pending, far_mask, port) == WAKE:
-            return WAKE
-        while dev.front[0].queued == 0 and _start(dev, job, now_ns):
-            if submit_queued(dev, far_pending, far_mask, port) == WAKE:
-                return WAKE
-        if dev.front[0].done > 0:  # without a request: there was no room for one
-            continue
-        if dev.front[0].outstanding == 0 and dev.front[0].queued == 0:
-            if _over(job, now_ns):
-                return DONE
-        elif taken == 0 and idle(dev, spin) == WAIT:
-            return WAIT
-    return SLICE
+        if front.queued == 0:
+            _start(dev, job, now_ns)
+    if front.queued > 0:
+        return NEXT
+    rest = blkfront.rest(dev)
+    if front.outstanding == 0 and rest == NONE and _over(job, job.clock[NOW_NS]):
+        return END
+    return rest
+
+
+@kernel
+def _now_ns(dev: Blkfront, job: Load) -> np.int64:
+    """The time: read once a turn in which something has happened."""
+    clock = job.clock
+    if job.load[0].real_time and (clock[STALE] or dev.front[0].done > 0):
+        clock[NOW_NS] = monotonic_ns(clock)
+        clock[STALE] = 0
+    return clock[NOW_NS]
 
 
 @kernel

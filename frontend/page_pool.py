@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from common.arena import Arena
 from common.compiled import kernel
 
 NO_PAGE: Final = -1
@@ -25,13 +26,13 @@ class PagePool(NamedTuple):
     list: np.ndarray
 
 
-def new_pool(first_frame: int, nr_pages: int) -> PagePool:
+def new_pool(arena: Arena, first_frame: int, nr_pages: int) -> PagePool:
     """A pool of `nr_pages` pages at consecutive guest frames, none granted yet."""
-    pages = np.zeros(nr_pages, POOL_PAGE)
+    pages = arena.array(nr_pages, POOL_PAGE)
     pages["frame"] = np.arange(first_frame, first_frame + nr_pages)
     pages["next"] = np.arange(1, nr_pages + 1)
     pages["next"][-1] = NO_PAGE
-    order = np.zeros(1, POOL_LIST)
+    order = arena.array(1, POOL_LIST)
     order["head"], order["tail"], order["free"] = 0, nr_pages - 1, nr_pages
     return PagePool(pages, order)
 

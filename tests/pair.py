@@ -1,10 +1,10 @@
 """Both ends of a virtual disk and the real hypervisor, in one thread on plain memory.
 
 `run` drives the guest's compiled loop; when the guest sleeps, the backend serves until it sleeps
-too. Each sleeps only until its own event, so that a lost wake-up is an assertion here. A page is
-mapped by arithmetic, and an empty slot leads to `hole`; if the backend copies, the slots are
-dom0's own frames from BOUNCE_FRAME on. `push_raw` and `answer_raw` are the liars'
-way onto the ring, past blkfront or blkback.
+too. Each sleeps only until its own event, so that a lost wake-up is an assertion here. `front_step`
+and `back_step` run one phase. A page is mapped by arithmetic, and an empty slot leads to `hole`; if
+the backend copies, the slots are dom0's own frames from BOUNCE_FRAME on. `push_raw` and
+`answer_raw` are the liars' way onto the ring, past blkfront or blkback.
 """
 
 from collections import Counter
@@ -14,32 +14,39 @@ from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
-from backend import phases, worker
-from backend.blkback import new_blkback, slots_needed
+from backend.blkback import begin_close
+from backend.doors import called_for
 from backend.persistent_grants import check
 from backend.ring_thread import RingThread
+from backend.steps import CLEAR
+from backend.steps import PHASES as BACK_PHASES
 from backend.stores import RamStore, Store
-from common import abi
+from backend.worker import work
+from common import abi, effects
+from common.arena import Arena
 from common.atomics import load_acquire, store_release
 from common.copying import address_of
-from common.event_channel import clear_pending, event_words, set_pending
+from common.event_channel import EventWords, clear_pending, event_words, set_pending
 from common.hypercall_gate import no_gate
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
 from common.ring import REQ, RSP
 from common.spinning import new_spin
+from common.steps import ANY_STEP, STEP, mask_of
 from common.u32 import u32_add, u32_sub
 from frontend.blkfront import end_every_access, enqueue
-from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE, new_blkfront
+from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
 from frontend.driver import Driver
-from frontend.effects import finish_queued
-from frontend.grants import grant_access, new_grants
-from frontend.page_pool import new_pool
+from frontend.grants import grant_access
+from frontend.load import no_load, run
+from frontend.steps import PHASES as FRONT_PHASES
 from hypervisor.cpus import ACCESSED_WORDS, Cpus
 from hypervisor.hypercalls import Hypervisor
+from machine.back import build_back, in_table, own_frames, slots_of
+from machine.front import POOL_FRAME, build_front, lay_out_buffers
 
 GUEST: Final = 1
 PORT: Final = 2
-POOL_FRAME: Final = 1  # frame 0 is the ring
+LOOKS_MAX: Final = 1 << 40
 BOUNCE_FRAME: Final = 1
 GRANT_COPY: Final = "grant-copy"
 # How the frontend uses grants, whether the backend keeps pages mapped.
@@ -49,6 +56,11 @@ MAPPING_MODES: Final = {
     "backend-without-persistent": (REUSE, False),
 }
 MODES: Final = {**MAPPING_MODES, GRANT_COPY: (PER_REQUEST, False)}
+CALLS: Final = {
+    abi.GNTTABOP_MAP_GRANT_REF: "map",
+    abi.GNTTABOP_UNMAP_GRANT_REF: "unmap",
+    abi.GNTTABOP_COPY: "copy",
+}
 READ, WRITE = abi.BLKIF_OP_READ, abi.BLKIF_OP_WRITE
 OKAY, ERROR, EOPNOTSUPP = abi.BLKIF_RSP_OKAY, abi.BLKIF_RSP_ERROR, abi.BLKIF_RSP_EOPNOTSUPP
 
@@ -134,44 +146,49 @@ class Pair:
         self.latency = stats["latency"][0]
         grant_mode, keeps = MODES[mode]
         self.copies, cap = mode == GRANT_COPY, cap if keeps else 0
-        nr_slots = slots_needed(abi.BLKIF_RING_SIZE, cap)
+        nr_slots = slots_of(cap)
         self.dom0_ram = pages(BOUNCE_FRAME + nr_slots * self.copies)
         self._boot(dom0_cpus, flush_policy)
-        self._empty = np.full(nr_slots, address_of(self.hole), np.uint64)
-        if self.copies:
-            frames = BOUNCE_FRAME + np.arange(nr_slots)
-            self._empty[:] = address_of(self.dom0_ram) + frames * abi.XEN_PAGE_SIZE
-        self.front = new_blkfront(
-            self.ring_page,
-            address_of(self.ram),
-            new_grants(self.grant_frames),
-            new_pool(POOL_FRAME, pool_pages),
+        self.arena = Arena()
+        port = np.array([PORT])
+        self.spin = new_spin(adaptive=False)
+        self.front = build_front(
+            self.arena,
+            self.ram,
+            self.grant_frames,
             stats["counters"],
+            EventWords(self.front_events[0], *self.back_events, port),
+            self.spin,
             nr_ios=nr_ios,
+            pool_pages=pool_pages,
             start=start,
         )
         self.front.front["grant_mode"] = grant_mode
-        self.front.ios["frame"] = self.buffer_frame + np.arange(nr_ios) * frames_per_io
-        memory = self.store.memory
-        self.back = new_blkback(
+        lay_out_buffers(self.front, self.buffer_frame, frames_per_io)
+        reach = in_table(self.arena, nr_slots, self.ram, self.hole)
+        if self.copies:
+            reach = own_frames(nr_slots, self.dom0_ram, BOUNCE_FRAME)
+        self._empty = reach.page_table.copy()
+        self.back = build_back(
+            self.arena,
             self.ring_page,
-            self._empty.copy(),
+            reach,
+            self.store,
             self.accessed,
             self.host["backend"][0, GUEST : GUEST + 1],
+            EventWords(self.back_events[0], *self.front_events, port),
+            self.spin,
+            no_gate(),
             remote_domid=GUEST,
-            nr_sectors=self.store.nr_sectors,
-            store_address=0 if memory is None else address_of(memory),
             persistent=keeps,
             max_persistent_grants=cap,
             gather_max=gather_max,
             read_only=read_only,
-            bounce_frame=BOUNCE_FRAME if self.copies else None,
         )
         none = cast(Any, None)
-        self._hands = RingThread(self.back, self.store, none, none, none, none, -1, none, none)
-        self.cursor = np.zeros(1, worker.CURSOR)
-        self.spin = new_spin(adaptive=False)
-        self.driver = Driver(self.front, cast(Any, _Channel(self)), self.spin)
+        self.hands = RingThread(self.back, self.store, none, none, none, none)
+        self.driver = Driver(self.front, cast(Any, _Channel(self)))
+        self.queued = no_load(self.arena)
         self.hypercalls: list[tuple[str, int]] = []  # "map", "unmap" or "copy", how many operations
         self.breaks = 0  # times the backend said BROKEN
 
@@ -218,12 +235,24 @@ class Pair:
 
     def run(self) -> list[int]:
         """Both ends work until every queued I/O is done; which, in the order they ended."""
-        front, driver = self.front, self.driver
-        args = (*driver.event_args, driver.spin)
-        driver.run(lambda: int(finish_queued(front, *args)), lambda: None, ())
-        done = front.done[: int(front.front["done"][0])].tolist()
-        front.front["done"] = 0
+        self.driver.run(self.queued, lambda: None, ())
+        return self.take_done()
+
+    def take_done(self) -> list[int]:
+        """The I/Os that are done, in the order they ended."""
+        done = self.front.done[: int(self.front.front["done"][0])].tolist()
+        self.front.front["done"] = 0
         return done
+
+    def front_until(self, *stops: int) -> int:
+        """The guest's loop for once, at most to one of `stops`; its effect."""
+        return int(run(self.front, self.queued, LOOKS_MAX, mask_of(*stops)))
+
+    def front_step(self) -> str:
+        """One phase of blkfront; which it was."""
+        step = int(self.front.turn[STEP])
+        run(self.front, self.queued, LOOKS_MAX, ANY_STEP)
+        return FRONT_PHASES[step].name
 
     def write(self, sector: int, data: bytes) -> int:
         """Write `data` at `sector` with one I/O; its status."""
@@ -283,79 +312,52 @@ class Pair:
         """If it has an event, the backend works until it sleeps, or says the ring is broken."""
         if not clear_pending(self.back_events[0], PORT):
             return
-        args = (*self.front_events, PORT, self.spin, 1000, no_gate(), -1)
-        while (effect := worker.work(self.back, self.cursor, *args)) != worker.WAIT:
-            if effect == worker.BROKEN:
+        while (effect := self.back_until()) != effects.WAIT:
+            if effect == effects.BROKEN:
                 self.breaks += 1
                 return
-            if effect == worker.MAP:
-                self.map_pages()
-            elif effect == worker.UNMAP:
-                self.unmap_pages()
-            elif effect == worker.COPY:
-                self.copy_pages()
-            elif effect == worker.IO:
-                self._hands._store_io()
+
+    def back_until(self, *stops: int) -> int:
+        """The backend's loop for once, at most to one of `stops`; its effect, already done."""
+        effect = int(work(self.back, LOOKS_MAX, mask_of(*stops)))
+        self.do(effect)
+        return effect
+
+    def do(self, effect: int) -> None:
+        """What the backend asks for."""
+        if effect == effects.HYPERCALL:
+            self.make_call()
+        elif effect == effects.IO:
+            self.hands._store_io()
+
+    def back_step(self) -> str:
+        """One phase of blkback, and what it asks for done; which it was."""
+        step = int(self.back.turn[STEP])
+        self.do(int(work(self.back, LOOKS_MAX, ANY_STEP)))
+        return BACK_PHASES[step].name
 
     def batch(self) -> Iterator[str]:
         """One batch of the backend, phase by phase: the name of each once it is done."""
-        back = self.back
-        assert not self.copies
-        phases.gather(back)
-        yield "gather"
-        if back.back["map_ops"][0]:
-            self.map_pages()
-            phases.finish_map(back)
-            yield "map"
-        phases.execute(back)
-        yield "execute"
-        if phases.release(back):
-            yield "release"
-            self.unmap_pages()
-            assert phases.finish_unmap(back)
-        yield "unmap"
-        phases.respond(back)
-        yield "respond"
-        phases.push(back)
-        yield "push"
+        assert self.back.turn[STEP] == CLEAR
+        yield self.back_step()
+        while self.back.turn[STEP] != CLEAR:
+            yield self.back_step()
 
-    def map_pages(self) -> None:
-        """The map hypercall that the backend asks for, and what it granted mapped."""
-        ops = self.back.map_ops[: int(self.back.back["map_ops"][0])]
-        self._hypercall("map", abi.GNTTABOP_MAP_GRANT_REF, ops)
-        granted = ops[ops["status"] == abi.GNTST_OKAY]
-        self.back.page_table[self._slots_of(granted)] = (
-            address_of(self.ram) + granted["dev_bus_addr"]
-        )
-
-    def unmap_pages(self) -> None:
-        """Empty the slots of the backend's unmap operations, then make the hypercall."""
-        ops = self.back.unmap_ops[: int(self.back.back["unmap_ops"][0])]
-        slots = self._slots_of(ops)
-        self.back.page_table[slots] = self._empty[slots]
-        self._hypercall("unmap", abi.GNTTABOP_UNMAP_GRANT_REF, ops)
-
-    def copy_pages(self) -> None:
-        """The copy hypercall that the backend asks for."""
-        ops = self.back.copy_ops[: int(self.back.back["copy_ops"][0])]
-        self._hypercall("copy", abi.GNTTABOP_COPY, ops)
-
-    def disconnect(self) -> int:
-        """Unmap all that is kept, and end the pool's grants; how many could not be ended."""
-        while phases.release_kept(self.back):
-            self.unmap_pages()
-            assert phases.finish_unmap(self.back)
-        return end_every_access(self.front)
-
-    def _slots_of(self, ops: np.ndarray) -> np.ndarray:
-        return (ops["host_addr"] - self.back.back["balloon"]) // abi.XEN_PAGE_SIZE
-
-    def _hypercall(self, kind: str, cmd: int, ops: np.ndarray) -> None:
-        self.hypercalls.append((kind, len(ops)))
+    def make_call(self) -> None:
+        """The hypercall that the backend asks for."""
+        cmd, ops = called_for(self.back)
+        self.hypercalls.append((CALLS[cmd], len(ops)))
         payload = bytearray(ops.tobytes())
         number = abi.HYPERVISOR_GRANT_TABLE_OP
         assert self.hypervisor.hypercall(abi.DOMID_0, 0, number, cmd, payload, False) == 0
         ops[:] = np.frombuffer(payload, ops.dtype)
+
+    def disconnect(self) -> int:
+        """Unmap all that is kept, and end the pool's grants; how many could not be ended."""
+        begin_close(self.back)
+        while self.back_until() != effects.DONE:
+            pass
+        return end_every_access(self.front)
 
     # --- what can be seen -------------------------------------------------------------------
 

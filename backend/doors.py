@@ -1,0 +1,180 @@
+"""blkback's doors to what lies outside of its state: the hypervisor, dom0's address space, a store.
+
+Owns: how each is gone through. Which way is a number in the ring's state and a branch here, so that
+one compiled loop serves all of them:
+    grant_op   a grant-table hypercall, posted in the gate where there is one, else by the driver
+    map        a granted frame made reachable, and no longer: by mmap (REAL), or by arithmetic in
+               `page_table` where the guest's frames are in this address space anyway (TABLE)
+    submit_io  to the store's memory (`phases.move`), or by the driver's callbacks
+    wake       the far end, by the driver
+Rule: a call takes no more operations than both gate and message carry; what is left is the next
+call's. This is the one place where calls are cut.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from backend import phases, steps
+from backend.blkback import Blkback
+from backend.foreign_memory import map_granted, unmap_slots
+from backend.grant_copy import finish_copies, finish_reads, list_copies, settle
+from common.abi import (
+    GNTST_OKAY,
+    GNTTAB_COPY,
+    GNTTAB_MAP_GRANT_REF,
+    GNTTAB_UNMAP_GRANT_REF,
+    GNTTABOP_COPY,
+    GNTTABOP_MAP_GRANT_REF,
+    GNTTABOP_UNMAP_GRANT_REF,
+    HYPERVISOR_GRANT_TABLE_OP,
+)
+from common.compiled import kernel
+from common.hypercall import HYPERCALL, MESSAGE_MAX
+from common.hypercall_gate import MADE, PAYLOAD_MAX, PENDING, call
+from common.steps import AGAIN, COPY, GRANT, NEXT, NONE, ON
+
+# BACK.map_door.
+REAL: Final = 0
+TABLE: Final = 1
+
+CALL_BYTES_MAX: Final = min(PAYLOAD_MAX, MESSAGE_MAX - HYPERCALL.itemsize)
+FLUSH_ENTRIES: Final = 32  # an unmap call ends with a whole flush, so that cutting adds none
+MAPS_MAX: Final = CALL_BYTES_MAX // GNTTAB_MAP_GRANT_REF.itemsize
+UNMAPS_MAX: Final = (
+    CALL_BYTES_MAX // GNTTAB_UNMAP_GRANT_REF.itemsize // FLUSH_ENTRIES * FLUSH_ENTRIES
+)
+COPIES_MAX: Final = CALL_BYTES_MAX // GNTTAB_COPY.itemsize
+
+MAP_OP_BYTES: Final = GNTTAB_MAP_GRANT_REF.itemsize
+UNMAP_OP_BYTES: Final = GNTTAB_UNMAP_GRANT_REF.itemsize
+COPY_OP_BYTES: Final = GNTTAB_COPY.itemsize
+
+
+@kernel
+def plan(dev: Blkback) -> int:
+    """PLAN: what do the requests taken need of the grant table?"""
+    back = dev.back[0]
+    if back.copies:
+        settle(dev)
+        return _prepare_copies(dev, False)
+    if back.map_ops == 0:
+        return ON
+    _prepare(dev, GNTTABOP_MAP_GRANT_REF, dev.map_ops.ctypes.data, MAP_OP_BYTES, MAPS_MAX)
+    return GRANT
+
+
+@kernel
+def list_out(dev: Blkback) -> int:
+    """LIST_OUT: reads that the store has done are still to be copied to the guest."""
+    return _prepare_copies(dev, True)
+
+
+@kernel
+def _prepare_copies(dev: Blkback, to_guest: bool) -> int:
+    if list_copies(dev, to_guest) == 0:
+        return ON
+    _prepare(dev, GNTTABOP_COPY, dev.copy_ops.ctypes.data, COPY_OP_BYTES, COPIES_MAX)
+    return COPY
+
+
+@kernel
+def empty_slots(dev: Blkback) -> int:
+    """EMPTY: nothing is reached any more through the slots that are to be unmapped.
+
+    Before the hypercall: once that returns, the guest may use the pages for something else.
+    """
+    back = dev.back[0]
+    _prepare(dev, GNTTABOP_UNMAP_GRANT_REF, dev.unmap_ops.ctypes.data, UNMAP_OP_BYTES, UNMAPS_MAX)
+    if back.map_door == REAL:
+        failed = unmap_slots(dev.unmap_ops, np.int64(back.unmap_ops))
+        assert failed == 0, "a page could not be unmapped"
+        return ON
+    for done in range(back.unmap_ops):
+        slot = (dev.unmap_ops[done].host_addr - back.balloon) >> np.uint64(12)
+        dev.page_table[np.int64(slot)] = back.hole
+    return ON
+
+
+@kernel
+def _prepare(dev: Blkback, cmd: int, ops: int, op_bytes: int, most: int) -> None:
+    """The calls that come next take, `most` at a time, the operations listed at address `ops`."""
+    back = dev.back[0]
+    back.call_cmd, back.call_ops = np.uint32(cmd), np.uint64(ops)
+    back.call_op_bytes, back.call_max = np.uint32(op_bytes), np.uint32(most)
+    back.call_first = np.uint32(0)
+
+
+@kernel
+def grant_op(dev: Blkback) -> int:
+    """MAP, UNMAP, COPY_IN, COPY_OUT: make the hypercall for the next of what is listed.
+
+    NONE if the driver has to make it, or, if it is `posted`, to wait for it.
+    """
+    back = dev.back[0]
+    if back.call_cmd == GNTTABOP_MAP_GRANT_REF:
+        listed = back.map_ops
+    elif back.call_cmd == GNTTABOP_UNMAP_GRANT_REF:
+        listed = back.unmap_ops
+    else:
+        listed = back.copy_ops
+    back.call_count = min(listed - back.call_first, back.call_max)
+    op_bytes = np.int64(back.call_op_bytes)
+    args = np.int64(back.call_ops) + np.int64(back.call_first) * op_bytes
+    number, cmd = HYPERVISOR_GRANT_TABLE_OP, np.int64(back.call_cmd)
+    made = call(dev.gate, number, cmd, args, np.int64(back.call_count) * op_bytes, dev.spin)
+    back.posted = np.uint32(made == PENDING)
+    return ON if made == MADE else NONE
+
+
+@kernel
+def granted(dev: Blkback, step: int) -> int:
+    """MAPPED, UNMAPPED, COPIED_IN, COPIED_OUT: the call has been made; AGAIN if one more is due."""
+    back = dev.back[0]
+    first, end = np.int64(back.call_first), np.int64(back.call_first) + np.int64(back.call_count)
+    back.call_first = np.uint32(end)
+    if step == steps.MAPPED:
+        _reach(dev, first, end)
+        phases.keep_mapped(dev, first, end)
+        return AGAIN if end < back.map_ops else ON
+    if step == steps.UNMAPPED:
+        phases.free_unmapped(dev, first, end)
+        if end < back.unmap_ops:
+            return AGAIN
+        return NEXT if back.closing else ON
+    finish_copies(dev, first, end)
+    if end < back.copy_ops:
+        return AGAIN
+    if step == steps.COPIED_OUT:
+        finish_reads(dev)
+    return ON
+
+
+@kernel
+def _reach(dev: Blkback, first: int, end: int) -> None:
+    """Make what was granted reachable through its slots."""
+    back = dev.back[0]
+    if back.map_door == REAL:
+        failed = map_granted(np.int64(back.ram_fd), dev.map_ops, first, end)
+        assert failed == 0, "a granted page could not be mapped (vm.max_map_count?)"
+        return
+    for done in range(first, end):
+        op = dev.map_ops[done]
+        if op.status == GNTST_OKAY:
+            slot = (op.host_addr - back.balloon) >> np.uint64(12)
+            dev.page_table[np.int64(slot)] = back.ram + op.dev_bus_addr
+
+
+def called_for(dev: Blkback) -> tuple[int, np.ndarray]:
+    """The command of the call that the effect HYPERCALL asks for, and its operations."""
+    first, count = int(dev.back["call_first"][0]), int(dev.back["call_count"][0])
+    cmd = int(dev.back["call_cmd"][0])
+    return cmd, _listed(dev)[cmd][first : first + count]
+
+
+def _listed(dev: Blkback) -> dict[int, np.ndarray]:
+    return {
+        GNTTABOP_MAP_GRANT_REF: dev.map_ops,
+        GNTTABOP_UNMAP_GRANT_REF: dev.unmap_ops,
+        GNTTABOP_COPY: dev.copy_ops,
+    }
