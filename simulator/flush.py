@@ -13,7 +13,10 @@ from random import Random
 import numpy as np
 import simpy
 
-from hypervisor.cpus import Cpus
+from backend.blkback import Blkback
+from common.atomics import load_acquire
+from common.compiled import kernel
+from hypervisor.cpus import ACCESSED_WORDS, PRECISE, Cpus
 from simulator.costs import Costs
 from simulator.cpus import FLUSHES, HANDLERS, LOCK_WAIT, Cpu, Steps, Thread
 
@@ -95,3 +98,23 @@ def send_ipis(thread: Thread, targets: list[int], cpus: list[Cpu], costs: Costs)
         cpus[target].spent[HANDLERS] += handler_ns
     thread.cpu.spent[FLUSHES] += int(hold_ns)
     yield thread.env.timeout(int(hold_ns))
+
+
+@kernel
+def interrupts_others(
+    policy: int, caller: int, dev: Blkback, dirty: np.ndarray, accessed: np.ndarray
+) -> bool:
+    """Would the flush of `dev`'s unmaps go to another CPU, so that the flush lock is needed?
+
+    Xen's flush_area_mask looks at the mask before it takes the lock, and copies it after.
+    """
+    for cpu in range(len(dirty)):
+        if cpu == caller or load_acquire(dirty, cpu) == 0:
+            continue
+        if policy != PRECISE:
+            return True
+        for done in range(dev.back[0].unmap_ops):
+            word = np.int64(dev.unmap_ops[done].handle) * ACCESSED_WORDS + (cpu >> 6)
+            if accessed[word] >> np.uint64(cpu & 63) & np.uint64(1):
+                return True
+    return False

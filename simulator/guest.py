@@ -5,35 +5,27 @@ Owns: what a turn of the load costs, and the guest's sleep. The load and blkfron
 runtime's default, it never spins: it arms the ring's event, looks again, and sleeps.
 """
 
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
-from common import ring
+from common import effects
 from common.event_channel import clear_pending
-from common.ring import RING_BROKEN
+from common.faults import PeerFault
+from common.steps import ANY_STEP, mask_of
+from frontend import steps
 from frontend.blkfront_info import BROKEN_REASONS, Blkfront
-from frontend.load import Load
+from frontend.load import NOW_NS, Load, run
 from simulator.costs import Costs
 from simulator.cpus import COPIES, EVENTS, REQUESTS, Cpu, Steps, Thread
-from simulator.kernels import (
-    OVER,
-    REPORT_WORDS,
-    guest_turn,
-)
 from simulator.shared import Memory
 from simulator.trace import Trace
 
 SUBMITTING: Final = 0.5  # of an I/O's software time: the rest is spent on its completion
+FOR_EVER: Final = 1 << 62  # looks at the ring
 
-
-class Channel(NamedTuple):
-    """One end of an event channel: its own pending words, and the far end's."""
-
-    pending: np.ndarray
-    far_pending: np.ndarray
-    far_mask: np.ndarray
-    port: int
+# Where time passes: before what was written is published, before a turn without, while arming.
+STOPS: Final = mask_of(steps.PUBLISH, steps.ROUND, steps.LOOK_AGAIN)
 
 
 class Waker(Protocol):
@@ -53,37 +45,40 @@ class Guest(Thread):
         seed: int,
         dev: Blkfront,
         job: Load,
-        channel: Channel,
         memory: Memory,
         trace: Trace,
     ) -> None:
         super().__init__(cpu, f"guest {domid}", False, costs, seed)
         self.dev, self.job = dev, job
         self.peer: Waker | None = None
-        self._channel, self._memory, self._trace = channel, memory, trace
-        self._report = np.zeros(REPORT_WORDS, np.int64)
+        self._memory, self._trace = memory, trace
+        self._copied = dev.counters["bytes_copied_by_guest"].data
         self._io_ns = costs.guest_io_ns + costs.block_layer_ns
         self._idle_ns = int(costs.hypercall_ns)
-        self._nr_ents = len(dev.shadow)
 
     def run(self) -> Steps:
-        """Run the load to its end."""
-        dev, channel, report, peer = self.dev, self._channel, self._report, self.peer
-        args = (channel.pending, channel.far_pending, channel.far_mask, channel.port)
-        assert peer is not None
+        """Run the load to its end. Raises PeerFault."""
+        dev, job, turn = self.dev, self.job, self.dev.turn
+        assert self.peer is not None
         yield from self.cpu.take(self)
+        copied = self._copied[0]
         while True:
-            guest_turn(dev, self.job, *args, int(self.env.now), report)
-            taken, written, event, wake, copied, over = report[: OVER + 1].tolist()
-            assert taken != RING_BROKEN, BROKEN_REASONS[int(dev.front["broken"][0])]
-            if wake:
-                peer.wake()
-            if taken or written or event or wake:
-                yield from self._pay(taken, written, event + wake, copied)
-            elif over:
-                break
+            job.clock[NOW_NS] = self.env.now
+            effect = run(dev, job, FOR_EVER, STOPS)
+            place, taken, written, event, woke, *_ = turn.tolist()
+            if woke:
+                self.peer.wake()
+            if effect == effects.STOP and place != steps.LOOK_AGAIN:
+                before, copied = copied, int(self._copied[0])
+                yield from self._pay(taken, written, event + woke, copied - before)
+            elif effect == effects.STOP:
+                yield from self.work(self._idle_ns, EVENTS)
+                if run(dev, job, FOR_EVER, ANY_STEP) == effects.WAIT:
+                    yield from self._wait()
+            elif effect == effects.BROKEN:
+                raise PeerFault(BROKEN_REASONS[int(dev.front["broken"][0])])
             else:
-                yield from self._idle()
+                break
             if self.cpu.slice_is_over():
                 yield from self.yield_cpu()
         self.cpu.leave()
@@ -106,14 +101,10 @@ class Guest(Thread):
             self._trace.add_each(self.name, self.cpu.number, self.env.now, parts)
         yield from self.work(completing + submitting, REQUESTS, copying + notifying)
 
-    def _idle(self) -> Steps:
-        """REARM, RECHECK with a moment between them, then sleep until an event."""
-        dev = self.dev
-        ring.rearm(dev.words, dev.half, ring.RSP)
-        yield from self.work(self._idle_ns, EVENTS)
-        if ring.unconsumed(dev.words, dev.half, ring.RSP, self._nr_ents) != 0:
-            return
+    def _wait(self) -> Steps:
+        """Sleep until our event is pending, and take it."""
+        events = self.dev.events
         self.dev.counters["waits"] += np.uint64(1)
-        if not clear_pending(self._channel.pending, self._channel.port):
+        if not clear_pending(events.pending, events.port[0]):
             yield from self.sleep()
-            clear_pending(self._channel.pending, self._channel.port)
+            clear_pending(events.pending, events.port[0])
