@@ -39,7 +39,8 @@ NO_CPU: Final = -1
 class Cpus:
     """`nr_cpus` worker CPUs under `policy`.
 
-    dirty, running: u32 by CPU, shared with dom0; counters: CPU_COUNTERS by CPU; accessed: u64.
+    dirty, running: u32 by CPU, shared with dom0; counters: CPU_COUNTERS by CPU; accessed: u64,
+    ACCESSED_WORDS for each handle that dom0 may have; holders: scratch, u64 (ACCESSED_WORDS,).
     Raises ValueError for a policy that is none.
     """
 
@@ -52,14 +53,14 @@ class Cpus:
         running: np.ndarray,
         counters: np.ndarray,
         accessed: np.ndarray,
+        holders: np.ndarray,
     ) -> None:
         if policy not in POLICIES:
             raise ValueError(f"flush policy: {policy!r} is not one of {', '.join(POLICIES)}")
         self.nr_cpus = nr_cpus
         self._policy = POLICIES[policy]
         self._dirty, self._running = dirty, running
-        self._counters, self._accessed = counters, accessed
-        self._holders = np.zeros(ACCESSED_WORDS, np.uint64)
+        self._counters, self._accessed, self._holders = counters, accessed, holders
 
     def flush(self, caller: int, unmapped: np.ndarray, waited: bool) -> int:
         """The flush after `unmapped` (UNMAPPED, at most 32): IPIs sent, or NO_FLUSH if none is due.
@@ -94,10 +95,7 @@ def flush(
     accessed: np.ndarray,
     holders: np.ndarray,
 ) -> int:
-    """See `Cpus.flush`; `holders` is scratch, u64 (ACCESSED_WORDS,).
-
-    Clears the accessed words of what was unmapped, flush or no flush.
-    """
+    """See `Cpus` and its `flush`. Clears the accessed words of what was unmapped, in any case."""
     holders[:] = 0
     entries = 0
     for index in range(len(unmapped)):

@@ -20,6 +20,7 @@ from backend.persistent_grants import check
 from backend.ring_thread import RingThread
 from backend.stores import RamStore, Store
 from common import abi
+from common.arena import Arena
 from common.atomics import load_acquire, store_release
 from common.copying import address_of
 from common.event_channel import clear_pending, event_words, set_pending
@@ -35,6 +36,7 @@ from frontend.effects import finish_queued
 from frontend.grants import grant_access, new_grants
 from frontend.page_pool import new_pool
 from hypervisor.cpus import ACCESSED_WORDS, Cpus
+from hypervisor.domains import DomainMemory
 from hypervisor.hypercalls import Hypervisor
 
 GUEST: Final = 1
@@ -187,20 +189,18 @@ class Pair:
             running=running,
             counters=host["cpus"][0, :dom0_cpus],
             accessed=self.accessed,
+            holders=np.zeros(ACCESSED_WORDS, np.uint64),
         )
-        self.hypervisor = Hypervisor(cpus)
+        self.hypervisor = Hypervisor(cpus, Arena())
         for domid, ram, grants in (
             (abi.DOMID_0, self.dom0_ram, pages(1)),
             (GUEST, self.ram, self.grant_frames),
         ):
             self.hypervisor.create_domain(
                 domid,
-                nr_vcpus=dom0_cpus,
-                ram=ram,
-                grant_frames=grants,
-                shared_info=pages(1),
-                far_events=pages(1),
-                counters=host["hypervisor"][0, domid : domid + 1],
+                DomainMemory(ram, grants, pages(2)),
+                host["hypervisor"][0, domid : domid + 1],
+                nr_handles=MAPTRACK_HANDLES_MAX,
             )
 
     # --- the guest --------------------------------------------------------------------------
