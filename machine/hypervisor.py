@@ -74,7 +74,14 @@ def build_domain(
     *,
     nr_vcpus: int = 1,
     nr_handles: int = GUEST_HANDLES_MAX,
+    in_store: bool = False,
 ) -> None:
-    """Another domain; its domid must be free."""
-    counters = machine.host["hypervisor"][0, domid : domid + 1]
-    hypervisor.create_domain(domid, memory, counters, nr_vcpus=nr_vcpus, nr_handles=nr_handles)
+    """Another domain: see `Hypervisor.create_domain`."""
+    hypervisor.create_domain(
+        domid,
+        memory,
+        machine.host["hypervisor"][0, domid : domid + 1],
+        nr_vcpus=nr_vcpus,
+        nr_handles=nr_handles,
+        in_store=in_store,
+    )

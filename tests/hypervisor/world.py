@@ -101,10 +101,10 @@ class World:
         for domid in (1, 2):
             self.create(domid, grant_frames)
 
-    def create(self, domid: int, grant_frames: int = 1) -> Guest:
+    def create(self, domid: int, grant_frames: int = 1, *, in_store: bool = False) -> Guest:
         """One more domain."""
         memory = self._memory_of(domid, grant_frames)
-        build_domain(self.hypervisor, self.machine, domid, memory)
+        build_domain(self.hypervisor, self.machine, domid, memory, in_store=in_store)
         return self.guests[domid]
 
     def _memory_of(self, domid: int, grant_frames: int) -> DomainMemory:
