@@ -38,7 +38,7 @@ class Room:
 
     def _block(self, at: int, nbytes: int) -> np.ndarray:
         if at < len(self._blocks) and len(self._blocks[at]) >= nbytes:
-            self._blocks[at][:] = 0
+            self._blocks[at][:nbytes] = 0
         else:
             # Powers of two: however its domains grow, they leave no more behind than they have.
             block = self._arena.array(1 << max(0, nbytes - 1).bit_length(), np.uint8)

@@ -35,9 +35,9 @@ from frontend.driver import Driver
 from frontend.effects import finish_queued
 from frontend.grants import grant_access, new_grants
 from frontend.page_pool import new_pool
-from hypervisor.cpus import ACCESSED_WORDS, Cpus
+from hypervisor.cpus import ACCESSED_WORDS
 from hypervisor.domains import DomainMemory
-from hypervisor.hypercalls import Hypervisor
+from machine.hypervisor import HostMemory, build_domain, build_hypervisor
 
 GUEST: Final = 1
 PORT: Final = 2
@@ -178,30 +178,16 @@ class Pair:
         self.breaks = 0  # times the backend said BROKEN
 
     def _boot(self, dom0_cpus: int, flush_policy: str) -> None:
-        host = self.host
         self.accessed = np.zeros(MAPTRACK_HANDLES_MAX * ACCESSED_WORDS, np.uint64)
-        dirty, running = host["dirty"][0, :dom0_cpus], host["running"][0, :dom0_cpus]
-        dirty[:], running[0] = 1, 1
-        cpus = Cpus(
-            dom0_cpus,
-            flush_policy,
-            dirty=dirty,
-            running=running,
-            counters=host["cpus"][0, :dom0_cpus],
-            accessed=self.accessed,
-            holders=np.zeros(ACCESSED_WORDS, np.uint64),
+        self.host["dirty"][0, :dom0_cpus] = 1
+        self.host["running"][0, 0] = 1
+        machine = HostMemory(self.host, self.accessed)
+        dom0 = DomainMemory(self.dom0_ram, pages(1), pages(2))
+        self.hypervisor = build_hypervisor(
+            Arena(), machine, dom0, nr_cpus=dom0_cpus, policy=flush_policy
         )
-        self.hypervisor = Hypervisor(cpus, Arena())
-        for domid, ram, grants in (
-            (abi.DOMID_0, self.dom0_ram, pages(1)),
-            (GUEST, self.ram, self.grant_frames),
-        ):
-            self.hypervisor.create_domain(
-                domid,
-                DomainMemory(ram, grants, pages(2)),
-                host["hypervisor"][0, domid : domid + 1],
-                nr_handles=MAPTRACK_HANDLES_MAX,
-            )
+        guest = DomainMemory(self.ram, self.grant_frames, pages(2))
+        build_domain(self.hypervisor, machine, GUEST, guest)
 
     # --- the guest --------------------------------------------------------------------------
 
