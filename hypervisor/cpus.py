@@ -21,7 +21,8 @@ from typing import Final
 import numpy as np
 
 from common.atomics import fence, load_acquire, store_release
-from common.compiled import kernel
+from common.compiled import direct, kernel
+from hypervisor.maptrack import UNMAPPED
 
 FLUSH_ENTRIES_MAX: Final = 32  # GNTTAB_UNMAP_BATCH_SIZE
 
@@ -59,8 +60,9 @@ class Cpus:
             raise ValueError(f"flush policy: {policy!r} is not one of {', '.join(POLICIES)}")
         self.nr_cpus = nr_cpus
         self._policy = POLICIES[policy]
-        self._dirty, self._running = dirty, running
-        self._counters, self._accessed, self._holders = counters, accessed, holders
+        self._words = dirty, running, counters, accessed, holders
+        none = np.zeros(0, UNMAPPED)
+        self._flush = direct(flush, self._policy, NO_CPU, False, none, *self._words)
 
     def flush(self, caller: int, unmapped: np.ndarray, waited: bool) -> int:
         """The flush after `unmapped` (UNMAPPED, at most 32): IPIs sent, or NO_FLUSH if none is due.
@@ -68,19 +70,8 @@ class Cpus:
         caller: the CPU that unmaps; waited: it has queued on the flush lock behind another's.
         """
         assert len(unmapped) <= FLUSH_ENTRIES_MAX
-        return int(
-            flush(
-                self._policy,
-                caller,
-                waited,
-                unmapped,
-                self._dirty,
-                self._running,
-                self._counters,
-                self._accessed,
-                self._holders,
-            )
-        )
+        ipis: int = self._flush(self._policy, caller, waited, unmapped, *self._words)
+        return ipis
 
 
 @kernel

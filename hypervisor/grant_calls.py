@@ -13,12 +13,19 @@ import numpy as np
 
 from common import abi
 from common.arena import Arena
+from common.compiled import direct
 from common.counters import HYPERVISOR_COUNTERS
 from hypervisor.cpus import FLUSH_ENTRIES_MAX, NO_CPU, NO_FLUSH, Cpus
 from hypervisor.domains import Caller, Domain, Domains
 from hypervisor.grant_copy import End, copy_run
-from hypervisor.grant_table import end_unmap, map_grants
-from hypervisor.maptrack import UNMAPPED, begin_unmap
+from hypervisor.grant_table import ACTIVE, TABLE, GrantTable, end_unmap, map_grants
+from hypervisor.maptrack import (
+    MAPTRACK_ENTRY,
+    MAPTRACK_LIST,
+    UNMAPPED,
+    Maptrack,
+    begin_unmap,
+)
 
 _NAMES: Final = HYPERVISOR_COUNTERS.names or ()
 HYPERCALLS: Final = _NAMES.index("hypercalls")
@@ -42,6 +49,15 @@ class GrantCalls:
         self._domains, self._cpus = domains, cpus
         self._unmapped = arena.array(FLUSH_ENTRIES_MAX, UNMAPPED)
         self._flushes = arena.array(1, np.uint64).data
+        table, track, end = _examples()
+        maps, unmaps = (
+            np.zeros(0, abi.GNTTAB_MAP_GRANT_REF),
+            np.zeros(0, abi.GNTTAB_UNMAP_GRANT_REF),
+        )
+        self._map_grants = direct(map_grants, table, track, 0, maps)
+        self._begin_unmap = direct(begin_unmap, track, unmaps, self._unmapped)
+        self._end_unmap = direct(end_unmap, table, self._unmapped)
+        self._copy_run = direct(copy_run, 0, end, end, np.zeros(0, abi.GNTTAB_COPY))
 
     @property
     def flushes(self) -> int:
@@ -56,7 +72,7 @@ class GrantCalls:
             if owner is None:
                 run["status"] = abi.GNTST_BAD_DOMAIN
                 continue
-            mapped = int(map_grants(owner.grants, mapper.maptrack, mapper.domid, run))
+            mapped = self._map_grants(owner.grants, mapper.maptrack, mapper.domid, run)
             _count(owner, MAP_OPS, mapped, len(run), hypercall)
             hypercall = 0
         return 0
@@ -71,7 +87,7 @@ class GrantCalls:
         for start in range(0, len(ops), FLUSH_ENTRIES_MAX):
             batch = ops[start : start + FLUSH_ENTRIES_MAX]
             unmapped = self._unmapped[: len(batch)]
-            took = int(begin_unmap(caller.domain.maptrack, batch, unmapped))
+            took = self._begin_unmap(caller.domain.maptrack, batch, unmapped)
             if took:
                 self._flush_and_end(caller, unmapped, took, hypercall)
                 hypercall = 0
@@ -96,7 +112,7 @@ class GrantCalls:
         for domid in dict.fromkeys(domids):
             owner = self._domains.find_dying(domid)
             assert owner is not None, "a domain was buried while its pages were mapped"
-            ended = int(end_unmap(owner.grants, unmapped))
+            ended = self._end_unmap(owner.grants, unmapped)
             _count(owner, UNMAP_OPS, ended, ended, hypercall)
             if ipis != NO_FLUSH:  # one flush for all: booked to the first
                 words = owner.counter_words
@@ -118,7 +134,8 @@ class GrantCalls:
         hypercall = 1
         ends = zip(ops["source"]["domid"].tolist(), ops["dest"]["domid"].tolist(), strict=True)
         for (source, dest), run in _runs(list(ends), ops):
-            copied = int(copy_run(ours.domid, self._end(ours, source), self._end(ours, dest), run))
+            between = self._end(ours, source), self._end(ours, dest)
+            copied = self._copy_run(ours.domid, *between, run)
             _count(self._owner_of_copy(ours, source, dest), COPY_OPS, copied, len(run), hypercall)
             hypercall = 0
         return 0
@@ -172,8 +189,18 @@ def _count(owner: Domain, kind: int, done: int, asked: int, hypercall: int) -> N
     words[GRANTS_MAPPED] = owner.mapped
 
 
+def _examples() -> tuple[GrantTable, Maptrack, End]:
+    """What kernels are given, empty."""
+    table = GrantTable(np.zeros(0, np.uint32), np.zeros(0, ACTIVE), np.zeros(0, TABLE))
+    track = Maptrack(np.zeros(0, MAPTRACK_ENTRY), np.zeros(0, MAPTRACK_LIST))
+    return table, track, End(table, np.zeros(0, np.uint8), False)
+
+
 def _runs(values: list[_Value], ops: np.ndarray) -> Iterator[tuple[_Value, np.ndarray]]:
     """The stretches of `ops` whose values are equal: the value, and the ops."""
+    if values.count(values[0]) == len(values):  # as nearly always
+        yield values[0], ops
+        return
     start = 0
     for value, run in groupby(values):
         end = start + sum(1 for _ in run)
