@@ -12,6 +12,7 @@ the allocated port's bit.
 """
 
 import errno
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from common.abi import (
     XEN_PAGE_SIZE,
 )
 from common.atomics import fetch_and, fetch_or
+from common.compiled import direct, kernel
 from common.event_channel import event_words
 from hypervisor.room import Carver
 
@@ -54,12 +56,14 @@ class EventChannels:
     def __init__(self, memory: Carver, domid: int, event: np.ndarray) -> None:
         self.domid = domid
         self._table = memory.array(PORTS_MAX, PORT)
-        # The same, by field: numpy's scalars are slow.
+        # The same, by field and by port: numpy's scalars are slow.
         self._fields = tuple(self._table[name].data for name in PORT.names or ())
+        self._whole = self._table.view(np.uint64).data
         self._own, self._far = (
             event_words(event[:XEN_PAGE_SIZE]),
             event_words(event[XEN_PAGE_SIZE:]),
         )
+        self._reset = direct(_reset, 0, *self._own, *self._far)
         for _, mask in (self._own, self._far):
             mask[:] = np.uint64(0xFFFFFFFFFFFFFFFF)  # a port is masked until its end listens
 
@@ -80,8 +84,7 @@ class EventChannels:
         port = self._free_port()
         if port > 0:
             self._set(port, Port(EVTCHNSTAT_UNBOUND, remote_dom, 0, allocated=True))
-            for pending, mask in (self._own, self._far):
-                _reset(pending, mask, port)
+            self._reset(port, *self._own, *self._far)
         return port
 
     def bind(self, remote: "EventChannels", remote_port: int) -> int:
@@ -99,21 +102,27 @@ class EventChannels:
         remote._set_far_pending(remote_port)
         return port
 
-    def close(self, port: int, remote: "EventChannels | None") -> int:
-        """Close a port; its far end, of `remote`, is unbound then. 0 or -EINVAL."""
+    def close(self, port: int, channels_of: "Callable[[int], EventChannels | None]") -> int:
+        """Close a port; its far end, which `channels_of` its domain has, is unbound then.
+
+        0 or -EINVAL.
+        """
         closed = self.get(port)
         if closed.state == EVTCHNSTAT_CLOSED:
             return -errno.EINVAL
-        self._set(port, CLOSED)
+        self._whole[port] = 0
         if closed.allocated:
-            for pending, mask in (self._own, self._far):
-                _reset(pending, mask, port)
-        if remote is not None and closed.state == EVTCHNSTAT_INTERDOMAIN:
-            there = remote.get(closed.remote_port)
-            if there.state != EVTCHNSTAT_CLOSED:
-                left = there._replace(state=EVTCHNSTAT_UNBOUND, remote_port=0)
-                remote._set(closed.remote_port, left)
+            self._reset(port, *self._own, *self._far)
+        if closed.state == EVTCHNSTAT_INTERDOMAIN:
+            remote = channels_of(closed.remote_dom)
+            if remote is not None:
+                remote._unbind(closed.remote_port)
         return 0
+
+    def _unbind(self, port: int) -> None:
+        """The far end has gone."""
+        there = self.get(port)
+        self._set(port, there._replace(state=EVTCHNSTAT_UNBOUND, remote_port=0))
 
     def unmask(self, port: int) -> int:
         """Let an allocated port wake its waiter. 0 or -EINVAL."""
@@ -136,8 +145,13 @@ class EventChannels:
         fetch_or(self._far[0], port >> 6, np.uint64(1 << (port & 63)))
 
 
-def _reset(pending: np.ndarray, mask: np.ndarray, port: int) -> None:
-    """Nothing pending, and masked: how a port begins and ends."""
-    bit = 1 << (port & 63)
-    fetch_and(pending, port >> 6, np.uint64(~bit & (2**64 - 1)))
-    fetch_or(mask, port >> 6, np.uint64(bit))
+@kernel
+def _reset(
+    port: int, pending: np.ndarray, mask: np.ndarray, far_pending: np.ndarray, far_mask: np.ndarray
+) -> None:
+    """Nothing pending at either end, and masked: how a port begins and ends."""
+    word, bit = port >> 6, np.uint64(1) << np.uint64(port & 63)
+    fetch_and(pending, word, ~bit)
+    fetch_and(far_pending, word, ~bit)
+    fetch_or(mask, word, bit)
+    fetch_or(far_mask, word, bit)

@@ -19,13 +19,7 @@ from hypervisor.cpus import FLUSH_ENTRIES_MAX, NO_CPU, NO_FLUSH, Cpus
 from hypervisor.domains import Caller, Domain, Domains
 from hypervisor.grant_copy import End, copy_run
 from hypervisor.grant_table import ACTIVE, TABLE, GrantTable, end_unmap, map_grants
-from hypervisor.maptrack import (
-    MAPTRACK_ENTRY,
-    MAPTRACK_LIST,
-    UNMAPPED,
-    Maptrack,
-    begin_unmap,
-)
+from hypervisor.maptrack import MAPTRACK_ENTRY, MAPTRACK_LIST, UNMAPPED, Maptrack, begin_unmap
 
 _NAMES: Final = HYPERVISOR_COUNTERS.names or ()
 HYPERCALLS: Final = _NAMES.index("hypercalls")
@@ -49,11 +43,11 @@ class GrantCalls:
         self._domains, self._cpus = domains, cpus
         self._unmapped = arena.array(FLUSH_ENTRIES_MAX, UNMAPPED)
         self._flushes = arena.array(1, np.uint64).data
-        table, track, end = _examples()
-        maps, unmaps = (
-            np.zeros(0, abi.GNTTAB_MAP_GRANT_REF),
-            np.zeros(0, abi.GNTTAB_UNMAP_GRANT_REF),
-        )
+        table = GrantTable(np.zeros(0, np.uint32), np.zeros(0, ACTIVE), np.zeros(0, TABLE))
+        track = Maptrack(np.zeros(0, MAPTRACK_ENTRY), np.zeros(0, MAPTRACK_LIST))
+        end = End(table, np.zeros(0, np.uint8), False)
+        maps = np.zeros(0, abi.GNTTAB_MAP_GRANT_REF)
+        unmaps = np.zeros(0, abi.GNTTAB_UNMAP_GRANT_REF)
         self._map_grants = direct(map_grants, table, track, 0, maps)
         self._begin_unmap = direct(begin_unmap, track, unmaps, self._unmapped)
         self._end_unmap = direct(end_unmap, table, self._unmapped)
@@ -187,13 +181,6 @@ def _count(owner: Domain, kind: int, done: int, asked: int, hypercall: int) -> N
     words[kind] += done
     words[FAILED_OPS] += asked - done
     words[GRANTS_MAPPED] = owner.mapped
-
-
-def _examples() -> tuple[GrantTable, Maptrack, End]:
-    """What kernels are given, empty."""
-    table = GrantTable(np.zeros(0, np.uint32), np.zeros(0, ACTIVE), np.zeros(0, TABLE))
-    track = Maptrack(np.zeros(0, MAPTRACK_ENTRY), np.zeros(0, MAPTRACK_LIST))
-    return table, track, End(table, np.zeros(0, np.uint8), False)
 
 
 def _runs(values: list[_Value], ops: np.ndarray) -> Iterator[tuple[_Value, np.ndarray]]:

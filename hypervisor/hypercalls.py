@@ -96,11 +96,8 @@ class Hypervisor:
         if op is None:
             return -errno.ENOSYS
         dtype, single, method = op
-        if (
-            not payload
-            or len(payload) % dtype.itemsize
-            or (single and len(payload) > dtype.itemsize)
-        ):
+        nbytes, size = len(payload), dtype.itemsize
+        if not nbytes or nbytes % size or (single and nbytes > size):
             return -errno.EINVAL
         cpu = vcpu if domid == abi.DOMID_0 else NO_CPU
         return method(Caller(domain, cpu, waited), np.frombuffer(payload, dtype))

@@ -12,6 +12,7 @@ import numpy as np
 
 from common import abi
 from hypervisor.domains import Caller, Domain, Domains
+from hypervisor.event_channels import EventChannels
 
 
 class PortCalls:
@@ -23,7 +24,7 @@ class PortCalls:
     def close_all(self, domain: Domain) -> None:
         """Close every port of a domain."""
         for port in domain.channels.ports():
-            self._close_port(domain, port)
+            domain.channels.close(port, self._channels_of)
 
     def _alloc_unbound(self, caller: Caller, args: np.ndarray) -> int:
         owner, rc = self._owner(caller, int(args["dom"][0]))
@@ -41,11 +42,7 @@ class PortCalls:
         return _set(args, "local_port", port)
 
     def _close(self, caller: Caller, args: np.ndarray) -> int:
-        return self._close_port(caller.domain, int(args["port"][0]))
-
-    def _close_port(self, domain: Domain, port: int) -> int:
-        remote = self._domains.find(domain.channels.get(port).remote_dom)
-        return domain.channels.close(port, None if remote is None else remote.channels)
+        return caller.domain.channels.close(int(args["port"][0]), self._channels_of)
 
     def _unmask(self, caller: Caller, args: np.ndarray) -> int:
         return caller.domain.channels.unmask(int(args["port"][0]))
@@ -74,6 +71,10 @@ class PortCalls:
 
     def _find(self, caller: Caller, domid: int) -> Domain | None:
         return caller.domain if domid == abi.DOMID_SELF else self._domains.find(domid)
+
+    def _channels_of(self, domid: int) -> EventChannels | None:
+        domain = self._domains.find(domid)
+        return None if domain is None else domain.channels
 
 
 def _set(args: np.ndarray, field: str, port: int) -> int:
