@@ -26,7 +26,7 @@ from common.abi import (
 )
 from common.atomics import fetch_and, fetch_or
 from common.compiled import direct, kernel
-from common.event_channel import event_words
+from common.event_channel import clear_mask, event_words, set_pending
 from hypervisor.room import Carver
 
 PORTS_MAX: Final = EVTCHN_2L_NR_CHANNELS
@@ -99,7 +99,7 @@ class EventChannels:
             return port
         self._set(port, Port(EVTCHNSTAT_INTERDOMAIN, remote.domid, remote_port, allocated=False))
         remote._set(remote_port, there._replace(state=EVTCHNSTAT_INTERDOMAIN, remote_port=port))
-        remote._set_far_pending(remote_port)
+        set_pending(*remote._far, remote_port)
         return port
 
     def close(self, port: int, channels_of: "Callable[[int], EventChannels | None]") -> int:
@@ -130,7 +130,7 @@ class EventChannels:
         if found.state == EVTCHNSTAT_CLOSED:
             return -errno.EINVAL
         if found.allocated:
-            fetch_and(self._own[1], port >> 6, np.uint64(~(1 << (port & 63)) & (2**64 - 1)))
+            clear_mask(self._own[1], port)
         return 0
 
     def _set(self, port: int, what: Port) -> None:
@@ -140,9 +140,6 @@ class EventChannels:
     def _free_port(self) -> int:
         port = 1 + int(np.argmin(self._table["state"][1:]))  # the first that is closed
         return -errno.ENOSPC if self._table["state"][port] else port
-
-    def _set_far_pending(self, port: int) -> None:
-        fetch_or(self._far[0], port >> 6, np.uint64(1 << (port & 63)))
 
 
 @kernel
