@@ -34,6 +34,11 @@ class Arena:
         self._used = -(-end // LINE_BYTES) * LINE_BYTES
         return self._memory[start:end].view(dtype).reshape(shape)
 
+    def holds(self, array: np.ndarray) -> bool:
+        """Does `array` lie in it?"""
+        at = array.ctypes.data - self._memory.ctypes.data
+        return 0 <= at < self._used
+
     def snapshot(self) -> np.ndarray:
         """A copy of everything in it: u8."""
         return self._memory[: self._used].copy()

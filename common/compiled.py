@@ -11,6 +11,21 @@ Owns: the flags, and why.
 Rule: a kernel's callees are kernels. `.py_func` is the plain function.
 """
 
-from numba import njit
+from collections.abc import Callable
+from typing import Any
+
+from numba import njit, typeof
 
 kernel = njit(nogil=True, cache=True, forceinline=True, _nrt=False)
+
+
+def direct(function: Any, *example: object) -> Callable[..., Any]:
+    """A kernel for arguments of the types of `example`, compiled or loaded now.
+
+    Numba looks at the type of each argument of each call, which takes longer than many a kernel;
+    this does not look: arguments of other types would be taken for what they are not.
+    """
+    types = tuple(typeof(argument) for argument in example)
+    function.compile(types)
+    entry: Callable[..., Any] = function.overloads[types].entry_point
+    return entry

@@ -21,7 +21,8 @@ from typing import Final
 import numpy as np
 
 from common.atomics import fence, load_acquire, store_release
-from common.compiled import kernel
+from common.compiled import direct, kernel
+from hypervisor.maptrack import UNMAPPED
 
 FLUSH_ENTRIES_MAX: Final = 32  # GNTTAB_UNMAP_BATCH_SIZE
 
@@ -39,7 +40,8 @@ NO_CPU: Final = -1
 class Cpus:
     """`nr_cpus` worker CPUs under `policy`.
 
-    dirty, running: u32 by CPU, shared with dom0; counters: CPU_COUNTERS by CPU; accessed: u64.
+    dirty, running: u32 by CPU, shared with dom0; counters: CPU_COUNTERS by CPU; accessed: u64,
+    ACCESSED_WORDS for each handle that dom0 may have; holders: scratch, u64 (ACCESSED_WORDS,).
     Raises ValueError for a policy that is none.
     """
 
@@ -52,14 +54,15 @@ class Cpus:
         running: np.ndarray,
         counters: np.ndarray,
         accessed: np.ndarray,
+        holders: np.ndarray,
     ) -> None:
         if policy not in POLICIES:
             raise ValueError(f"flush policy: {policy!r} is not one of {', '.join(POLICIES)}")
         self.nr_cpus = nr_cpus
         self._policy = POLICIES[policy]
-        self._dirty, self._running = dirty, running
-        self._counters, self._accessed = counters, accessed
-        self._holders = np.zeros(ACCESSED_WORDS, np.uint64)
+        self._words = dirty, running, counters, accessed, holders
+        none = np.zeros(0, UNMAPPED)
+        self._flush = direct(flush, self._policy, NO_CPU, False, none, *self._words)
 
     def flush(self, caller: int, unmapped: np.ndarray, waited: bool) -> int:
         """The flush after `unmapped` (UNMAPPED, at most 32): IPIs sent, or NO_FLUSH if none is due.
@@ -67,19 +70,8 @@ class Cpus:
         caller: the CPU that unmaps; waited: it has queued on the flush lock behind another's.
         """
         assert len(unmapped) <= FLUSH_ENTRIES_MAX
-        return int(
-            flush(
-                self._policy,
-                caller,
-                waited,
-                unmapped,
-                self._dirty,
-                self._running,
-                self._counters,
-                self._accessed,
-                self._holders,
-            )
-        )
+        ipis: int = self._flush(self._policy, caller, waited, unmapped, *self._words)
+        return ipis
 
 
 @kernel
@@ -94,10 +86,7 @@ def flush(
     accessed: np.ndarray,
     holders: np.ndarray,
 ) -> int:
-    """See `Cpus.flush`; `holders` is scratch, u64 (ACCESSED_WORDS,).
-
-    Clears the accessed words of what was unmapped, flush or no flush.
-    """
+    """See `Cpus` and its `flush`. Clears the accessed words of what was unmapped, in any case."""
     holders[:] = 0
     entries = 0
     for index in range(len(unmapped)):

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from common.abi import DOMID_0, XEN_PAGE_SIZE
+from common.abi import DOMID_0
 from common.hypercall import (
     DOMCTL_CREATEDOMAIN,
     DOMCTL_DESTROYDOMAIN,
@@ -23,7 +23,7 @@ from common.hypercall import (
     DOMCTL_MEMORY,
     DOMCTL_VCPU,
 )
-from common.machine_memory import DOMAIN_SEGMENTS, GUESTS_MAX, STATS
+from common.machine_memory import DOMAIN_SEGMENTS, GUESTS_MAX
 from common.memory import SharedMemoryError
 from hypervisor.connections import Connections
 from hypervisor.event_calls import EventCalls
@@ -71,29 +71,6 @@ class Domctl:
             return -errno.EINVAL
         return method(self, np.frombuffer(bytes(payload), dtype)[0], handed)
 
-    def create(self, domid: int, nr_vcpus: int, ram_frames: int, grant_frames: int) -> None:
-        """A domain on new memory. Raises SharedMemoryError, OSError, and then there is nothing."""
-        made = self._segments.make
-        try:
-            ram = made(domid, "ram", ram_frames * XEN_PAGE_SIZE)
-            grant = made(domid, "grant", grant_frames * XEN_PAGE_SIZE)
-            event = made(domid, "event", 2 * XEN_PAGE_SIZE)
-            if domid != DOMID_0:
-                made(domid, "stats", STATS.itemsize)
-        except BaseException:
-            self._segments.forget(domid)
-            raise
-        self._hypervisor.create_domain(
-            domid,
-            nr_vcpus=nr_vcpus,
-            ram=ram,
-            grant_frames=grant,
-            shared_info=event[:XEN_PAGE_SIZE],
-            far_events=event[XEN_PAGE_SIZE:],
-            counters=self._counters[domid : domid + 1],
-            in_store=domid != DOMID_0,
-        )
-
     def destroy(self, domid: int) -> None:
         """End a living guest, and say so."""
         self._hypervisor.destroy_domain(domid)
@@ -108,14 +85,16 @@ class Domctl:
             return -errno.EINVAL
         if domid in self._hypervisor.domains:  # dying ones too
             return -errno.EEXIST
-        sizes = [int(order[field]) for field in ("nr_vcpus", "ram_frames", "grant_frames")]
-        for size, most in zip(sizes, (VCPUS_MAX, RAM_FRAMES_MAX, GRANT_FRAMES_MAX), strict=True):
-            if not 1 <= size <= most:
-                return -errno.EINVAL
+        nr_vcpus, *frames = (
+            int(order[name]) for name in ("nr_vcpus", "ram_frames", "grant_frames")
+        )
+        most = (VCPUS_MAX, RAM_FRAMES_MAX, GRANT_FRAMES_MAX)
+        if not all(1 <= size <= top for size, top in zip((nr_vcpus, *frames), most, strict=True)):
+            return -errno.EINVAL
         try:
             connection = self._connections.make(domid, 0)
             try:
-                self.create(domid, *sizes)
+                memory = self._segments.make_domain(domid, *frames)
             except BaseException:
                 self._connections.forget(domid)
                 handed[1].append(connection)
@@ -123,6 +102,8 @@ class Domctl:
         except (SharedMemoryError, OSError) as error:
             self._say_why(str(error))
             return -errno.ENOMEM
+        counters = self._counters[domid : domid + 1]
+        self._hypervisor.create_domain(domid, memory, counters, nr_vcpus=nr_vcpus, in_store=True)
         stays, spent = handed
         spent.append(connection)
         for name in DOMAIN_SEGMENTS:

@@ -7,12 +7,13 @@ since the far end may have sent before it was bound.
 Never knows: how a waiter is woken (`common/event_channel.py`: from peer to peer).
 
 Where the bits are: both ends' words lie with the domain that allocated the port (see
-`common/event_channel.py`), its own in `own`, the far end's in `far`, at the allocated port's bit.
+`common/event_channel.py`), its own in its shared-info page, the far end's in the page behind it, at
+the allocated port's bit.
 """
 
 import errno
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -21,16 +22,24 @@ from common.abi import (
     EVTCHNSTAT_CLOSED,
     EVTCHNSTAT_INTERDOMAIN,
     EVTCHNSTAT_UNBOUND,
+    XEN_PAGE_SIZE,
 )
 from common.atomics import fetch_and, fetch_or
-from common.event_channel import event_words
+from common.compiled import direct, kernel
+from common.event_channel import clear_mask, event_words, set_pending
+from hypervisor.room import Carver
 
 PORTS_MAX: Final = EVTCHN_2L_NR_CHANNELS
 
+# `remote_port` is 0 while unbound; `allocated`: by us, not by the far end. A closed port is all 0.
+PORT: Final = np.dtype(
+    [("state", "<u2"), ("remote_dom", "<u2"), ("remote_port", "<u2"), ("allocated", "<u2")]
+)
+assert EVTCHNSTAT_CLOSED == 0
 
-@dataclass
-class Port:
-    """A port in use. `remote_port` is 0 while unbound; `allocated`: by us, not by the far end."""
+
+class Port(NamedTuple):
+    """What a port is: see PORT."""
 
     state: int
     remote_dom: int
@@ -38,86 +47,108 @@ class Port:
     allocated: bool
 
 
+CLOSED: Final = Port(EVTCHNSTAT_CLOSED, 0, 0, False)
+
+
 class EventChannels:
-    """The ports of one domain; `own`, `far`: u8, a shared-info page each."""
+    """The ports of one domain, all closed; `event`: u8, its shared-info page and the one behind."""
 
-    def __init__(self, domid: int, own: np.ndarray, far: np.ndarray) -> None:
+    def __init__(self, memory: Carver, domid: int, event: np.ndarray) -> None:
         self.domid = domid
-        self._ports: dict[int, Port] = {}
-        self._own, self._far = event_words(own), event_words(far)
-        for words in (self._own, self._far):
-            words[1][:] = np.uint64(0xFFFFFFFFFFFFFFFF)  # a port is masked until its end listens
+        self._table = memory.array(PORTS_MAX, PORT)
+        # The same, by field and by port: numpy's scalars are slow.
+        self._fields = tuple(self._table[name].data for name in PORT.names or ())
+        self._whole = self._table.view(np.uint64).data
+        self._own, self._far = (
+            event_words(event[:XEN_PAGE_SIZE]),
+            event_words(event[XEN_PAGE_SIZE:]),
+        )
+        self._reset = direct(_reset, 0, *self._own, *self._far)
+        for _, mask in (self._own, self._far):
+            mask[:] = np.uint64(0xFFFFFFFFFFFFFFFF)  # a port is masked until its end listens
 
-    def get(self, port: int) -> Port | None:
-        """The port, or None if it is closed."""
-        return self._ports.get(port)
+    def get(self, port: int) -> Port:
+        """What `port` is; CLOSED too if there is no such port."""
+        if not 0 < port < PORTS_MAX:
+            return CLOSED
+        state, remote_dom, remote_port, allocated = self._fields
+        return Port(state[port], remote_dom[port], remote_port[port], bool(allocated[port]))
 
     def ports(self) -> list[int]:
         """The ports in use."""
-        return list(self._ports)
+        ports: list[int] = np.flatnonzero(self._table["state"]).tolist()
+        return ports
 
     def alloc_unbound(self, remote_dom: int) -> int:
         """A new port that `remote_dom` may bind to, or -ENOSPC."""
         port = self._free_port()
         if port > 0:
-            self._ports[port] = Port(EVTCHNSTAT_UNBOUND, remote_dom, 0, allocated=True)
-            for pending, mask in (self._own, self._far):
-                _reset(pending, mask, port)
+            self._set(port, Port(EVTCHNSTAT_UNBOUND, remote_dom, 0, allocated=True))
+            self._reset(port, *self._own, *self._far)
         return port
 
     def bind(self, remote: "EventChannels", remote_port: int) -> int:
         """Bind a new port to `remote_port` of `remote`; the port, or -errno."""
         there = remote.get(remote_port)
-        if there is None or there.state != EVTCHNSTAT_UNBOUND or there.remote_dom != self.domid:
+        if there.state != EVTCHNSTAT_UNBOUND or there.remote_dom != self.domid:
             return -errno.EINVAL
         if not there.allocated:
             return -errno.EINVAL  # what is left of a channel whose words have gone with its owner
         port = self._free_port()
         if port < 0:
             return port
-        self._ports[port] = Port(EVTCHNSTAT_INTERDOMAIN, remote.domid, remote_port, allocated=False)
-        there.state, there.remote_port = EVTCHNSTAT_INTERDOMAIN, port
-        remote._set_far_pending(remote_port)
+        self._set(port, Port(EVTCHNSTAT_INTERDOMAIN, remote.domid, remote_port, allocated=False))
+        remote._set(remote_port, there._replace(state=EVTCHNSTAT_INTERDOMAIN, remote_port=port))
+        set_pending(*remote._far, remote_port)
         return port
 
-    def close(self, port: int, remote: "EventChannels | None") -> int:
-        """Close a port; its far end, of `remote`, is unbound then. 0 or -EINVAL."""
-        closed = self._ports.pop(port, None)
-        if closed is None:
+    def close(self, port: int, channels_of: "Callable[[int], EventChannels | None]") -> int:
+        """Close a port; its far end, which `channels_of` its domain has, is unbound then.
+
+        0 or -EINVAL.
+        """
+        closed = self.get(port)
+        if closed.state == EVTCHNSTAT_CLOSED:
             return -errno.EINVAL
+        self._whole[port] = 0
         if closed.allocated:
-            for pending, mask in (self._own, self._far):
-                _reset(pending, mask, port)
-        there = None if remote is None else remote.get(closed.remote_port)
-        if there is not None and closed.state == EVTCHNSTAT_INTERDOMAIN:
-            there.state, there.remote_port = EVTCHNSTAT_UNBOUND, 0
+            self._reset(port, *self._own, *self._far)
+        if closed.state == EVTCHNSTAT_INTERDOMAIN:
+            remote = channels_of(closed.remote_dom)
+            if remote is not None:
+                remote._unbind(closed.remote_port)
         return 0
+
+    def _unbind(self, port: int) -> None:
+        """The far end has gone."""
+        there = self.get(port)
+        self._set(port, there._replace(state=EVTCHNSTAT_UNBOUND, remote_port=0))
 
     def unmask(self, port: int) -> int:
         """Let an allocated port wake its waiter. 0 or -EINVAL."""
-        found = self._ports.get(port)
-        if found is None:
+        found = self.get(port)
+        if found.state == EVTCHNSTAT_CLOSED:
             return -errno.EINVAL
         if found.allocated:
-            fetch_and(self._own[1], port >> 6, np.uint64(~(1 << (port & 63)) & (2**64 - 1)))
+            clear_mask(self._own[1], port)
         return 0
 
-    def status(self, port: int) -> tuple[int, int, int]:
-        """(EVTCHNSTAT_*, remote domid, remote port) of a port; closed ones are (0, 0, 0)."""
-        found = self._ports.get(port)
-        if found is None:
-            return EVTCHNSTAT_CLOSED, 0, 0
-        return found.state, found.remote_dom, found.remote_port
+    def _set(self, port: int, what: Port) -> None:
+        for field, value in zip(self._fields, what, strict=True):
+            field[port] = value
 
     def _free_port(self) -> int:
-        return next((p for p in range(1, PORTS_MAX) if p not in self._ports), -errno.ENOSPC)
-
-    def _set_far_pending(self, port: int) -> None:
-        fetch_or(self._far[0], port >> 6, np.uint64(1 << (port & 63)))
+        port = 1 + int(np.argmin(self._table["state"][1:]))  # the first that is closed
+        return -errno.ENOSPC if self._table["state"][port] else port
 
 
-def _reset(pending: np.ndarray, mask: np.ndarray, port: int) -> None:
-    """Nothing pending, and masked: how a port begins and ends."""
-    bit = 1 << (port & 63)
-    fetch_and(pending, port >> 6, np.uint64(~bit & (2**64 - 1)))
-    fetch_or(mask, port >> 6, np.uint64(bit))
+@kernel
+def _reset(
+    port: int, pending: np.ndarray, mask: np.ndarray, far_pending: np.ndarray, far_mask: np.ndarray
+) -> None:
+    """Nothing pending at either end, and masked: how a port begins and ends."""
+    word, bit = port >> 6, np.uint64(1) << np.uint64(port & 63)
+    fetch_and(pending, word, ~bit)
+    fetch_and(far_pending, word, ~bit)
+    fetch_or(mask, word, bit)
+    fetch_or(far_mask, word, bit)

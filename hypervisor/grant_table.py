@@ -39,6 +39,7 @@ from common.abi import (
 from common.atomics import cmpxchg, fetch_and, load_acquire
 from common.compiled import kernel
 from hypervisor.maptrack import NO_HANDLE, Maptrack, free_handle, take_handle
+from hypervisor.room import Carver
 
 STATUS_TRIES: Final = 5
 
@@ -64,12 +65,14 @@ class GrantTable(NamedTuple):
     table: np.ndarray
 
 
-def new_grant_table(domid: int, frames: np.ndarray, nr_ram_frames: int) -> GrantTable:
-    """The table of `domid` in its grant-table `frames` (u8, whole frames)."""
+def new_grant_table(
+    memory: Carver, domid: int, frames: np.ndarray, nr_ram_frames: int
+) -> GrantTable:
+    """The table of `domid` in its grant-table `frames` (u8, whole frames): nothing is pinned."""
     entries = frames.view(np.uint32)
-    table = np.zeros(1, TABLE)
+    table = memory.array(1, TABLE)
     table["domid"], table["nr_ram_frames"] = domid, nr_ram_frames
-    return GrantTable(entries, np.zeros(len(entries) // 2, ACTIVE), table)
+    return GrantTable(entries, memory.array(len(entries) // 2, ACTIVE), table)
 
 
 @kernel

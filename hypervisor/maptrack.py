@@ -25,6 +25,7 @@ from common.abi import (
     XEN_PAGE_SIZE,
 )
 from common.compiled import kernel
+from hypervisor.room import Carver
 
 NO_HANDLE: Final = 0xFFFFFFFF
 MAPPED: Final = GNTMAP_HOST_MAP | GNTMAP_DEVICE_MAP
@@ -57,12 +58,12 @@ class Maptrack(NamedTuple):
     list: np.ndarray
 
 
-def new_maptrack(nr_handles: int) -> Maptrack:
+def new_maptrack(memory: Carver, nr_handles: int) -> Maptrack:
     """All of `nr_handles` handles free, the lowest to be given out first."""
-    entries = np.zeros(nr_handles, MAPTRACK_ENTRY)
+    entries = memory.array(nr_handles, MAPTRACK_ENTRY)
     entries["next"] = np.arange(1, nr_handles + 1)
     entries["next"][-1:] = NO_HANDLE
-    head = np.zeros(1, MAPTRACK_LIST)
+    head = memory.array(1, MAPTRACK_LIST)
     head["free"] = 0 if nr_handles else NO_HANDLE
     return Maptrack(entries, head)
 

@@ -8,8 +8,10 @@ import os
 
 import numpy as np
 
-from common.machine_memory import MACHINE_SEGMENTS, whole_pages
+from common.abi import DOMID_0, XEN_PAGE_SIZE
+from common.machine_memory import MACHINE_SEGMENTS, STATS, whole_pages
 from common.memory import create_segment, map_segment
+from hypervisor.domains import DomainMemory
 
 
 class Segments:
@@ -24,6 +26,20 @@ class Segments:
         fd = create_segment(f"grantlab-{self._topology_id}-{domid}-{name}", whole_pages(nbytes))
         self._descriptors[domid, name] = fd
         return map_segment(os.dup(fd))
+
+    def make_domain(self, domid: int, ram_frames: int, grant_frames: int) -> DomainMemory:
+        """A new domain's. Raises SharedMemoryError, OSError, and then there is nothing."""
+        try:
+            if domid != DOMID_0:
+                self.make(domid, "stats", STATS.itemsize)
+            return DomainMemory(
+                self.make(domid, "ram", ram_frames * XEN_PAGE_SIZE),
+                self.make(domid, "grant", grant_frames * XEN_PAGE_SIZE),
+                self.make(domid, "event", 2 * XEN_PAGE_SIZE),
+            )
+        except BaseException:
+            self.forget(domid)
+            raise
 
     def descriptor(self, domid: int, name: str) -> int | None:
         """Its descriptor, which stays ours, or None; `domid` is 0 for the machine's segments."""

@@ -14,6 +14,7 @@ from backend import phases
 from backend.blkback import new_blkback, slots_needed
 from backend.stores import RamStore
 from common import abi
+from common.arena import Arena
 from common.copying import address_of
 from common.event_channel import clear_mask, event_words
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
@@ -24,6 +25,7 @@ from frontend.grants import end_access, grant_access, new_grants
 from frontend.load import new_load
 from frontend.page_pool import new_pool
 from hypervisor.cpus import ACCESSED_WORDS, POLICIES
+from hypervisor.domains import GUEST_HANDLES_MAX, DomainMemory
 from hypervisor.hypercalls import Hypervisor
 from simulator.backend_thread import BackendThread, Dom0
 from simulator.config import MODES, Config
@@ -155,8 +157,9 @@ class Machine:
             running=running,
             counters=host["cpus"][0, :nr],
             accessed=accessed,
+            holders=np.zeros(ACCESSED_WORDS, np.uint64),
         )
-        self.worker_cpus, self.hypervisor = worker_cpus, Hypervisor(worker_cpus)
+        self.worker_cpus, self.hypervisor = worker_cpus, Hypervisor(worker_cpus, Arena())
         copies = MODES[config.mode][2]
         self._bounce_frames = slots_needed(abi.BLKIF_RING_SIZE, 0) if copies else 0
         dom0_ram = pages(1 + self._bounce_frames * config.guests)
@@ -181,12 +184,10 @@ class Machine:
     def _create_domain(self, domid: int, ram: np.ndarray, grant_frames: np.ndarray) -> None:
         self.hypervisor.create_domain(
             domid,
+            DomainMemory(ram, grant_frames, pages(2)),
+            self.host["hypervisor"][0, domid : domid + 1],
             nr_vcpus=self.config.dom0_vcpus if domid == abi.DOMID_0 else 1,
-            ram=ram,
-            grant_frames=grant_frames,
-            shared_info=pages(1),
-            far_events=pages(1),
-            counters=self.host["hypervisor"][0, domid : domid + 1],
+            nr_handles=MAPTRACK_HANDLES_MAX if domid == abi.DOMID_0 else GUEST_HANDLES_MAX,
         )
 
     def _connect(self, domid: int) -> _Disk:

@@ -28,7 +28,7 @@ from common.atomics import load_acquire, store_release
 from common.copying import address_of
 from common.event_channel import EventWords, clear_pending, event_words, set_pending
 from common.hypercall_gate import no_gate
-from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
+from common.machine_memory import STATS
 from common.ring import REQ, RSP
 from common.spinning import new_spin
 from common.steps import ANY_STEP, STEP, mask_of
@@ -39,10 +39,9 @@ from frontend.driver import Driver
 from frontend.grants import grant_access
 from frontend.load import no_load, run
 from frontend.steps import PHASES as FRONT_PHASES
-from hypervisor.cpus import ACCESSED_WORDS, Cpus
-from hypervisor.hypercalls import Hypervisor
 from machine.back import build_back, in_table, own_frames, slots_of
 from machine.front import POOL_FRAME, build_front, lay_out_buffers
+from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 
 GUEST: Final = 1
 PORT: Final = 2
@@ -136,24 +135,31 @@ class Pair:
     ) -> None:
         self.store = store if store is not None else RamStore(64 * abi.SECTORS_PER_PAGE)
         self.buffer_frame, self._frames_per_io = POOL_FRAME + pool_pages, frames_per_io
-        self.ram = pages(self.buffer_frame + nr_ios * frames_per_io)
-        self.ring_page, self.grant_frames = self.ram[: abi.XEN_PAGE_SIZE], pages(1)
-        slots = self.ring_page[abi.SRING_HEADER_SIZE :][: 32 * abi.BLKIF_REQUEST.itemsize]
-        self.slots, self.responses = slots.view(abi.BLKIF_REQUEST), slots.view(RESPONSE_SLOT)
-        self.front_events, self.back_events = event_words(pages(1)), event_words(pages(1))
-        self.hole = np.full(abi.XEN_PAGE_SIZE, 0xA5, np.uint8)
-        self.host, stats = np.zeros(1, HOST), np.zeros(1, STATS)
-        self.latency = stats["latency"][0]
         grant_mode, keeps = MODES[mode]
         self.copies, cap = mode == GRANT_COPY, cap if keeps else 0
         nr_slots = slots_of(cap)
-        self.dom0_ram = pages(BOUNCE_FRAME + nr_slots * self.copies)
-        self._boot(dom0_cpus, flush_policy)
-        self.arena = Arena()
-        port = np.array([PORT])
-        self.spin = new_spin(adaptive=False)
+        self.arena = arena = Arena()
+        machine = host_memory(arena)
+        dom0 = domain_memory(arena, BOUNCE_FRAME + nr_slots * self.copies)
+        guest = domain_memory(arena, self.buffer_frame + nr_ios * frames_per_io)
+        self.hypervisor = build_hypervisor(
+            arena, machine, dom0, nr_cpus=dom0_cpus, policy=flush_policy
+        )
+        build_domain(self.hypervisor, machine, GUEST, guest)
+        self.host, self.accessed = machine
+        self.host["dirty"][0, :dom0_cpus], self.host["running"][0, 0] = 1, 1
+        self.dom0_ram, self.ram, self.grant_frames = dom0.ram, guest.ram, guest.grant
+        self.ring_page = self.ram[: abi.XEN_PAGE_SIZE]
+        slots = self.ring_page[abi.SRING_HEADER_SIZE :][: 32 * abi.BLKIF_REQUEST.itemsize]
+        self.slots, self.responses = slots.view(abi.BLKIF_REQUEST), slots.view(RESPONSE_SLOT)
+        events = arena.array((2, abi.XEN_PAGE_SIZE), np.uint8)
+        self.front_events, self.back_events = (event_words(page) for page in events)
+        self.hole = arena.array(abi.XEN_PAGE_SIZE, np.uint8)
+        self.hole[:] = 0xA5
+        stats, port = arena.array(1, STATS), np.array([PORT])
+        self.latency, self.spin = stats["latency"][0], new_spin(adaptive=False)
         self.front = build_front(
-            self.arena,
+            arena,
             self.ram,
             self.grant_frames,
             stats["counters"],
@@ -165,12 +171,12 @@ class Pair:
         )
         self.front.front["grant_mode"] = grant_mode
         lay_out_buffers(self.front, self.buffer_frame, frames_per_io)
-        reach = in_table(self.arena, nr_slots, self.ram, self.hole)
+        reach = in_table(arena, nr_slots, self.ram, self.hole)
         if self.copies:
             reach = own_frames(nr_slots, self.dom0_ram, BOUNCE_FRAME)
         self._empty = reach.page_table.copy()
         self.back = build_back(
-            self.arena,
+            arena,
             self.ring_page,
             reach,
             self.store,
@@ -188,37 +194,9 @@ class Pair:
         none = cast(Any, None)
         self.hands = RingThread(self.back, self.store, none, none, none, none)
         self.driver = Driver(self.front, cast(Any, _Channel(self)))
-        self.queued = no_load(self.arena)
+        self.queued = no_load(arena)
         self.hypercalls: list[tuple[str, int]] = []  # "map", "unmap" or "copy", how many operations
         self.breaks = 0  # times the backend said BROKEN
-
-    def _boot(self, dom0_cpus: int, flush_policy: str) -> None:
-        host = self.host
-        self.accessed = np.zeros(MAPTRACK_HANDLES_MAX * ACCESSED_WORDS, np.uint64)
-        dirty, running = host["dirty"][0, :dom0_cpus], host["running"][0, :dom0_cpus]
-        dirty[:], running[0] = 1, 1
-        cpus = Cpus(
-            dom0_cpus,
-            flush_policy,
-            dirty=dirty,
-            running=running,
-            counters=host["cpus"][0, :dom0_cpus],
-            accessed=self.accessed,
-        )
-        self.hypervisor = Hypervisor(cpus)
-        for domid, ram, grants in (
-            (abi.DOMID_0, self.dom0_ram, pages(1)),
-            (GUEST, self.ram, self.grant_frames),
-        ):
-            self.hypervisor.create_domain(
-                domid,
-                nr_vcpus=dom0_cpus,
-                ram=ram,
-                grant_frames=grants,
-                shared_info=pages(1),
-                far_events=pages(1),
-                counters=host["hypervisor"][0, domid : domid + 1],
-            )
 
     # --- the guest --------------------------------------------------------------------------
 
@@ -402,7 +380,3 @@ class Pair:
         assert self.counts()["grants_mapped"] == self.kept
         assert (self.hole == 0xA5).all(), "an empty slot was written to"
 
-
-def pages(count: int) -> np.ndarray:
-    """`count` zeroed pages."""
-    return np.zeros(count * abi.XEN_PAGE_SIZE, np.uint8)

@@ -21,7 +21,7 @@ from common.machine_memory import MachineMemory, stats_of
 from common.xenstore import XenStoreClient
 from frontend.guest import GuestConfig
 from frontend.vbd import BUFFER_FRAME
-from hypervisor.broker import BrokerConfig
+from machine.broker import BrokerConfig
 from toolstack.failures import MachineError
 from toolstack.guest_stats import GuestStats
 from toolstack.settings import Settings

@@ -23,12 +23,13 @@ from common.abi import (
     SECTORS_PER_PAGE,
     XEN_PAGE_SIZE,
 )
+from common.arena import Arena
 from common.atomics import store_release
 from common.copying import address_of
 from common.event_channel import clear_mask, clear_pending, event_words, set_pending
 from common.histogram import BUCKETS
 from common.hypercall_gate import PENDING, call, collect, gate_bytes, new_gate, no_gate
-from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
+from common.machine_memory import STATS
 from common.spinning import new_spin
 from frontend import effects, load
 from frontend.blkfront import end_every_access
@@ -37,9 +38,8 @@ from frontend.block_device import _enqueue_first
 from frontend.effects import finish_queued
 from frontend.grants import end_access, grant_access, new_grants
 from frontend.page_pool import new_pool
-from hypervisor.cpus import ACCESSED_WORDS, Cpus
 from hypervisor.gate_server import GateServer
-from hypervisor.hypercalls import Hypervisor
+from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 
 RAM_FRAMES = 64
 POOL_PAGES = 16
@@ -51,49 +51,23 @@ class WarmUpError(Exception):
     """The tiny machine does not work: a core is broken."""
 
 
-def _page() -> np.ndarray:
-    return np.zeros(XEN_PAGE_SIZE, np.uint8)
-
-
-def _hypervisor(host: np.ndarray, ram: np.ndarray, grant_frames: np.ndarray) -> Hypervisor:
-    """dom0 on two CPUs, and domain 1 on `ram`."""
-    cpus = Cpus(
-        2,
-        "mask-2012",
-        dirty=host["dirty"][0, :2],
-        running=host["running"][0, :2],
-        counters=host["cpus"][0, :2],
-        accessed=np.zeros(MAPTRACK_HANDLES_MAX * ACCESSED_WORDS, np.uint64),
-    )
-    hypervisor = Hypervisor(cpus)
-    for domid, its_ram, its_grants in ((DOMID_0, _page(), _page()), (1, ram, grant_frames)):
-        hypervisor.create_domain(
-            domid,
-            nr_vcpus=1,
-            ram=its_ram,
-            grant_frames=its_grants,
-            shared_info=_page(),
-            far_events=_page(),
-            counters=host["hypervisor"][0, domid : domid + 1],
-        )
-    return hypervisor
-
-
 class _TinyMachine:
     """A front and a back on plain memory, mapped by arithmetic: what the compiler needs to see."""
 
     def __init__(self) -> None:
         # Types must be those of the real thing: counters and words are views into larger records.
-        host, stats = np.zeros(1, HOST), np.zeros(1, STATS)
-        self.ram = np.zeros(RAM_FRAMES * XEN_PAGE_SIZE, np.uint8)
+        arena, stats = Arena(), np.zeros(1, STATS)
+        machine, dom0 = host_memory(arena, nr_handles=64), domain_memory(arena, 1)
+        guest = domain_memory(arena, RAM_FRAMES)
+        self.hypervisor = build_hypervisor(arena, machine, dom0, nr_cpus=2, policy="mask-2012")
+        build_domain(self.hypervisor, machine, 1, guest)
+        host, self.ram = machine.host, guest.ram
         self.disk = np.zeros(DISK_SECTORS * 512, np.uint8)
         self.latency = stats["latency"][0]
-        grant_frames = _page()
-        self.hypervisor = _hypervisor(host, self.ram, grant_frames)
         self.front = new_blkfront(
             self.ram[:XEN_PAGE_SIZE],
             address_of(self.ram),
-            new_grants(grant_frames),
+            new_grants(guest.grant),
             new_pool(1, POOL_PAGES),
             stats["counters"],
             nr_ios=4,
@@ -102,7 +76,7 @@ class _TinyMachine:
         self.back = new_blkback(
             self.ram[:XEN_PAGE_SIZE],
             np.zeros(nr_slots, np.uint64),
-            np.zeros(64 * 4, np.uint64),
+            machine.accessed,
             host["backend"][0, 1:2],
             remote_domid=1,
             nr_sectors=DISK_SECTORS,
@@ -110,7 +84,7 @@ class _TinyMachine:
             max_persistent_grants=2,
         )
         self.cursor = np.zeros(1, worker.CURSOR)
-        self.pending, self.mask = event_words(_page())
+        self.pending, self.mask = event_words(np.zeros(XEN_PAGE_SIZE, np.uint8))
         self.spin = new_spin(adaptive=True)
         self.spin["limit_ns"] = 0
         self.gate = no_gate()

@@ -37,3 +37,11 @@ def test_what_does_not_fit_is_told() -> None:
     arena.array(4000, np.uint8)
     with pytest.raises(MemoryError, match="100 bytes do not fit"):
         arena.array(100, np.uint8)
+
+
+def test_it_knows_what_lies_in_it() -> None:
+    arena, other = Arena(), Arena()
+    array, end = arena.array(100, np.uint8), arena.array(1, np.uint64)
+    assert arena.holds(array) and arena.holds(array[50:]) and arena.holds(end)
+    assert not arena.holds(other.array(100, np.uint8)) and not arena.holds(np.zeros(100, np.uint8))
+    assert not other.holds(array)

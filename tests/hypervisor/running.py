@@ -28,7 +28,7 @@ from common.hypercall import (
 from common.machine_memory import DOMAIN_SEGMENTS, GUESTS_MAX, MachineMemory
 from common.memory import map_segment
 from common.wakeups import Events
-from hypervisor.broker import Broker, BrokerConfig
+from machine.broker import Broker, BrokerConfig
 
 NR_CPUS: Final = 3
 DOM0_RAM_FRAMES: Final = 16

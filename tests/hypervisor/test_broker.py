@@ -17,7 +17,7 @@ from common.hypercall import GATE_KICK, HYPERCALL, MESSAGE_MAX, HypercallError, 
 from common.machine_memory import host_of
 from common.process import open_descriptors
 from frontend.grants import end_access, grant_access, new_grants
-from hypervisor.broker import main
+from machine.broker import main
 from tests.hypervisor.running import (
     DOM0_RAM_FRAMES,
     NR_CPUS,

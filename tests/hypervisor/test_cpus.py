@@ -37,6 +37,7 @@ class Machine:
             running=self.running,
             counters=self.counters,
             accessed=self.accessed,
+            holders=np.zeros(ACCESSED_WORDS, np.uint64),
         )
 
     def touch(self, handle: int, *cpus: int) -> None:

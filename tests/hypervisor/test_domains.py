@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from common import abi
+from common.arena import Arena
 from hypervisor.domains import Domains
+from hypervisor.event_channels import CLOSED
 from tests.hypervisor.world import DEVICE_RO, DEVICE_RW, RO, RW, World
 
 OKAY = abi.GNTST_OKAY
@@ -33,7 +35,7 @@ def test_the_domains_are_those_that_were_made(world: World) -> None:
 
 
 def test_there_are_none_at_first() -> None:
-    assert list(Domains()) == []
+    assert list(Domains(Arena())) == []
 
 
 @pytest.mark.parametrize("domid", [1, abi.DOMID_FIRST_RESERVED])
@@ -115,10 +117,10 @@ def test_a_destroyed_domains_ports_are_closed_and_their_far_ends_unbound(world: 
     channels[0].bind(channels[2], bystander)
     world.hypervisor.destroy_domain(1)
     assert channels[1].ports() == []
-    assert channels[0].status(far) == (abi.EVTCHNSTAT_UNBOUND, 1, 0)
-    assert channels[0].status(second) == (abi.EVTCHNSTAT_UNBOUND, 1, 0)
-    assert channels[2].status(bystander)[0] == abi.EVTCHNSTAT_INTERDOMAIN
-    assert channels[1].get(near) is None
+    assert channels[0].get(far)[:3] == (abi.EVTCHNSTAT_UNBOUND, 1, 0)
+    assert channels[0].get(second)[:3] == (abi.EVTCHNSTAT_UNBOUND, 1, 0)
+    assert channels[2].get(bystander).state == abi.EVTCHNSTAT_INTERDOMAIN
+    assert channels[1].get(near) == CLOSED
 
 
 # --- a dying domain -----------------------------------------------------------------------------

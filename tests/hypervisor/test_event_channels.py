@@ -330,4 +330,4 @@ def test_a_channel_always_has_an_end_that_allocated_it(world: World) -> None:
     close(world, port, by=1)
     again = bind(world, by=1, remote=0, port=far)  # to refuse it would do as well
     ends = (world.domain(0).channels.get(far), world.domain(1).channels.get(again))
-    assert again < 0 or [end.allocated for end in ends if end].count(True) == 1
+    assert again < 0 or [end.allocated for end in ends].count(True) == 1

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from common import abi
 from common.machine_memory import MAPTRACK_HANDLES_MAX
 from hypervisor.cpus import NO_FLUSH
-from hypervisor.hypercalls import OPERATIONS
 from tests.hypervisor.world import (
     DEVICE_RW,
     READING,
@@ -43,6 +42,7 @@ def raw(world: World, number: int, cmd: int, payload: bytes, *, by: int = 1) -> 
 
 # --- form ---------------------------------------------------------------------------------------
 
+OPERATIONS = World().hypervisor.operations
 OPS = [(number, cmd, dtype, single) for (number, cmd), (dtype, single, _) in OPERATIONS.items()]
 OP_NAMES = [f"{number}-{cmd}" for number, cmd, _, _ in OPS]
 
@@ -423,7 +423,7 @@ def test_whatever_a_guest_sends_only_itself_can_notice(
         world[domid].ram.tobytes() + world[domid].events.tobytes() for domid in (0, 2)
     ]
     assert world.handles_used(0) == 1
-    assert world.domain(0).channels.status(far) == (abi.EVTCHNSTAT_INTERDOMAIN, 2, port)
+    assert world.domain(0).channels.get(far)[:3] == (abi.EVTCHNSTAT_INTERDOMAIN, 2, port)
     assert world.unmap(mapped) == OKAY
     assert world[2].end_access(gref)
     world.hypervisor.destroy_domain(1)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from common import abi
+from common.arena import Arena
 from hypervisor.domains import GUEST_HANDLES_MAX
 from hypervisor.maptrack import NO_HANDLE, free_handle, new_maptrack, take_handle
 from tests.hypervisor.world import (
@@ -29,13 +30,13 @@ def world() -> World:
 
 
 def test_handles_are_given_out_from_0_up() -> None:
-    track = new_maptrack(3)
+    track = new_maptrack(Arena(), 3)
     assert [int(take_handle(track)) for _ in range(4)] == [0, 1, 2, NO_HANDLE]
     assert track.list["used"][0] == 3
 
 
 def test_the_handle_freed_last_is_given_out_first() -> None:
-    track = new_maptrack(4)
+    track = new_maptrack(Arena(), 4)
     for _ in range(3):
         take_handle(track)
     for handle in (1, 0, 2):
@@ -44,7 +45,7 @@ def test_the_handle_freed_last_is_given_out_first() -> None:
 
 
 def test_a_maptrack_of_no_handles_gives_none() -> None:
-    assert take_handle(new_maptrack(0)) == NO_HANDLE
+    assert take_handle(new_maptrack(Arena(), 0)) == NO_HANDLE
 
 
 def test_unmapped_handles_are_used_again_the_last_one_first(world: World) -> None:

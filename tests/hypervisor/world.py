@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common import abi
-from common.counters import CPU_COUNTERS, HYPERVISOR_COUNTERS
+from common.arena import Arena
+from common.counters import HYPERVISOR_COUNTERS
 from common.event_channel import event_words
 from common.machine_memory import MAPTRACK_HANDLES_MAX
 from common.not_done import GNTST_UNFILLED
 from frontend.grants import Grants, end_access, grant_access, new_grants
-from hypervisor.cpus import ACCESSED_WORDS, Cpus
-from hypervisor.domains import Domain
-from hypervisor.hypercalls import Hypervisor
+from hypervisor.cpus import Cpus
+from hypervisor.domains import Domain, DomainMemory
+from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 
 RAM_FRAMES = 16
 PAGE = abi.XEN_PAGE_SIZE
@@ -69,7 +70,8 @@ class Guest:
 
 
 class World:
-    """dom0 and guests 1 and 2 on a machine of `nr_cpus`; `cpus` may stand in for the CPUs."""
+    """dom0 and guests 1 and 2 on a machine of `nr_cpus`, all in one arena; `cpus` may stand in for
+    the CPUs."""
 
     def __init__(
         self,
@@ -77,43 +79,46 @@ class World:
         nr_cpus: int = 4,
         policy: str = "mask",
         cpus: Cpus | None = None,
-        domids: Sequence[int] = (0, 1, 2),
         grant_frames: int = 1,
+        nr_handles: int = MAPTRACK_HANDLES_MAX,
     ) -> None:
-        self.dirty = np.zeros(nr_cpus, np.uint32)
-        self.running = np.zeros(nr_cpus, np.uint32)
-        self.cpu_counters = np.zeros(nr_cpus, CPU_COUNTERS)
-        self.accessed = np.zeros(MAPTRACK_HANDLES_MAX * ACCESSED_WORDS, np.uint64)
-        real = Cpus(
-            nr_cpus,
-            policy,
-            dirty=self.dirty,
-            running=self.running,
-            counters=self.cpu_counters,
-            accessed=self.accessed,
-        )
-        self.hypervisor = Hypervisor(cpus or real)
+        self.arena = Arena()
+        self.machine = host_memory(self.arena, nr_handles)
+        host = self.machine.host
+        self.accessed = self.machine.accessed
+        self.dirty, self.running = host["dirty"][0, :nr_cpus], host["running"][0, :nr_cpus]
+        self.cpu_counters = host["cpus"][0, :nr_cpus]
+        self._memory: dict[int, DomainMemory] = {}
         self.guests: dict[int, Guest] = {}
-        for domid in domids:
+        self.hypervisor = build_hypervisor(
+            self.arena,
+            self.machine,
+            self._memory_of(0, grant_frames),
+            nr_cpus=nr_cpus,
+            policy=policy,
+            cpus_class=(lambda *_, **__: cpus) if cpus else Cpus,
+        )
+        for domid in (1, 2):
             self.create(domid, grant_frames)
 
-    def create(self, domid: int, grant_frames: int = 1) -> Guest:
-        """One more domain; each of its frames is filled with bytes of its own."""
-        ram = np.repeat(np.arange(RAM_FRAMES, dtype=np.uint8) + np.uint8(16 * domid & 0xFF), PAGE)
-        frames = np.zeros(grant_frames * PAGE, np.uint8)
-        events = np.zeros(2 * PAGE, np.uint8)
-        counters = np.zeros(1, HYPERVISOR_COUNTERS)
-        self.hypervisor.create_domain(
-            domid,
-            nr_vcpus=1,
-            ram=ram,
-            grant_frames=frames,
-            shared_info=events[:PAGE],
-            far_events=events[PAGE:],
-            counters=counters,
-        )
-        self.guests[domid] = Guest(domid, ram, frames, new_grants(frames), events, counters)
+    def create(self, domid: int, grant_frames: int = 1, *, in_store: bool = False) -> Guest:
+        """One more domain."""
+        memory = self._memory_of(domid, grant_frames)
+        build_domain(self.hypervisor, self.machine, domid, memory, in_store=in_store)
         return self.guests[domid]
+
+    def _memory_of(self, domid: int, grant_frames: int) -> DomainMemory:
+        """A domain's memory, its counters 0, each of its frames filled with bytes of its own."""
+        if domid not in self._memory:
+            self._memory[domid] = domain_memory(self.arena, RAM_FRAMES, grant_frames)
+        memory = self._memory[domid]
+        ram, frames, events = memory
+        frame_bytes = np.arange(RAM_FRAMES, dtype=np.uint8) + np.uint8(16 * domid & 0xFF)
+        ram[:], frames[:], events[:] = np.repeat(frame_bytes, PAGE), 0, 0
+        counters = self.machine.host["hypervisor"][0, domid : domid + 1]
+        counters[:] = 0
+        self.guests[domid] = Guest(domid, ram, frames, new_grants(frames), events, counters)
+        return memory
 
     def __getitem__(self, domid: int) -> Guest:
         return self.guests[domid]

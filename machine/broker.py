@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from common.abi import DOMID_0, HYPERVISOR_DOMCTL
+from common.arena import Arena
 from common.control import Control, answer
 from common.hypercall import GATE_KICK, HYPERCALL, MESSAGE_MAX, VIRQ_DOM_EXC
 from common.hypercall_gate import gate_bytes
@@ -27,12 +28,11 @@ from common.memory import SharedMemoryError
 from common.shares import Shares
 from common.wakeups import Events
 from hypervisor.connections import Caller, Connections, close_all
-from hypervisor.cpus import Cpus
 from hypervisor.domctl import Domctl, Handed
 from hypervisor.event_calls import EventCalls
 from hypervisor.gate_server import GateServer
-from hypervisor.hypercalls import Hypervisor
 from hypervisor.segments import Segments
+from machine.hypervisor import HostMemory, build_hypervisor
 
 CALLS_BURST_NS: Final = 2_000_000  # a handshake's and more
 NOT_A_HYPERCALL: Final = np.array([(0, 0, -errno.EINVAL, 0)], HYPERCALL).tobytes()
@@ -71,15 +71,13 @@ class Broker:
         host = host_of(self._segments.make(DOMID_0, "host", HOST.itemsize))
         gate = self._segments.make(DOMID_0, "gate", gate_bytes(config.nr_cpus))
         accessed = self._segments.make(DOMID_0, "accessed", MAPTRACK_HANDLES_MAX * 32)
-        cpus = Cpus(
-            config.nr_cpus,
-            config.flush_policy,
-            dirty=host["dirty"][0, : config.nr_cpus],
-            running=host["running"][0, : config.nr_cpus],
-            counters=host["cpus"][0, : config.nr_cpus],
-            accessed=accessed.view(np.uint64),
+        self._hypervisor = build_hypervisor(
+            Arena(),
+            HostMemory(host, accessed.view(np.uint64)),
+            self._segments.make_domain(DOMID_0, config.dom0_ram_frames, 1),
+            nr_cpus=config.nr_cpus,
+            policy=config.flush_policy,
         )
-        self._hypervisor = Hypervisor(cpus)
         self._gate = GateServer(self._hypervisor, gate, config.nr_cpus, config.threads)
         self._events = EventCalls(self._hypervisor, with_lines=config.events == "pipe")
         self._domctl = Domctl(
@@ -91,7 +89,6 @@ class Broker:
             self._say_dead,
             lambda why: control.send("error", why),
         )
-        self._domctl.create(DOMID_0, config.nr_cpus, config.dom0_ram_frames, 1)
         self._exiting = False
         for sock in dom0:
             self._connections.add(DOMID_0, 0, sock)
