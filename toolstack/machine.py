@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
-from backend.vbd import BackendOptions
 from common.abi import BLKIF_RING_SIZE
 from common.hypercall import HypercallError
 from common.machine_memory import host_of
 from common.xenstore import XenStoreError
+from machine.connection import BackendOptions
 from toolstack.birth import Builder
 from toolstack.cpu_time import CpuTime
 from toolstack.crew import Crew

@@ -59,7 +59,7 @@ def test_a_toolstack_detaches_an_idle_disk_with_warm_grants(
     detach(machine._store, 2)
     follow(guest, vbd, CLOSED)
     # Refused at first, as dom0 unmaps when it sees this end Closed; tried again until it is ended.
-    eventually(lambda: (vbd.handle_store(), vbd.stuck_grants == 0)[1], "every grant ended")
+    eventually(lambda: (vbd.settle(), vbd.stuck_grants == 0)[1], "every grant ended")
     assert guest.permitted() == 0
     assert mapped(machine, 2) == 0
     guest.await_backend(CLOSED)
