@@ -1,11 +1,13 @@
 """A whole machine in virtual time: built, connected, loaded, closed.
 
 Owns: the plain memory that stands for each domain's, who is put together with whom, the order of a
-run, and its counters. The hypervisor, blkfront, blkback and the load are the real ones.
+run, and its counters. The hypervisor, blkfront, blkback and the load are the real ones; so is the
+handshake (`handshake.py`), which has a clock of its own: the load begins at 0.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from functools import partial
+from typing import Final, cast
 
 import numpy as np
 import simpy
@@ -15,30 +17,27 @@ from backend.blkback import new_blkback, slots_needed
 from backend.stores import RamStore
 from common import abi
 from common.copying import address_of
-from common.event_channel import clear_mask, event_words
+from common.event_channel import clear_mask, clear_pending, event_words
+from common.handshake import Leave
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
-from common.not_done import GNTST_UNFILLED
-from frontend.blkfront import end_every_access
-from frontend.blkfront_info import new_blkfront
-from frontend.grants import end_access, grant_access, new_grants
+from common.xenbus import CLOSED, CONNECTED
+from frontend.blkfront_info import PER_REQUEST
 from frontend.load import new_load
-from frontend.page_pool import new_pool
+from frontend.vbd import POOL_FRAME, POOL_PAGES, Domain, FrontendVbd
 from hypervisor.cpus import ACCESSED_WORDS, POLICIES
 from hypervisor.hypercalls import Hypervisor
+from machine.plug import plug
 from simulator.backend_thread import BackendThread, Dom0
 from simulator.config import MODES, Config
 from simulator.costs import COSTS, ERAS, Costs
 from simulator.cpus import Cpu
 from simulator.flush import FlushLock, ObservedCpus
 from simulator.guest import Channel, Guest
+from simulator.handshake import World
 from simulator.shared import Channel as BookedChannel
 from simulator.shared import Memory, RequestPool
 from simulator.trace import Trace
 
-PORT: Final = 1
-RING_FRAME: Final = 0
-POOL_FRAME: Final = 1
-POOL_PAGES: Final = abi.BLKIF_RING_SIZE * abi.BLKIF_MAX_SEGMENTS_PER_REQUEST
 GRANT_FRAMES: Final = 4  # Linux asks for this many at boot, as in the real runtime
 
 
@@ -64,10 +63,7 @@ class _Disk:
     """One guest's memory and both ends of its disk."""
 
     ram: np.ndarray
-    grants: Any
     stats: np.ndarray
-    ring_ref: int
-    ring_op: np.ndarray
     guest: Guest
     thread: BackendThread
     store: RamStore
@@ -157,6 +153,7 @@ class Machine:
             accessed=accessed,
         )
         self.worker_cpus, self.hypervisor = worker_cpus, Hypervisor(worker_cpus)
+        self.world = World(self.hypervisor)
         copies = MODES[config.mode][2]
         self._bounce_frames = slots_needed(abi.BLKIF_RING_SIZE, 0) if copies else 0
         dom0_ram = pages(1 + self._bounce_frames * config.guests)
@@ -178,43 +175,46 @@ class Machine:
             trace,
         )
 
-    def _create_domain(self, domid: int, ram: np.ndarray, grant_frames: np.ndarray) -> None:
+    def _create_domain(self, domid: int, ram: np.ndarray, grant_frames: np.ndarray) -> np.ndarray:
+        """Its events (u8): the shared-info page, and the far ends' behind it."""
+        events = pages(2)
         self.hypervisor.create_domain(
             domid,
             nr_vcpus=self.config.dom0_vcpus if domid == abi.DOMID_0 else 1,
             ram=ram,
             grant_frames=grant_frames,
-            shared_info=pages(1),
-            far_events=pages(1),
+            shared_info=events[: abi.XEN_PAGE_SIZE],
+            far_events=events[abi.XEN_PAGE_SIZE :],
             counters=self.host["hypervisor"][0, domid : domid + 1],
         )
+        return events
 
     def _connect(self, domid: int) -> _Disk:
-        """What the handshake comes to: memory, the ring's grant and its mapping, both ends."""
+        """A guest and its disk, from the domain's birth until both ends are Connected."""
         config, plan = self.config, self.config.plan
         frames_per_io = -(-plan.bs // abi.XEN_PAGE_SIZE)
         buffers = POOL_FRAME + POOL_PAGES
         ram, grant_frames = pages(buffers + plan.iodepth * frames_per_io), pages(GRANT_FRAMES)
-        self._create_domain(domid, ram, grant_frames)
-        grants = new_grants(grant_frames)
-        stats = np.zeros(1, STATS)
-        front = new_blkfront(
-            ram[: abi.XEN_PAGE_SIZE],
-            address_of(ram),
-            grants,
-            new_pool(POOL_FRAME, POOL_PAGES),
-            stats["counters"],
-            nr_ios=plan.iodepth,
-        )
-        front.front["grant_mode"] = MODES[config.mode][0]
-        front.ios["frame"] = buffers + np.arange(plan.iodepth) * frames_per_io
-        own, far = event_words(pages(1)), event_words(pages(1))
-        for words in (own, far):
-            clear_mask(words[1], PORT)
-        ring_ref = int(grant_access(grants, abi.DOMID_0, RING_FRAME, False))
+        events, stats = self._create_domain(domid, ram, grant_frames), np.zeros(1, STATS)
         # A short run touches few blocks of each disk, and once.
         store = RamStore(config.disk_sectors, huge_pages=False)
-        thread = self._new_thread(domid, ram, store, Channel(far[0], own[0], own[1], PORT))
+        domain = Domain(domid, ram, grant_frames, stats["counters"], plan.iodepth, POOL_PAGES)
+        grant_mode, keeps, _ = MODES[config.mode]
+        vcpu = (domid - 1) % config.dom0_vcpus
+        self.world.serve(domid, config.disk_sectors, keeps, vcpu, partial(self._let_go, domid))
+        self.world.toolstack.hold(plug(domid, config.disk_sectors >> 11), lambda _: None)
+        vbd = self.world.boot(domain, grant_mode != PER_REQUEST).vbd
+        self.world.rest()
+        assert isinstance(vbd, FrontendVbd) and vbd.dev is not None
+        assert vbd.state == self.world.backs[domid].vbd.state == CONNECTED
+        front = vbd.dev
+        assert front.front["grant_mode"] == grant_mode
+        front.ios["frame"] = buffers + np.arange(plan.iodepth) * frames_per_io
+        own, far = (event_words(page) for page in events.reshape(2, abi.XEN_PAGE_SIZE))
+        for words in (own, far):  # each end listens, and has looked: a new channel is pending
+            clear_mask(words[1], vbd.port)
+            clear_pending(words[0], vbd.port)
+        thread = self._new_thread(domid, ram, store, Channel(far[0], own[0], own[1], vbd.port))
         own_plan = plan.__class__(**{**plan.__dict__, "seed": plan.seed + domid})
         versions = np.zeros(config.disk_sectors, np.uint32)
         guest = Guest(
@@ -224,13 +224,12 @@ class Machine:
             plan.seed,
             front,
             new_load(own_plan, front, versions, stats["latency"][0], domid, 0),
-            Channel(own[0], far[0], far[1], PORT),
+            Channel(own[0], far[0], far[1], vbd.port),
             self.memory,
             self.dom0.trace,
         )
         guest.peer, thread.peer = thread, guest
-        ring_op = self._map_ring(domid, ring_ref, thread.cpu.number)
-        return _Disk(ram, grants, stats, ring_ref, ring_op, guest, thread, store)
+        return _Disk(ram, stats, guest, thread, store)
 
     def _new_thread(
         self, domid: int, ram: np.ndarray, store: RamStore, channel: Channel
@@ -258,32 +257,23 @@ class Machine:
             self.cpus[vcpu], domid, self.costs, seed, dev, channel, self.dom0, ram, bounce
         )
 
-    def _map_ring(self, domid: int, ring_ref: int, vcpu: int) -> np.ndarray:
-        op = np.zeros(1, abi.GNTTAB_MAP_GRANT_REF)
-        op["host_addr"] = abi.XEN_PAGE_SIZE
-        op["flags"], op["ref"], op["dom"] = abi.GNTMAP_HOST_MAP, ring_ref, domid
-        op["status"] = GNTST_UNFILLED
-        self._grant_table_op(vcpu, abi.GNTTABOP_MAP_GRANT_REF, op, False)
-        assert op["status"][0] == abi.GNTST_OKAY
-        return op
-
     def _disconnect(self, domid: int) -> None:
-        """The backend unmaps all it kept and the ring; then the frontend ends every access."""
-        disk = self._disks[domid]
-        dev, vcpu = disk.thread.dev, disk.thread.cpu.number
+        """The guest unplugs its disk: both ends close, and nothing stays mapped or granted."""
+        front = self.world.fronts[domid]
+        front.tell(Leave())
+        self.world.rest()
+        assert isinstance(front.vbd, FrontendVbd) and front.vbd.finished
+        assert self.world.backs[domid].vbd.state == CLOSED
+        self._disks[domid].store.close()
+
+    def _let_go(self, domid: int) -> None:
+        """The ring's thread ends: it unmaps all it has kept."""
+        thread = self._disks[domid].thread
+        dev = thread.dev
         while phases.release_kept(dev):
             kept = dev.unmap_ops[: int(dev.back["unmap_ops"][0])]
-            self._grant_table_op(vcpu, abi.GNTTABOP_UNMAP_GRANT_REF, kept, False)
+            self._grant_table_op(thread.cpu.number, abi.GNTTABOP_UNMAP_GRANT_REF, kept, False)
             assert phases.finish_unmap(dev)
-        op = np.zeros(1, abi.GNTTAB_UNMAP_GRANT_REF)
-        op["host_addr"], op["handle"] = disk.ring_op["host_addr"], disk.ring_op["handle"]
-        op["status"] = GNTST_UNFILLED
-        self._grant_table_op(vcpu, abi.GNTTABOP_UNMAP_GRANT_REF, op, False)
-        assert op["status"][0] == abi.GNTST_OKAY
-        stuck = end_every_access(disk.guest.dev)
-        stuck += not end_access(disk.grants, disk.ring_ref)
-        assert stuck == 0, f"{stuck} grants of guest {domid} are still mapped"
-        disk.store.close()
 
     def _grant_table_op(self, vcpu: int, cmd: int, ops: np.ndarray, waited: bool) -> None:
         """One hypercall of dom0's `vcpu`, its arguments changed in place."""

@@ -1,47 +1,19 @@
-"""What the toolstack writes into the store for a virtual disk, as `xl` does: both directories.
+"""What the toolstack writes into the store for a virtual disk, and what it removes from it.
 
-Rule: the backend's directory first, or a frontend that looks finds no other end and closes.
-Source: `tests/golden/handshake-writes.txt`.
+What is written to plug one in is `machine/plug.py`'s.
 """
 
 from functools import partial
-from typing import Final
 
-from common.xenbus import INITIALISING, backend_path, frontend_path
+from common.xenbus import backend_path
 from common.xenstore import XenStoreClient
 from common.xenstore_talks import write_if_there
-
-XVDA: Final = 51712  # 202 << 8: Xen's block major, first disk
+from machine.plug import XVDA, plug
 
 
 def create_vbd(store: XenStoreClient, domid: int, disk_mib: int) -> None:
     """Plug a ramdisk of `disk_mib` MiB into `domid` as xvda."""
-    front, back = frontend_path(domid, XVDA), backend_path(domid, XVDA)
-    for path, perms in ((back, ["n0", f"r{domid}"]), (front, [f"n{domid}", "r0"])):
-        store.mkdir(path)
-        store.set_perms(path, perms)
-    for key, value in (
-        ("frontend", front),
-        ("frontend-id", str(domid)),
-        ("online", "1"),
-        ("params", f"ram:{disk_mib}"),
-        ("type", "phy"),
-        ("mode", "w"),
-        ("dev", "xvda"),
-        ("device-type", "disk"),
-        ("physical-device", "1:0"),
-        ("hotplug-status", "connected"),
-        ("state", str(INITIALISING)),
-    ):
-        store.write(f"{back}/{key}", value.encode())
-    for key, value in (
-        ("backend", back),
-        ("backend-id", "0"),
-        ("virtual-device", str(XVDA)),
-        ("device-type", "disk"),
-        ("state", str(INITIALISING)),
-    ):
-        store.write(f"{front}/{key}", value.encode())
+    store.run(plug(domid, disk_mib))
 
 
 def take_offline(store: XenStoreClient, domid: int) -> None:

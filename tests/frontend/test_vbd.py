@@ -30,11 +30,12 @@ from frontend.driver import Driver
 from frontend.vbd import BUFFER_FRAME, Domain
 from machine.connection import BackendOptions, Place
 from machine.front_disk import FrontDisk, Line
+from machine.plug import XVDA
 from tests.common.carriers import CARRIERS
 from tests.dom0_disk import BackDisk
 from tests.hypervisor.running import Running
 from tests.xenstored.serving import Serving
-from toolstack.vbd_config import XVDA, create_vbd, take_offline
+from toolstack.vbd_config import create_vbd, take_offline
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DOMID = 1

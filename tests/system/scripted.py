@@ -24,9 +24,9 @@ from frontend.driver import Driver
 from frontend.grants import grant_access, new_grants
 from frontend.vbd import BUFFER_FRAME, Domain
 from machine.front_disk import FrontDisk, Line
+from machine.plug import XVDA
 from toolstack.birth import Builder
 from toolstack.machine import Machine
-from toolstack.vbd_config import XVDA
 
 PATIENCE_S = 30.0  # nothing here is about time: only who hangs comes near it
 

@@ -28,6 +28,7 @@ from common.xenbus import (
 )
 from frontend.grants import grant_access
 from frontend.vbd import BUFFER_FRAME
+from machine.plug import XVDA
 from tests.system.scripted import (
     ScriptedGuest,
     await_value,
@@ -41,7 +42,7 @@ from tests.system.scripted import (
 )
 from toolstack.machine import Machine, MachineError
 from toolstack.topology import Topology
-from toolstack.vbd_config import XVDA, create_vbd, take_offline
+from toolstack.vbd_config import create_vbd, take_offline
 
 pytestmark = pytest.mark.system
 

@@ -18,12 +18,13 @@ from common.ring import REQ
 from common.xenbus import CLOSED, CLOSING, CONNECTED, INITIALISED
 from common.xenstore import XenStoreClient
 from machine.connection import BackendOptions, Place
+from machine.plug import XVDA
 from tests.dom0_disk import BackDisk
 from tests.system.scripted import ScriptedGuest
 from toolstack.birth import Builder
 from toolstack.supervisor import Supervisor
 from toolstack.topology import Topology
-from toolstack.vbd_config import XVDA, create_vbd
+from toolstack.vbd_config import create_vbd
 
 pytestmark = pytest.mark.system
 
