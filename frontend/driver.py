@@ -9,13 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from common.event_channel import EventChannel
+from common.faults import PeerFault
 from common.spinning import slept
 from frontend import effects
 from frontend.blkfront_info import BROKEN_REASONS, Blkfront
-
-
-class DeviceBroken(Exception):
-    """The backend broke the protocol, and the device with it; the text says how."""
 
 
 class Driver:
@@ -33,7 +30,7 @@ class Driver:
         """Call `loop` until it is DONE, doing what its effects ask for.
 
         `keep_going` is called between slices and sleeps, and may raise to end it; a sleep ends when
-        one of `others` (descriptors) becomes readable. Raises DeviceBroken.
+        one of `others` (descriptors) becomes readable. Raises PeerFault.
         """
         while (effect := loop()) != effects.DONE:
             if effect == effects.WAKE:
@@ -42,7 +39,7 @@ class Driver:
                 self._sleep(others)
                 keep_going()
             elif effect == effects.BROKEN:
-                raise DeviceBroken(BROKEN_REASONS[int(self.dev.front["broken"][0])])
+                raise PeerFault(BROKEN_REASONS[int(self.dev.front["broken"][0])])
             else:
                 keep_going()
 

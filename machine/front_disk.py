@@ -14,7 +14,7 @@ import numpy as np
 from common import abi
 from common.event_channel import EventChannel, channel_address
 from common.faults import LocalFault
-from common.handshake import Event, Leave, Op, Stirred
+from common.handshake import Event, Intent, Leave, Op, Stirred
 from common.hypercall import HypercallError, Hypercalls
 from common.wakeups import Events, carrier_of
 from common.xenbus import frontend_path
@@ -116,12 +116,17 @@ class FrontDisk(FrontendVbd):
         """Connected, and not about to be closed."""
         return self._line.ended is not None
 
+    def handle(self, event: Event) -> list[Intent]:
+        """As any driver; and who is finished needs its watch no more."""
+        intents = super().handle(event)
+        if self.finished and not self.awaited and self._watch is not None:
+            self._store.hold(ask(unwatch(*self._watch)), lambda _: None)
+            self._watch = None
+        return intents
+
     def tell(self, event: Event) -> None:
         """Something has happened."""
         self._seat.tell(event)
-        if self.finished and self._watch is not None:
-            self._store.hold(ask(unwatch(*self._watch)), lambda _: None)
-            self._watch = None
 
     def take_events(self) -> None:
         """The store has something for us."""

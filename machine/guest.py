@@ -25,6 +25,7 @@ import numpy as np
 from common import xenbus
 from common.abi import XEN_PAGE_SIZE
 from common.control import CommandError, CommandTable, Control, ControlLost, Message, answer
+from common.faults import PeerFault
 from common.handshake import Stirred
 from common.hypercall import Hypercalls
 from common.machine_memory import stats_of
@@ -33,7 +34,7 @@ from common.spinning import new_spin
 from common.wakeups import Events
 from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
-from frontend.driver import DeviceBroken, Driver
+from frontend.driver import Driver
 from frontend.load import LoadPlan, new_load, run
 from frontend.pattern import UNKNOWN
 from frontend.seal import seal
@@ -137,7 +138,7 @@ class Guest:
         def translated(*arguments: Any) -> Any:
             try:
                 return command(*arguments)
-            except DeviceBroken as error:
+            except PeerFault as error:
                 failed = self._fail_io()
                 self._vbd.fail(str(error))
                 raise self._told(f"{error}: {failed}") from error
