@@ -21,31 +21,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from backend.due import Due, Key
+from backend.due import Key
 from backend.plug import DEVICE_MAX, NEEDED, open_disk, parse_name, read_plug
 from backend.ring_thread import Vcpu
-from backend.stores import RamStore
 from backend.vbd import BackendVbd
 from common.abi import DOMID_FIRST_RESERVED
 from common.control import Control, answer
 from common.faults import LocalFault, PeerFault
-from common.handshake import Event, Intent, Leave, Look, Stirred
+from common.handshake import Leave, Stirred
 from common.hypercall import HypercallError, Hypercalls
 from common.log_limit import log_to_terminal
 from common.machine_memory import MachineMemory, host_of
-from common.shares import Shares
 from common.xenbus import INITIALISING, backend_path, frontend_path
 from common.xenstore import XenStoreClient, XenStoreError
 from common.xenstore_talks import Outcome, ask, children, look, unwatch, watch, write_if_there
 from machine.connection import BackendOptions, Connection, Place
-from machine.seat import Hands, Seat, Timers
+from machine.looks import DiskSeat, Looks
+from machine.seat import Timers
 
 BACKEND_ROOT: Final = "/local/domain/0/backend/vbd"
 TOOLSTACK: Final = "toolstack"  # the token of the watch there; a disk's own is "domid/device"
 DOMID_MAX: Final = DOMID_FIRST_RESERVED - 1
-LOOKS_BURST_NS: Final = 300_000_000  # ten handshakes and more
-LOOK_NS: Final = 600_000  # what a look costs here and in xenstored, besides what follows from it
-LOOKS_MAX: Final = 8  # on their way at a time: the rest have their turns
 SWITCH_INTERVAL_S: Final = 1e-4  # a thread that wakes must not wait 5 ms for the interpreter
 
 log = logging.getLogger(__name__)
@@ -60,61 +56,14 @@ class Dom0Config:
     options: BackendOptions
 
 
-class DiskSeat(Seat):
-    """One disk of dom0's. params: what it was begun with; wanted: the look it waits for, which is
-    taken when it is its turn.
-    """
-
-    vbd: BackendVbd
-
-    def __init__(
-        self, dom0: "Dom0", key: Key, params: bytes, disk: RamStore, vbd: BackendVbd, hands: Hands
-    ) -> None:
-        super().__init__(vbd, dom0.store, hands, dom0.timers)
-        self.key, self.params, self.disk = key, params, disk
-        self.wanted: Look | None = None
-        self._dom0 = dom0
-
-    def tell(self, event: Event) -> None:
-        """As any seat, while it is dom0's; the time is its guest's."""
-        if not self._dom0.has(self):
-            return
-        began_ns = time.monotonic_ns()
-        super().tell(event)
-        self._dom0.charge(self.key, time.monotonic_ns() - began_ns)
-        self._dom0.see(self)
-
-    def do(self, intent: Intent) -> None:
-        """As any seat, but for a look."""
-        if isinstance(intent, Look):
-            self.wanted = intent
-            self._dom0.due.add(self.key)
-        else:
-            super().do(intent)
-
-    def take_look(self) -> None:
-        """It is its turn."""
-        wanted, self.wanted = self.wanted, None
-        if wanted is not None:
-            self._dom0.looks += 1
-            super().do(wanted)
-
-    def _looked(self, number: int, values: dict[str, bytes] | None) -> None:
-        self._dom0.looks -= 1
-        super()._looked(number, values)
-
-
 class Dom0:
-    """The driver domain: all virtual disks, by frontend domid and device number.
-
-    due: what is to be looked at; looks: how many are on their way.
-    """
+    """The driver domain: all virtual disks, by frontend domid and device number."""
 
     def __init__(self, config: Dom0Config, control: Control, hypercalls: Hypercalls) -> None:
         self._config, self._control, self._hypercalls = config, control, hypercalls
-        self.store = XenStoreClient(config.store_path, reply_timeout_s=None)
-        self.timers = Timers(time.monotonic)
-        self.due, self.looks = Due(), 0
+        self._store = XenStoreClient(config.store_path, reply_timeout_s=None)
+        self._timers = Timers(time.monotonic)
+        self._looks = Looks()
         self._memory = MachineMemory(hypercalls)
         self._exiting = False
         host = host_of(self._memory.segment("host"))
@@ -127,39 +76,32 @@ class Dom0:
             vcpu.idle()
         self._seats: dict[Key, DiskSeat] = {}
         self._reading: dict[Key, bool] = {}  # what a new disk needs; whether to read it again
-        self._shares, self._numbers = Shares(LOOKS_BURST_NS), itertools.count(1)
-        self._serial = 0
+        self._numbers, self._serial = itertools.count(1), 0
         # A ring's thread has something called here; the main thread owns the store.
         self._reports: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._reported = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller = select.poll()
-        for end in (control, self.store, self._reported):
+        for end in (control, self._store, self._reported):
             self._poller.register(end, select.POLLIN)
 
     def serve(self) -> None:
         """Follow the store until told to exit."""
-        self.store.watch(BACKEND_ROOT, TOOLSTACK)
+        self._store.watch(BACKEND_ROOT, TOOLSTACK)
         self._control.send("ok", None)
         while not self._exiting:
             self._turn()
 
     def _turn(self) -> None:
         """What has come, and one look: so no event waits for all of them."""
-        ready = {fd for fd, _ in self._poller.poll(self._pause_ms())}
+        ready = {fd for fd, _ in self._poller.poll(self._looks.pause_ms())}
         if self._reported in ready:
             self._take_reports()
-        if self.store.fileno() in ready:
+        if self._store.fileno() in ready:
             self._take_events()
         if self._control.fileno() in ready and (message := self._control.receive(0)):
             answer(self._control, message, {"exit": self._exit})
-        self.timers.ring()
+        self._timers.ring()
         self._have_a_look()
-
-    def _pause_ms(self) -> int | None:
-        if self.looks >= LOOKS_MAX:  # the next when one is answered
-            return None
-        pause_ns = self.due.pause_ns(time.monotonic_ns())
-        return None if pause_ns is None else -(-pause_ns // 1_000_000)
 
     def _exit(self) -> None:
         """Let go of every disk; what that takes is awaited here as everything is."""
@@ -172,8 +114,8 @@ class Dom0:
     # --- what there is to look at -----------------------------------------------------------
 
     def _take_events(self) -> None:
-        self.store.receive(0)
-        for path, token in self.store.events():
+        self._store.receive(0)
+        for path, token in self._store.events():
             if token == TOOLSTACK:
                 self._heed_toolstack(path)
             else:
@@ -193,7 +135,7 @@ class Dom0:
         seat = self._seats.get((domid, device))
         changed = names[2] if len(names) > 2 else ""
         if not changed:  # all of it was made, or removed, and the guest does neither
-            self.due.hurry(domid)
+            self._looks.hurry(domid)
         begins = seat is None or seat.vbd.state == INITIALISING
         if begins or changed in ("", "state", "online"):
             self._stir((domid, device))
@@ -204,9 +146,9 @@ class Dom0:
             if only in ("", str(key[0])):
                 self._stir(key)
         if only:
-            self.store.hold(children(f"{BACKEND_ROOT}/{only}"), partial(self._listed, f"{only}/"))
+            self._store.hold(children(f"{BACKEND_ROOT}/{only}"), partial(self._listed, f"{only}/"))
         else:
-            self.store.hold(children(BACKEND_ROOT), partial(self._listed, ""))
+            self._store.hold(children(BACKEND_ROOT), partial(self._listed, ""))
 
     def _listed(self, above: str, names: list[str]) -> None:
         for name in names:
@@ -218,7 +160,7 @@ class Dom0:
         if key in self._reading:
             self._reading[key] = True
         elif seat is None:
-            self.due.add(key)
+            self._looks.add(key)
         if seat is not None:
             seat.tell(Stirred())
 
@@ -233,42 +175,25 @@ class Dom0:
 
     def _have_a_look(self) -> None:
         """At one disk, if one is due whose guest has not had too much of our time."""
-        if self.looks >= LOOKS_MAX or (key := self.due.take(time.monotonic_ns())) is None:
+        if (key := self._looks.take()) is None:
             return
         seat = self._seats.get(key)
         if seat is not None and seat.vbd.state != INITIALISING:
             seat.take_look()
         elif key not in self._reading:
-            self.looks += 1
+            self._looks.begin()
             self._reading[key] = False
             paths = [f"{backend_path(*key)}/{name}" for name in (*NEEDED, "error")]
-            self.store.hold(look(paths), partial(self._read, key))
-        self.charge(key, LOOK_NS)
-
-    def charge(self, key: Key, used_ns: int) -> None:
-        """Its guest has had so much of our time."""
-        now_ns = time.monotonic_ns()
-        if rest_ns := self._shares.charge(key[0], used_ns, now_ns):
-            self.due.rest(key[0], now_ns + rest_ns)
-
-    def has(self, seat: DiskSeat) -> bool:
-        """Is it dom0's still?"""
-        return self._seats.get(seat.key) is seat
-
-    def see(self, seat: DiskSeat) -> None:
-        """Is it finished?"""
-        if not seat.vbd.awaited and seat.vbd.finished and self.has(seat):
-            self._drop(seat.key)
-            self.due.add(seat.key)  # something else may be there by now
+            self._store.hold(look(paths), partial(self._read, key))
 
     # --- beginnings and ends ----------------------------------------------------------------
 
     def _read(self, key: Key, values: dict[str, bytes] | None) -> None:
         """What a disk that is not begun, or has promised nothing yet, needs: begin it, or go on."""
-        self.looks -= 1
+        self._looks.end()
         path = backend_path(*key)
         if self._reading.pop(key) or values is None:
-            self.due.add(key)
+            self._looks.add(key)
         if values is None:
             return
         seat = self._seats.get(key)
@@ -287,13 +212,13 @@ class Dom0:
                 self._drop(key)
             if entries.get("error") != str(fault).encode():
                 log.warning("vbd %d/%d: %s", *key, fault)
-                self.store.hold(
+                self._store.hold(
                     write_if_there(path, {"error": fault}), partial(self._error_written, key)
                 )
 
     def _error_written(self, key: Key, outcome: Outcome) -> None:
         if outcome == "again":
-            self.due.add(key)
+            self._looks.add(key)
 
     def _begin(self, key: Key, params: bytes) -> None:
         disk, options = open_disk(params), self._config.options
@@ -302,21 +227,38 @@ class Dom0:
         place = Place(self._hypercalls, self._memory, self._config.run_dir, *key, vcpu)
         hands = Connection(place, disk, options, self._report)
         vbd = BackendVbd(*key, disk.nr_sectors, options.persistent, self._numbers)
-        self._seats[key] = DiskSeat(self, key, params, disk, vbd, hands)
+        self._seats[key] = DiskSeat(
+            self._looks,
+            key,
+            params,
+            disk,
+            vbd,
+            self._store,
+            hands,
+            self._timers,
+            self._drop_if_finished,
+        )
         # Its first event comes at once.
-        self.store.hold(ask(watch(*self._watch_of(key))), lambda _: None)
+        self._store.hold(ask(watch(*self._watch_of(key))), lambda _: None)
 
     @staticmethod
     def _watch_of(key: Key) -> tuple[str, str]:
         domid, device = key
         return f"{frontend_path(domid, device)}/state", f"{domid}/{device}"
 
+    def _drop_if_finished(self, seat: DiskSeat) -> None:
+        if seat.vbd.finished and not seat.dropped:
+            self._drop(seat.key)
+            self._looks.add(seat.key)  # something else may be there by now
+
     def _drop(self, key: Key) -> None:
-        self._seats.pop(key).disk.close()
-        self.store.hold(ask(unwatch(*self._watch_of(key))), lambda _: None)
+        seat = self._seats.pop(key)
+        seat.dropped = True
+        seat.disk.close()
+        self._store.hold(ask(unwatch(*self._watch_of(key))), lambda _: None)
         if not any(domid == key[0] for domid, _ in self._seats):
             self._memory.forget(key[0])
-            self._shares.forget(key[0])
+            self._looks.forget(key[0])
 
 
 def _die_of(failure: threading.ExceptHookArgs) -> None:

@@ -30,6 +30,7 @@ from hypervisor.cpus import ACCESSED_WORDS, Cpus
 from hypervisor.hypercalls import Hypervisor
 from machine.connection import map_ring_op, unmap_ring_op
 from machine.plug import XVDA, plug
+from simulator.hands import Caller
 from simulator.handshake import LifeSeat, World
 from simulator.machine import pages
 
@@ -84,9 +85,9 @@ class House:
         self.world = World(self.hypervisor)
         self.world.heed = self._heed
         if disorder is not None:
-            self.world.delay = lambda ns: disorder.randrange(10 * ns)
+            self.world.behind.delay = lambda ns: disorder.randrange(10 * ns)
         self.world.serve(DOMID, MIB << 11, True, 0, self._let_go)
-        self._kept: list[np.ndarray] = []
+        self._dom0, self._kept = Caller(self.hypervisor, abi.DOMID_0), list[np.ndarray]()
 
     def _create(self, domid: int, ram: np.ndarray, grant: np.ndarray) -> None:
         self.hypervisor.create_domain(
@@ -125,14 +126,14 @@ class House:
         for index, page in enumerate(vbd.dev.pool.pages[:WARM]):
             page["gref"] = grant_access(vbd.dev.grants, abi.DOMID_0, POOL_FRAME + index, False)
             op = map_ring_op((2 + index) * abi.XEN_PAGE_SIZE, int(page["gref"]), DOMID)
-            self.world.grant_op(0, abi.GNTTABOP_MAP_GRANT_REF, op)
+            self._dom0.grant_op(abi.GNTTABOP_MAP_GRANT_REF, op)
             assert op["status"][0] == abi.GNTST_OKAY
             self._kept.append(op)
 
     def _let_go(self) -> None:
         while self._kept:
             op = unmap_ring_op(self._kept.pop())
-            self.world.grant_op(0, abi.GNTTABOP_UNMAP_GRANT_REF, op)
+            self._dom0.grant_op(abi.GNTTABOP_UNMAP_GRANT_REF, op)
             assert op["status"][0] == abi.GNTST_OKAY
 
     @property
