@@ -10,15 +10,12 @@ from typing import Final
 
 from backend.stores import RamStore
 from common.abi import SECTOR_SIZE
+from common.faults import LocalFault, PeerFault
 from common.xenbus import frontend_path, parse_number, shown
 
 NEEDED: Final = ("state", "online", "frontend", "frontend-id", "mode", "params")
 MIB_MAX: Final = (1 << 63) // (1 << 20) - 1
 DEVICE_MAX: Final = 0xFFFFFFFF
-
-
-class PlugError(Exception):
-    """What has been written cannot be served; the text says what."""
 
 
 def parse_name(name: str, maximum: int) -> int | None:
@@ -29,31 +26,31 @@ def parse_name(name: str, maximum: int) -> int | None:
 
 
 def read_plug(entries: Mapping[str, bytes], domid: int, device: int) -> bytes | None:
-    """The `params` of a new disk, or None while not all is there. Raises PlugError."""
+    """The `params` of a new disk, or None while not all is there. Raises PeerFault."""
     if any(key not in entries for key in NEEDED):
         return None
     if (entries["state"], entries["online"]) != (b"1", b"1"):
         return None
     expected = frontend_path(domid, device)
     if entries["frontend"] != expected.encode():
-        raise PlugError(f"frontend {shown(entries['frontend'])} is not '{expected}'")
+        raise PeerFault(f"frontend {shown(entries['frontend'])} is not '{expected}'")
     if entries["frontend-id"] != str(domid).encode():
-        raise PlugError(f"frontend-id {shown(entries['frontend-id'])} is not '{domid}'")
+        raise PeerFault(f"frontend-id {shown(entries['frontend-id'])} is not '{domid}'")
     if b"w" not in entries["mode"]:
-        raise PlugError(f"mode {shown(entries['mode'])} is not served: only 'w'")
+        raise PeerFault(f"mode {shown(entries['mode'])} is not served: only 'w'")
     return entries["params"]
 
 
 def open_disk(params: bytes) -> RamStore:
-    """The store that `params` names. Raises PlugError."""
+    """The store that `params` names. Raises PeerFault; LocalFault, if it cannot be had."""
     kind, colon, size = params.partition(b":")
     if (kind, colon) != (b"ram", b":"):
-        raise PlugError(f"params {shown(params)} name no store: 'ram:MIB' does")
+        raise PeerFault(f"params {shown(params)} name no store: 'ram:MIB' does")
     mib = parse_number(size, MIB_MAX)
     if not mib:
-        raise PlugError(f"params {shown(params)} have no size in MiB of at least 1")
+        raise PeerFault(f"params {shown(params)} have no size in MiB of at least 1")
     try:
         return RamStore(mib * (1 << 20) // SECTOR_SIZE)
     except (OSError, OverflowError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise PlugError(f"params {shown(params)}: no such ramdisk can be had: {reason}") from error
+        raise LocalFault(f"params {shown(params)}: no such ramdisk can be had: {reason}") from error

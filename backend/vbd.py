@@ -1,152 +1,143 @@
 """The backend's xenbus driver of one virtual disk: the handshake's steps, as blkback takes them.
 
 Owns: the store keys the backend writes, and when its connection begins and ends. `common/xenbus.py`
-says when a step is due; what is connected is `backend/connection.py`'s. Runs in dom0's main thread.
+says when a step is due; how a driver is driven is in `common/handshake.py`. Sans-I/O.
 Rules
 1. Everything read from the frontend's directory is the guest's to write: it is parsed, and what
    does not parse closes this device with its reason in the store's `error` node, and nothing else.
-2. The main thread waits for no ring: one that does not stop at once is left to say itself that it
-   has, and the step that needs it is taken then.
+2. Nobody waits for a ring: one that does not stop at once says itself when it has, and what needs
+   that is done then.
 3. A directory that was removed, or made again, while this device was in use has another disk in it,
    or none: this one disconnects, and is finished once its frontend has let go, too.
 """
 
-import logging
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
-from backend.connection import (
-    BackendOptions,
-    Connection,
-    FrontendError,
-    Place,
-    Published,
-    RingEnded,
-    bounce_frame_of,
-)
-from backend.ring_thread import Vcpu
-from backend.stores import Store
 from common import abi, xenbus
-from common.hypercall import Hypercalls
-from common.machine_memory import MachineMemory
+from common.faults import LocalFault, PeerFault
+from common.handshake import Answer, Done, End, Fail, Intent, Leave, Op, Start, Stop, Task, Timeout
 from common.xenbus import shown
-from common.xenbus_writes import write_if_there
-from common.xenstore import XenStoreClient
-
-__all__ = ["BackendOptions", "BackendVbd", "RingEnded", "bounce_frame_of"]
-
-log = logging.getLogger(__name__)
 
 PROTOCOL: Final = b"x86_64-abi"
 NO_PROTOCOL: Final = (  # what that means, on x86, to Linux's blkback
     "protocol x86_32-abi (no `protocol` key) is not served: only x86_64-abi"
 )
 NOT_LET_GO: Final = "the frontend has not let go of the disk that was here before"
-STOP_WAIT_S: Final = 0.1  # an honest guest's ring stops in a fraction of that
 U32_MAX: Final = 0xFFFFFFFF
+THEIRS: Final = ("state", "ring-ref", "event-channel", "protocol", "feature-persistent")
+OURS: Final = ("state", "online")
+
+Taken = Generator[Intent, Answer, bool]  # False: the own directory is gone
 
 
-class BackendVbd:
-    """One virtual disk of dom0, from Initialising to Closed (and round again)."""
+class Published(NamedTuple):
+    """What a frontend has published: its ring and its event channel."""
+
+    ring_ref: int
+    port: int
+    persistent: bool
+
+
+class BackendVbd(End):
+    """One virtual disk of dom0, from Initialising to Closed (and round again).
+
+    persistent: whether mappings may be kept; numbers: see `common/handshake.py`.
+    """
+
+    role = "backend"
 
     def __init__(
         self,
-        store: XenStoreClient,
-        hypercalls: Hypercalls,
-        memory: MachineMemory,
-        run_dir: str,
         frontend_domid: int,
         device: int,
-        disk: Store,
-        vcpu: Vcpu,
-        options: BackendOptions,
-        report_end: Callable[[RingEnded], None],
+        nr_sectors: int,
+        persistent: bool,
+        numbers: Iterator[int],
     ) -> None:
-        self._store, self._disk, self._options = store, disk, options
-        self._place = Place(hypercalls, memory, run_dir, frontend_domid, device, vcpu)
-        self._report_end = report_end
-        self.path = xenbus.backend_path(frontend_domid, device)
-        self.frontend_path = xenbus.frontend_path(frontend_domid, device)
-        self.state = xenbus.INITIALISING
-        self._connection: Connection | None = None
+        super().__init__(
+            xenbus.backend_path(frontend_domid, device),
+            xenbus.frontend_path(frontend_domid, device),
+            numbers,
+        )
+        self.port = 0  # our own, while it is bound
+        self.mapped = False  # the ring is
+        self.serving = 0  # the Start that has not ended
+        self._nr_sectors, self._persistent = nr_sectors, persistent
+        self._online = True
         self._failure = ""  # a fault of the frontend that this device has yet to be closed for
+        self._leaving = False  # it has yet to let go, whatever the frontend does
         self._gone = False  # the directory is another one now, or none
         self._let_go = False  # and the frontend is not connected any more
-        self._watch = (f"{self.frontend_path}/state", f"{frontend_domid}/{device}")
-        store.watch(*self._watch)
 
     @property
     def finished(self) -> bool:
         """Closed, and the toolstack wants it gone; or it is gone."""
         if self._gone:
             return self._let_go
-        return self.state == xenbus.CLOSED and self._read(f"{self.path}/online") != b"1"
+        return self.state == xenbus.CLOSED and not self._online
 
-    def handle_store(self) -> bool:
-        """Something may have changed: take the step that is due. True if there may be another."""
-        self._gone = self._gone or self._is_another()
+    def paths(self) -> Sequence[str]:
+        """What a look is at."""
+        return [f"{self.other}/{key}" for key in THEIRS] + [f"{self.path}/{key}" for key in OURS]
+
+    def heed(self, event: Leave | Timeout | Done) -> None:
+        """What an old connection reports is nothing to the new one."""
+        if isinstance(event, Leave):
+            self._leaving = True
+        elif isinstance(event, Done) and event.number == self.serving:
+            self.serving, self._failure = 0, event.refused
+
+    def urgent(self) -> Task | None:
+        """A ring that has broken; the end of dom0."""
+        if self._leaving:
+            self._leaving = False
+            return self._retire()
+        return self._close_for(self._failure) if self._failure else None
+
+    def step(self, values: Mapping[str, bytes]) -> Taken:
+        """Take the step that is due."""
+        self._online = values.get(f"{self.path}/online") == b"1"
+        other = xenbus.parse_state(values.get(f"{self.other}/state"))
+        self._gone = self._gone or self._is_another(values.get(f"{self.path}/state"))
         if self._gone:
-            self._leave()
+            yield from self._leave(other)
             return False
-        if self._failure:
-            return self._fail()
-        other = self._frontend_state()
         step = xenbus.next_step("backend", self.state, other)
         if step is None:
             return False
         try:
-            if not getattr(self, step.action)():
-                return False
-        except FrontendError as error:
-            self.fail(str(error))
-            return True
-        self._switch(step.state)
+            if (yield from getattr(self, step.action)(values)):
+                yield from self.switch(step.state)
+        except (LocalFault, PeerFault) as fault:
+            yield from self._close_for(str(fault))
         return True
 
-    def ring_ended(self, ended: RingEnded) -> None:
-        """A ring's thread has ended. What an old connection reports is nothing to the new one."""
-        if self._connection is None or self._connection.number != ended.number:
-            return
-        if ended.reason:
-            self.fail(ended.reason)
-
-    def fail(self, reason: str) -> None:
-        """Close this device for a fault of its frontend, and say why where people look."""
-        log.warning("vbd %d/%d: %s", self._place.domid, self._place.device, reason)
-        self._failure = reason
-        self._fail()
-
-    def _fail(self) -> bool:
-        if not self.disconnect():
-            return False
-        self._write({"error": self._failure})
-        self._failure = ""
-        self._switch(xenbus.CLOSING)
-        return True
-
-    def announce(self) -> bool:
+    def announce(self, _: Mapping[str, bytes]) -> Taken:
         """What this backend could do, before it has seen the frontend."""
-        return self._write(
-            {
-                "feature-max-indirect-segments": 0,
-                "multi-queue-max-queues": 1,
-                "max-ring-page-order": 0,
-            }
+        return (
+            yield from self.write(
+                {
+                    "feature-max-indirect-segments": 0,
+                    "multi-queue-max-queues": 1,
+                    "max-ring-page-order": 0,
+                }
+            )
         )
 
-    def connect(self) -> bool:
+    def connect(self, values: Mapping[str, bytes]) -> Taken:
         """Map the ring, bind the channel, announce the disk in one transaction, start serving."""
-        published = self._published()
-        self._connection = Connection(
-            self._place, self._disk, self._options, published, self._report_end
-        )
-        announced = self._write(
+        published = self._published(values)
+        yield from self._peers_call(Op.MAP_RING, published.ring_ref)
+        self.mapped = True
+        self.port = yield from self._peers_call(Op.BIND_INTERDOMAIN, published.port)
+        announced = yield from self.write(
             {
                 "feature-flush-cache": 0,
                 "feature-discard": 0,
                 "feature-barrier": 0,
-                "feature-persistent": int(self._options.persistent),
-                "sectors": self._disk.nr_sectors,
+                "feature-persistent": int(self._persistent),
+                "sectors": self._nr_sectors,
                 "info": 0,
                 "sector-size": abi.SECTOR_SIZE,
                 "physical-sector-size": abi.XEN_PAGE_SIZE,
@@ -154,78 +145,71 @@ class BackendVbd:
             gone=["error"],
         )
         if announced:
-            self._connection.start()
+            self.serving = self.number()
+            self.want(Start(self.serving, published.persistent))
         else:
-            self.disconnect()
+            yield from self.disconnect(values)
         return announced
 
-    def disconnect(self) -> bool:
-        """Stop the ring, unmap everything it kept, then the ring itself; False: not stopped yet."""
-        if self._connection is not None:
-            if not self._connection.has_ended(STOP_WAIT_S):
-                return False
-            self._connection.close()
-            self._connection = None
+    def _peers_call(self, op: Op, named: int) -> Generator[Intent, Answer, int]:
+        """A call about what the frontend has named: if it is refused, that is its fault."""
+        done = yield from self.call(op, named)
+        if done.refused:
+            raise PeerFault(done.refused)
+        return done.value
+
+    def disconnect(self, _: Mapping[str, bytes]) -> Taken:
+        """Stop the ring, which unmaps everything it kept; then unmap the ring itself."""
+        if self.serving:
+            yield Stop(self.serving)
+            self.serving = 0
+        if self.port:
+            yield from self.call(Op.CLOSE, self.port)
+            self.port = 0
+        if self.mapped:
+            yield from self.call(Op.UNMAP_RING)
+            self.mapped = False
         return True
 
-    def stop_serving(self) -> None:
-        """dom0 is going down: let the ring's thread end, without waiting for it."""
-        if self._connection is not None:
-            self._connection.ask_to_stop()
+    def _close_for(self, reason: str) -> Task:
+        """Close this device for a fault of its frontend, and say why where people look."""
+        self._failure = ""
+        self.want(Fail(reason))
+        yield from self.disconnect({})
+        yield from self.switch(xenbus.CLOSING, error=reason)
 
-    def close(self) -> None:
-        """dom0 forgets this device, and waits for its ring's thread to end, if there is one."""
-        if self._connection is not None:
-            self._connection.has_ended(None)
-        self.disconnect()
-        self._store.unwatch(*self._watch)
-        self._disk.close()
+    def _retire(self) -> Task:
+        yield from self.disconnect({})
+        self._gone = self._let_go = True
 
-    def _is_another(self) -> bool:
+    def _is_another(self, written: bytes | None) -> bool:
         """Has the directory been removed since this device began, or made again?"""
-        written = self._read(f"{self.path}/state")
         if written is None:
             return True
         begins = xenbus.parse_state(written) == xenbus.INITIALISING
         return begins and self.state != xenbus.INITIALISING
 
-    def _leave(self) -> None:
+    def _leave(self, other: int) -> Task:
         """Let go of the disk that was here. What is here now is not begun before the frontend has
         let go, too: its Connected would be taken for the new disk's."""
-        if not self.disconnect():
-            return
-        connected = (xenbus.INITIALISED, xenbus.CONNECTED)
-        self._let_go = self._frontend_state() not in connected
+        yield from self.disconnect({})
+        self._let_go = other not in (xenbus.INITIALISED, xenbus.CONNECTED)
         if not self._let_go:
-            self._write({"error": NOT_LET_GO})
+            yield from self.write({"error": NOT_LET_GO})
 
-    def _published(self) -> Published:
-        ring_ref, port = self._frontend_number("ring-ref"), self._frontend_number("event-channel")
-        protocol = self._read(f"{self.frontend_path}/protocol")
+    def _published(self, values: Mapping[str, bytes]) -> Published:
+        theirs = {key: values.get(f"{self.other}/{key}") for key in THEIRS}
+        ring_ref, port = (_number(key, theirs[key]) for key in ("ring-ref", "event-channel"))
+        protocol = theirs["protocol"]
         if protocol is None:
-            raise FrontendError(NO_PROTOCOL)
+            raise PeerFault(NO_PROTOCOL)
         if protocol != PROTOCOL:
-            raise FrontendError(f"protocol {shown(protocol)} is not '{PROTOCOL.decode()}'")
-        frontend_keeps = self._read(f"{self.frontend_path}/feature-persistent") == b"1"
-        return Published(ring_ref, port, self._options.persistent and frontend_keeps)
+            raise PeerFault(f"protocol {shown(protocol)} is not '{PROTOCOL.decode()}'")
+        return Published(ring_ref, port, self._persistent and theirs["feature-persistent"] == b"1")
 
-    def _frontend_number(self, key: str) -> int:
-        value = self._read(f"{self.frontend_path}/{key}")
-        number = xenbus.parse_number(value, U32_MAX)
-        if number is None:
-            raise FrontendError(f"{key} {shown(value)} is not a number")
-        return number
 
-    def _frontend_state(self) -> int:
-        return xenbus.parse_state(self._read(f"{self.frontend_path}/state"))
-
-    def _switch(self, state: int) -> None:
-        self.state = state
-        self._write({"state": state})
-
-    def _write(self, values: dict[str, object], gone: Sequence[str] = ()) -> bool:
-        """False where the directory has gone, which the next look finds, too."""
-        return write_if_there(self._store, self.path, values, gone)
-
-    def _read(self, path: str) -> bytes | None:
-        return self._store.read_or_none(path)
+def _number(key: str, value: bytes | None) -> int:
+    number = xenbus.parse_number(value, U32_MAX)
+    if number is None:
+        raise PeerFault(f"{key} {shown(value)} is not a number")
+    return number

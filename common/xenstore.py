@@ -1,8 +1,9 @@
 """The xenstore client: what the xenbus drivers and the toolstack ask the store with.
 
 Owns: the operations, transactions and watches, over one connection.
-Rules: blocking, one thread at a time. Events that arrive while a reply is awaited are kept;
-`fileno` is readable while any event waits, kept or still in the socket, so a poller misses none.
+Rules: one thread at a time; all but `hold` wait for their answer. Events that arrive while a reply
+is awaited are kept; `fileno` is readable while any event waits, kept or still in the socket, so a
+poller misses none.
 Paths and tokens are `str`, values `bytes`. All errors are XenStoreError; its name is "ECONNRESET",
 "ETIMEDOUT" or the like when it is the connection that failed, and the client can only be closed
 then. A store that is slow, or gone, is never taken for one that has no such node.
@@ -12,17 +13,11 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, Self, TypeVar
+from typing import Final, Literal, Self, TypeVar
 
-from common.xenstore_connection import (
-    PIPELINED_MAX,
-    REPLY_TIMEOUT_S,
-    Connection,
-    Request,
-    WatchEvent,
-    XenStoreError,
-    encode,
-)
+from common import xenstore_talks as talks
+from common.xenstore_connection import REPLY_TIMEOUT_S, Connection
+from common.xenstore_exchange import Request, Talk, WatchEvent, XenStoreError
 from common.xenstore_wire import MessageType, pack_strings, unpack_strings
 
 __all__ = ["Transaction", "WatchEvent", "XenStoreClient", "XenStoreError"]
@@ -66,13 +61,7 @@ class _Nodes:
 
     def directory(self, path: str) -> list[str]:
         """The names right under `path`."""
-        try:
-            listing = self._ask(MessageType.DIRECTORY, path)
-        except XenStoreError as error:
-            if error.name != "E2BIG":
-                raise
-            listing = self._long_directory(path)
-        return [name.decode("latin-1") for name in unpack_strings(listing)]
+        return self._connection.run(talks.directory(path, self._tx_id))
 
     def get_perms(self, path: str) -> list[str]:
         """The permissions of `path`: `["n0", "r1"]`, owner first."""
@@ -89,27 +78,19 @@ class _Nodes:
         return self.read_or_none(path) is not None
 
     def _ask(self, kind: MessageType, path: str, rest: bytes = b"") -> bytes:
-        return self._connection.call(kind, self._tx_id, path, rest)
+        return self._connection.call(Request(kind, path, rest, self._tx_id))
 
     def _change(self, kind: MessageType, path: str, rest: bytes) -> None:
-        self._connection.call(kind, self._tx_id, path, rest)
+        self._connection.call(Request(kind, path, rest, self._tx_id))
 
-    def _long_directory(self, path: str) -> bytes:
-        """A listing too long for one reply, in parts of one and the same generation."""
-        listing, generation = b"", b""
-        while True:
-            offset = pack_strings(str(len(listing)).encode())
-            reply = self._ask(MessageType.DIRECTORY_PART, path, offset)
-            now, _, part = reply.partition(b"\0")
-            if listing and now != generation:
-                listing = b""
-                continue
-            generation = now
-            if part == b"\0" or part.endswith(b"\0\0"):
-                return listing + part[:-1]
-            if not part:
-                raise XenStoreError("EIO", path, "DIRECTORY_PART")
-            listing += part
+
+def begin(connection: Connection) -> int:
+    """Open a transaction; returns its id."""
+
+    def talk() -> Talk[int]:
+        return talks.transaction_id((yield [talks.BEGIN])[0])
+
+    return connection.run(talk())
 
 
 class Transaction(_Nodes):
@@ -132,12 +113,8 @@ class Transaction(_Nodes):
         """The values at `paths`, of those that exist, and the end of the transaction, asked for at
         once, so that hardly anybody comes between. None on a conflict.
         """
-        asked: list[Request] = [(MessageType.READ, path, b"") for path in paths]
-        asked.append((MessageType.TRANSACTION_END, "T", b""))
-        replies: list[bytes | XenStoreError] = []
-        for start in range(0, len(asked), PIPELINED_MAX):
-            some = asked[start : start + PIPELINED_MAX]
-            replies += self._connection.pipeline(some, self._tx_id)
+        asked = [Request(MessageType.READ, path, tx_id=self._tx_id) for path in paths]
+        replies = self._connection.ask([*asked, talks.end(self._tx_id, "T")])
         *values, end = replies
         if isinstance(end, XenStoreError) and end.name == "EAGAIN":
             return None
@@ -150,7 +127,7 @@ class Transaction(_Nodes):
     def commit(self) -> None:
         """End it. On a conflict: EAGAIN, or again from the start if it has read nothing."""
         for _ in range(ATTEMPTS_MAX):
-            if self._end(b"T"):
+            if self._end("T"):
                 return
             if self._asked:
                 break
@@ -159,10 +136,10 @@ class Transaction(_Nodes):
 
     def abort(self) -> None:
         """End it, and nothing has happened."""
-        self._end(b"F")
+        self._end("F")
 
     def _replay(self) -> None:
-        self._tx_id = self._connection.begin()
+        self._tx_id = begin(self._connection)
         try:
             for kind, path, rest in self._changes:
                 super()._change(kind, path, rest)
@@ -170,11 +147,11 @@ class Transaction(_Nodes):
             self.abort()
             raise
 
-    def _end(self, verdict: bytes) -> bool:
+    def _end(self, verdict: Literal["T", "F"]) -> bool:
         """True if it ended as `verdict` says, False on a conflict."""
         tx_id, self._tx_id = self._tx_id, 0
         try:
-            self._connection.call(MessageType.TRANSACTION_END, tx_id, verdict.decode())
+            self._connection.call(talks.end(tx_id, verdict))
         except XenStoreError as error:
             if error.name != "EAGAIN":
                 raise
@@ -208,7 +185,7 @@ class XenStoreClient(_Nodes):
         Raises XenStoreError EAGAIN when others changed what it has read; `transact` tries again. A
         transaction that has read nothing is repeated by itself.
         """
-        transaction = Transaction(self._connection, self._connection.begin())
+        transaction = Transaction(self._connection, begin(self._connection))
         try:
             yield transaction
         except BaseException:
@@ -239,7 +216,7 @@ class XenStoreClient(_Nodes):
         """
         prefix = path.rstrip("/") + "/"
         for _ in range(ATTEMPTS_MAX):
-            transaction = Transaction(self._connection, self._connection.begin())
+            transaction = Transaction(self._connection, begin(self._connection))
             try:
                 names = transaction.directory(path)
             except XenStoreError as error:
@@ -253,13 +230,26 @@ class XenStoreClient(_Nodes):
                 return {child.removeprefix(prefix): value for child, value in values.items()}
         raise XenStoreError("EAGAIN", path, "DIRECTORY")
 
+    def run(self, talk: Talk[T]) -> T:
+        """Have a conversation (`common/xenstore_talks.py`), and wait for what comes of it."""
+        return self._connection.run(talk)
+
+    def hold(self, talk: Talk[T], then: Callable[[T], None]) -> None:
+        """Have a conversation and wait for nothing: `then` is told what came of it, by `receive`,
+        or while something else is waited for."""
+        self._connection.hold(talk, then)
+
+    def receive(self, timeout_s: float | None) -> None:
+        """Take in what comes within `timeout_s` seconds (None: wait), and tell whom it is for."""
+        self._connection.receive(timeout_s, "receive")
+
     def watch(self, path: str, token: str) -> None:
         """Ask to be told of changes at `path` and below; the first event comes at once."""
-        self._change(MessageType.WATCH, path, pack_strings(encode(token, "WATCH")))
+        self._connection.call(talks.watch(path, token))
 
     def unwatch(self, path: str, token: str) -> None:
         """Take a watch back. Events of it may be on their way still."""
-        self._change(MessageType.UNWATCH, path, pack_strings(encode(token, "UNWATCH")))
+        self._connection.call(talks.unwatch(path, token))
 
     def reset_watches(self) -> None:
         """Take all watches back, and discard all open transactions."""
@@ -286,22 +276,22 @@ class XenStoreClient(_Nodes):
 
     def get_domain_path(self, domid: int) -> str:
         """Where the relative paths of `domid` begin."""
-        reply = self._connection.call(MessageType.GET_DOMAIN_PATH, 0, str(domid))
+        reply = self._connection.call(Request(MessageType.GET_DOMAIN_PATH, str(domid)))
         return reply.rstrip(b"\0").decode("latin-1")
 
     def is_domain_introduced(self, domid: int) -> bool:
         """Is the domain known to the store? For domain 0."""
-        reply = self._connection.call(MessageType.IS_DOMAIN_INTRODUCED, 0, str(domid))
+        reply = self._connection.call(Request(MessageType.IS_DOMAIN_INTRODUCED, str(domid)))
         return reply == b"T\0"
 
     def introduce(self, domid: int) -> None:
         """Tell the store of a new domain. For domain 0."""
         page_and_port = pack_strings(b"0", b"0")  # the domain has a socket instead
-        self._connection.call(MessageType.INTRODUCE, 0, str(domid), page_and_port)
+        self._connection.call(Request(MessageType.INTRODUCE, str(domid), page_and_port))
 
     def release(self, domid: int) -> None:
         """Tell the store that a domain is gone. For domain 0."""
-        self._connection.call(MessageType.RELEASE, 0, str(domid))
+        self._connection.call(Request(MessageType.RELEASE, str(domid)))
 
     def close(self) -> None:
         """Close the connection; its watches and transactions go with it."""

@@ -1,8 +1,10 @@
-"""A connection to xenstored, as its client: one request, one reply, and watch events in between.
+"""A connection to xenstored, as its client: the socket, and who waits on it.
 
-Owns: the socket, and the watch events that came in on it and that nobody has taken yet.
-Rules: blocking, one thread at a time. What is not the protocol, and a reply that does not come in
-time (ETIMEDOUT, if there is a limit), end the connection; `open` says so.
+Owns: the socket, and what `poller` says. What is asked and answered is the exchange's
+(`common/xenstore_exchange.py`).
+Rules: one thread at a time. `ask` and `run` wait for their answer, and what else comes meanwhile is
+told to whom it is for; `hold` waits for nothing. What is not the protocol, and a reply that does
+not come in time (ETIMEDOUT, if there is a limit), end the connection; `open` says so.
 """
 
 import errno
@@ -10,69 +12,44 @@ import os
 import select
 import socket
 import time
-from collections import deque
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
-from common.xenstore_wire import (
-    XENSTORE_PAYLOAD_MAX,
-    MessageType,
-    Packet,
-    Parser,
-    pack,
-    unpack_strings,
+from common.xenstore_exchange import (
+    Broken,
+    Exchange,
+    Reply,
+    Request,
+    Talk,
+    WatchEvent,
+    XenStoreError,
 )
 
 REPLY_TIMEOUT_S: Final = 30.0
 RECEIVE_BYTES: Final = 64 * 1024
-PIPELINED_MAX: Final = 16  # requests on their way: what xenstored takes in before it is read from
 
-WatchEvent = tuple[str, str]  # path, token
-Request = tuple[MessageType, str, bytes]  # the first string of its payload, and what follows
-
-
-class XenStoreError(Exception):
-    """`name` (an errno's: ENOENT, EACCES, ...) is why `operation` failed on `path`."""
-
-    def __init__(self, name: str, path: str, operation: str) -> None:
-        super().__init__(name, path, operation)
-        self.name, self.path, self.operation = name, path, operation
-
-    def __str__(self) -> str:
-        return f"xenstore: {self.operation} {self.path}: {self.name}"
-
-
-def encode(text: str, operation: str) -> bytes:
-    """A path or token as it goes over the wire. Raises XenStoreError EINVAL if it cannot."""
-    try:
-        raw = text.encode("latin-1")
-    except UnicodeEncodeError:
-        raise XenStoreError("EINVAL", text, operation) from None
-    if b"\0" in raw:
-        raise XenStoreError("EINVAL", text, operation)
-    return raw
+T = TypeVar("T")
 
 
 class Connection:
     """A connection to the xenstored at the path `where`, or one that is there already: a socket,
-    which is ours from now on. `poller`: readable while events wait.
+    which is ours from now on. `poller`: readable while there is something to `receive`.
 
-    `reply_timeout_s`: how long a reply may take; None: as long as xenstored lives.
+    `reply_timeout_s`: how long a reply may take that is waited for; None: as long as xenstored
+    lives.
     """
 
     def __init__(self, where: str | socket.socket, reply_timeout_s: float | None) -> None:
         self._where = where if isinstance(where, str) else "socket"
         self._reply_timeout_s = reply_timeout_s
-        self._parser = Parser()
-        self._req_id = 0
-        self._replies: deque[Packet] = deque()
-        self.events: deque[WatchEvent] = deque()
+        self._exchange = Exchange()
         self.open = True
         if isinstance(where, str):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         else:
             self._socket = where
-        self._kept = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._kept, self._is_kept = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), False
+        self._sending = False
         self.poller = select.epoll()
         self.poller.register(self._socket, select.EPOLLIN)
         self.poller.register(self._kept, select.EPOLLIN)
@@ -82,48 +59,62 @@ class Connection:
         except OSError as error:
             raise self._lost("connect", error) from error
 
-    def call(self, kind: MessageType, tx_id: int, first: str, rest: bytes = b"") -> bytes:
-        """Send a request whose payload is the string `first`, then `rest`; returns the reply's."""
-        (reply,) = self.pipeline([(kind, first, rest)], tx_id)
+    def call(self, request: Request) -> bytes:
+        """Send a request; returns what is answered. Raises XenStoreError."""
+        (reply,) = self.ask([request])
         if isinstance(reply, XenStoreError):
             raise reply
         return reply
 
-    def pipeline(self, requests: Sequence[Request], tx_id: int) -> list[bytes | XenStoreError]:
-        """Send several requests at once, so that hardly anybody comes between them; returns what
-        each is answered. At most PIPELINED_MAX.
-        """
-        assert len(requests) <= PIPELINED_MAX
-        message = b""
-        for number, (kind, first, rest) in enumerate(requests, 1):
-            payload = encode(first, kind.name) + b"\0" + rest
-            if len(payload) > XENSTORE_PAYLOAD_MAX:
-                raise XenStoreError("E2BIG", first, kind.name)
-            req_id = (self._req_id + number) & 0xFFFFFFFF
-            message += pack(Packet(kind, req_id, tx_id, payload))
-        self._send(message, requests[0][0].name)
-        return [self._answer(kind, first) for kind, first, _ in requests]
+    def ask(self, requests: Sequence[Request]) -> list[Reply]:
+        """Send requests together; returns what each is answered."""
+        operation = requests[0].kind.name
+        self._require_open(operation)
+        answered: list[list[Reply]] = []
+        self._exchange.ask(requests, answered.append)
+        limit = self._reply_timeout_s
+        deadline = None if limit is None else time.monotonic() + limit
+        while not answered:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise self._lost(operation, TimeoutError(errno.ETIMEDOUT, "no reply"))
+            self._send(left, operation)
+            self.receive(left, operation)
+        return answered[0]
 
-    def _answer(self, kind: MessageType, first: str) -> bytes | XenStoreError:
-        """The reply to the next of the requests that are on their way."""
-        self._req_id = (self._req_id + 1) & 0xFFFFFFFF
-        reply = self._await_reply(kind.name)
-        if reply.type == MessageType.ERROR:
-            return XenStoreError(reply.payload.rstrip(b"\0").decode("latin-1"), first, kind.name)
-        if reply.type != kind or reply.req_id != self._req_id:
-            raise self._broken(kind.name)
-        return reply.payload
+    def run(self, talk: Talk[T]) -> T:
+        """Have a conversation; returns what came of it."""
+        try:
+            requests = next(talk)
+            while True:
+                requests = talk.send(self.ask(requests))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        except Broken as error:
+            raise self._broken("run") from error
 
-    def begin(self) -> int:
-        """Open a transaction; returns its id."""
-        reply = self.call(MessageType.TRANSACTION_START, 0, "").rstrip(b"\0")
-        if not reply.isdigit():
-            raise self._broken("TRANSACTION_START")
-        return int(reply)
+    def hold(self, talk: Talk[T], then: Callable[[T], None]) -> None:
+        """Have a conversation and wait for none of it: `then` is told, from `receive`."""
+        self._require_open("hold")
+        self._exchange.hold(talk, then)
+        self._send_some("hold")
+
+    @property
+    def events(self) -> Sequence[WatchEvent]:
+        """The watch events that nobody has taken yet."""
+        return self._exchange.events
+
+    def take_event(self) -> WatchEvent:
+        """The first of `events`, which is kept no longer."""
+        event = self._exchange.events.popleft()
+        self._show_kept()
+        return event
 
     def receive(self, timeout_s: float | None, operation: str) -> None:
         """Take in the next bytes, if some come within `timeout_s` seconds (None: wait)."""
         self._require_open(operation)
+        self._send_some(operation)
         self._socket.settimeout(timeout_s)
         try:
             data = self._socket.recv(RECEIVE_BYTES)
@@ -133,20 +124,13 @@ class Connection:
             raise self._lost(operation, error) from error
         if not data:
             raise self._lost(operation, ConnectionResetError(errno.ECONNRESET, "closed"))
-        for packet in self._parser.feed(data):
-            if packet.type == MessageType.WATCH_EVENT:
-                self._keep(packet, operation)
-            else:
-                self._replies.append(packet)
-        if self._parser.broken is not None:
-            raise self._broken(operation)
-
-    def take_event(self) -> WatchEvent:
-        """The first of `events`, which is kept no longer."""
-        event = self.events.popleft()
-        if not self.events:
-            os.eventfd_read(self._kept)
-        return event
+        try:
+            self._exchange.feed(data)
+        except Broken as error:
+            raise self._broken(operation) from error
+        if self.open:  # whom it was told to may have closed it
+            self._show_kept()
+            self._send_some(operation)
 
     def close(self) -> None:
         """Close; closing twice is fine."""
@@ -156,31 +140,40 @@ class Connection:
             os.close(self._kept)
             self._socket.close()
 
-    def _send(self, data: bytes, operation: str) -> None:
-        self._require_open(operation)
-        self._socket.settimeout(self._reply_timeout_s)
+    def _show_kept(self) -> None:
+        """Have the poller say whether there are events."""
+        if self._is_kept != bool(self._exchange.events):
+            self._is_kept = not self._is_kept
+            if self._is_kept:
+                os.eventfd_write(self._kept, 1)
+            else:
+                os.eventfd_read(self._kept)
+
+    def _send(self, timeout_s: float | None, operation: str) -> None:
+        """Send all there is, however long the store takes to read it."""
+        out = self._exchange.out
+        self._socket.settimeout(timeout_s)
         try:
-            self._socket.sendall(data)
+            self._socket.sendall(out)
         except OSError as error:
             raise self._lost(operation, error) from error
+        out.clear()
 
-    def _await_reply(self, operation: str) -> Packet:
-        limit = self._reply_timeout_s
-        deadline = None if limit is None else time.monotonic() + limit
-        while not self._replies:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise self._lost(operation, TimeoutError(errno.ETIMEDOUT, "no reply"))
-            self.receive(left, operation)
-        return self._replies.popleft()
-
-    def _keep(self, packet: Packet, operation: str) -> None:
-        strings = unpack_strings(packet.payload)
-        if len(strings) < 2:
-            raise self._broken(operation)
-        if not self.events:
-            os.eventfd_write(self._kept, 1)
-        self.events.append((strings[0].decode("latin-1"), strings[1].decode("latin-1")))
+    def _send_some(self, operation: str) -> None:
+        """Send what the store takes now; the poller says when it takes more."""
+        out = self._exchange.out
+        self._socket.settimeout(0)
+        try:
+            while out:
+                del out[: self._socket.send(out)]
+        except BlockingIOError:
+            pass  # the rest when there is room
+        except OSError as error:
+            raise self._lost(operation, error) from error
+        if self._sending != bool(out):
+            self._sending = bool(out)
+            interest = select.EPOLLIN | (select.EPOLLOUT if self._sending else 0)
+            self.poller.modify(self._socket, interest)
 
     def _require_open(self, operation: str) -> None:
         if not self.open:

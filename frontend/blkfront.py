@@ -1,11 +1,11 @@
 """blkfront's phases: I/Os in, requests on the ring, responses back, I/Os done. Sans-I/O.
 
-Owns: what is done with a Blkfront (`frontend/blkfront_info.py`) in each phase, each with at most one
-access to what the peer may change. Which follows which is `frontend/steps.py`'s.
+Owns: what is done with a Blkfront (`frontend/blkfront_info.py`) in each phase, each with at most
+one access to what the peer may change. Which follows which is `frontend/steps.py`'s.
 Three ways with grants, by what was negotiated:
-    PERSISTENT   pool pages, copied through; the grant stays as long as the backend keeps it mapped,
-                 which the guest learns by trying, at each completion, to end access (as Linux does)
-    REUSE        the backend does not keep pages mapped; the pool's grants are used again all the same
+    PERSISTENT   pool pages, copied through; a grant stays as long as the backend keeps it mapped,
+                 which the guest learns by trying, at each completion, to end access, as Linux does
+    REUSE        the backend does not keep pages mapped; the pool's grants are used again even so
     PER_REQUEST  the caller's own pages are granted for one request, read-only for a disk write
 Never knows: time, processes, sockets.
 

@@ -18,8 +18,9 @@ from common import xenbus
 from common.hypercall import Hypercalls
 from common.machine_memory import stats_of
 from common.xenstore import XenStoreClient
-from frontend.guest import GuestConfig
-from frontend.vbd import Domain, FrontendVbd
+from frontend.vbd import Domain
+from machine.front_disk import FrontDisk, Line
+from machine.guest import GuestConfig
 
 ANSWER_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.05
@@ -59,32 +60,26 @@ class Attacker:
             self._store_client = XenStoreClient(self.store, None)
         return self._store_client
 
-    def plug(self) -> FrontendVbd:
+    def plug(self) -> FrontDisk:
         """The real frontend of its disk, before its first step."""
-        domain = Domain(
-            self.config.domid,
-            self.hypercall_client,
-            self.ram,
-            self.grant,
-            self.event,
-            stats_of(self.stats)["counters"],
-            self.config.events,
-            self.config.events_dir,
-        )
-        return FrontendVbd(self.store_client, domain, self.config.device, self.config.persistent)
+        config = self.config
+        counters = stats_of(self.stats)["counters"]
+        domain = Domain(config.domid, self.ram, self.grant, counters)
+        line = Line(self.hypercall_client, self.event, config.events, config.events_dir)
+        return FrontDisk(self.store_client, domain, line, config.device, config.persistent)
 
-    def follow(self, vbd: FrontendVbd, *states: int) -> Iterator[None]:
+    def follow(self, vbd: FrontDisk, *states: int) -> Iterator[None]:
         """Take honest steps until `vbd` is in one of `states`."""
-        vbd.handle_store()
+        vbd.settle()
         poller = select.poll()
         poller.register(self.store_client, select.POLLIN)
         while vbd.state not in states:
             if poller.poll(POLL_S * 1000):
-                self.store_client.events()
-            vbd.handle_store()
+                vbd.take_events()
+            vbd.settle()
             yield
 
-    def connected(self) -> Iterator[FrontendVbd]:
+    def connected(self) -> Iterator[FrontDisk]:
         """Connected disks, one after the other: the last is closed first. Ends when told to stop;
         whoever uses one looks at `wanted`, too.
         """
@@ -97,18 +92,18 @@ class Attacker:
             if not self._close(vbd):
                 return
 
-    def _reaches(self, vbd: FrontendVbd, *states: int) -> bool:
+    def _reaches(self, vbd: FrontDisk, *states: int) -> bool:
         """Honest steps until it is there; False if told to stop before."""
         return all(self.wanted() for _ in self.follow(vbd, *states))
 
-    def _close(self, vbd: FrontendVbd) -> bool:
+    def _close(self, vbd: FrontDisk) -> bool:
         """Let the disk be closed, and begin anew; False if told to stop meanwhile."""
         if vbd.state == xenbus.CONNECTED:
             vbd.detach()
         if not self._reaches(vbd, xenbus.CLOSED):
             return False
         while self.wanted():
-            if self.store_client.read(f"{vbd.backend_path}/state") == b"6":
+            if self.store_client.read(f"{vbd.other}/state") == b"6":
                 self.store_client.write(f"{self.frontend_path}/state", b"1")
                 return True
             time.sleep(PAUSE_S)

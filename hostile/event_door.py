@@ -9,14 +9,14 @@ from typing import Final
 from common import abi
 from common.event_channel import EventChannel, set_pending
 from common.wakeups import PipeCarrier
-from frontend.vbd import FrontendVbd
 from hostile.attacker import Attacker
+from machine.front_disk import FrontDisk
 
 WAKES: Final = bytes(4096)
 F_SETPIPE_SZ: Final = 1031
 
 
-def _channel(vbd: FrontendVbd) -> tuple[EventChannel, int, int]:
+def _channel(vbd: FrontDisk) -> tuple[EventChannel, int, int]:
     """The channel, and its descriptors: from dom0, to dom0."""
     channel = vbd.channel
     assert channel is not None and isinstance(channel.carrier, PipeCarrier)

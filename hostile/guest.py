@@ -15,15 +15,15 @@ from common.control import Control, ControlLost
 from common.hypercall import HypercallError
 from common.memory import map_segment
 from common.xenstore import XenStoreError
-from frontend.guest import GuestConfig
 from frontend.seal import seal
 from hostile.attacker import Attacker
 from hostile.attacks import ATTACKS
+from machine.guest import GuestConfig
 
 
 def main(config: dict[str, Any], descriptors: list[int]) -> None:
     """The process's entry. config: GuestConfig's fields and `attack`, a name of ATTACKS;
-    descriptors: a guest's (frontend/guest.py)."""
+    descriptors: a guest's (machine/guest.py)."""
     attack = ATTACKS[config.pop("attack")]
     settings = GuestConfig(**config)
     control = Control.of_descriptor(descriptors[0])

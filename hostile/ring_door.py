@@ -12,9 +12,10 @@ import numpy as np
 from common import abi, xenbus
 from common.ring import EVENT, REQ, RSP
 from frontend.grants import grant_access
-from frontend.vbd import BUFFER_FRAME, FrontendVbd
+from frontend.vbd import BUFFER_FRAME
 from hostile.attacker import Attacker
 from hostile.hypercall_door import RANDOM_SEED
+from machine.front_disk import FrontDisk
 
 SLOTS: Final = slice(abi.SRING_HEADER_SIZE, abi.SRING_HEADER_SIZE + 32 * abi.BLKIF_REQUEST.itemsize)
 GREFS: Final = 1500  # more than dom0 keeps mapped, and within the table
@@ -24,7 +25,7 @@ BURSTS: Final = 64
 class Pump:
     """The ring of a connected disk, in hands that keep to no rule."""
 
-    def __init__(self, me: Attacker, vbd: FrontendVbd) -> None:
+    def __init__(self, me: Attacker, vbd: FrontDisk) -> None:
         assert vbd.dev is not None and vbd.channel is not None
         self._me, self._vbd, self.channel = me, vbd, vbd.channel
         self.grants = vbd.dev.grants
@@ -62,8 +63,7 @@ class Pump:
     @property
     def broken(self) -> bool:
         """Has dom0 given this disk up?"""
-        if self._me.store_client.events():
-            self._vbd.handle_store()
+        self._vbd.take_events()
         return self._vbd.state != xenbus.CONNECTED
 
 

@@ -35,10 +35,9 @@ def slots_of(cap: int) -> int:
     return slots_needed(BLKIF_RING_SIZE, cap)
 
 
-def mapped(balloon: Balloon, nr_slots: int, ram_fd: int) -> Reach:
-    """ram_fd: the frontend's RAM."""
-    door = {"map_door": REAL, "ram_fd": ram_fd}
-    return Reach(balloon.page_table()[:nr_slots], balloon.address, door)
+def mapped(balloon: Balloon, ram_fd: int) -> Reach:
+    """balloon: as many slots as it takes; ram_fd: the frontend's RAM."""
+    return Reach(balloon.page_table(), balloon.address, {"map_door": REAL, "ram_fd": ram_fd})
 
 
 def in_table(arena: Arena, nr_slots: int, ram: np.ndarray, hole: np.ndarray) -> Reach:

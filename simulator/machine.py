@@ -1,46 +1,49 @@
 """A whole machine in virtual time: built, connected, loaded, closed.
 
 Owns: the plain memory that stands for each domain's, who is put together with whom, the order of a
-run, and its counters. The hypervisor, blkfront, blkback and the load are the real ones.
+run, and its counters. The hypervisor, blkfront, blkback and the load are the real ones; so is the
+handshake (`handshake.py`), which has a clock of its own: the load begins at 0.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 import numpy as np
 import simpy
 
-from backend import phases
-from backend.blkback import new_blkback, slots_needed
+from backend.blkback import begin_close
+from backend.doors import called_for
 from backend.stores import RamStore
-from common import abi
+from backend.worker import work
+from common import abi, effects
 from common.arena import Arena
-from common.copying import address_of
-from common.event_channel import clear_mask, event_words
-from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS
-from common.not_done import GNTST_UNFILLED
-from frontend.blkfront import end_every_access
-from frontend.blkfront_info import new_blkfront
-from frontend.grants import end_access, grant_access, new_grants
+from common.event_channel import clear_mask, clear_pending, event_words
+from common.handshake import Leave
+from common.hypercall_gate import no_gate
+from common.machine_memory import STATS
+from common.spinning import new_spin
+from common.xenbus import CLOSED, CONNECTED
+from frontend.blkfront_info import PER_REQUEST
 from frontend.load import new_load
-from frontend.page_pool import new_pool
-from hypervisor.cpus import ACCESSED_WORDS, POLICIES
-from hypervisor.domains import GUEST_HANDLES_MAX, DomainMemory
-from hypervisor.hypercalls import Hypervisor
-from simulator.backend_thread import BackendThread, Dom0
+from frontend.vbd import BUFFER_FRAME, FrontendVbd
+from hypervisor.cpus import POLICIES
+from hypervisor.domains import DomainMemory
+from machine.back import build_back, in_table, own_frames, slots_of
+from machine.front import channel_words, guest_domain, lay_out_buffers
+from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
+from machine.plug import plug
+from simulator.backend_thread import FOR_EVER, BackendThread, Dom0
 from simulator.config import MODES, Config
 from simulator.costs import COSTS, ERAS, Costs
 from simulator.cpus import Cpu
 from simulator.flush import FlushLock, ObservedCpus
-from simulator.guest import Channel, Guest
+from simulator.guest import Guest
+from simulator.handshake import World
 from simulator.shared import Channel as BookedChannel
 from simulator.shared import Memory, RequestPool
 from simulator.trace import Trace
 
-PORT: Final = 1
-RING_FRAME: Final = 0
-POOL_FRAME: Final = 1
-POOL_PAGES: Final = abi.BLKIF_RING_SIZE * abi.BLKIF_MAX_SEGMENTS_PER_REQUEST
 GRANT_FRAMES: Final = 4  # Linux asks for this many at boot, as in the real runtime
 
 
@@ -63,13 +66,9 @@ class Counts:
 
 @dataclass
 class _Disk:
-    """One guest's memory and both ends of its disk."""
+    """What one guest counts, and both ends of its disk."""
 
-    ram: np.ndarray
-    grants: Any
     stats: np.ndarray
-    ring_ref: int
-    ring_op: np.ndarray
     guest: Guest
     thread: BackendThread
     store: RamStore
@@ -81,7 +80,7 @@ class Machine:
     def __init__(self, config: Config, costs: Costs = COSTS, trace: Trace | None = None) -> None:
         self.config, self.costs = config, costs
         self.env = simpy.Environment()
-        self.host = np.zeros(1, HOST)
+        self.arena = Arena()
         self.cpus = [Cpu(self.env, number, costs) for number in range(config.nr_cpus)]
         era, seed = ERAS[config.era], config.plan.seed
         self.lock = FlushLock(self.env, costs, era.byte_lock, seed)
@@ -143,31 +142,36 @@ class Machine:
     # --- building ---------------------------------------------------------------------------
 
     def _boot(self, trace: Trace) -> None:
-        config, host = self.config, self.host
-        nr = config.dom0_vcpus
-        accessed = np.zeros(MAPTRACK_HANDLES_MAX * ACCESSED_WORDS, np.uint64)
-        dirty, running = host["dirty"][0, :nr], host["running"][0, :nr]
+        config, nr = self.config, self.config.dom0_vcpus
+        self._memory = host_memory(self.arena)
+        self.host, accessed = self._memory
+        self._bounce_frames = slots_of(0) if MODES[config.mode][2] else 0
+        dom0 = domain_memory(self.arena, 1 + self._bounce_frames * config.guests)
+        self.worker_cpus: ObservedCpus
+
+        def cpus(*args: Any, **words: np.ndarray) -> ObservedCpus:
+            self.worker_cpus = ObservedCpus(*args, **words)
+            return self.worker_cpus
+
+        self.hypervisor = build_hypervisor(
+            self.arena,
+            self._memory,
+            dom0,
+            nr_cpus=nr,
+            policy=config.flush_policy,
+            cpus_class=cpus,
+        )
+        dirty, running = self.host["dirty"][0, :nr], self.host["running"][0, :nr]
         dirty[:] = 1  # booting dom0 runs each vCPU once
         for cpu in self.cpus[:nr]:
             cpu.pin(dirty, running)
-        worker_cpus = ObservedCpus(
-            nr,
-            config.flush_policy,
-            dirty=dirty,
-            running=running,
-            counters=host["cpus"][0, :nr],
-            accessed=accessed,
-            holders=np.zeros(ACCESSED_WORDS, np.uint64),
-        )
-        self.worker_cpus, self.hypervisor = worker_cpus, Hypervisor(worker_cpus, Arena())
-        copies = MODES[config.mode][2]
-        self._bounce_frames = slots_needed(abi.BLKIF_RING_SIZE, 0) if copies else 0
-        dom0_ram = pages(1 + self._bounce_frames * config.guests)
-        self._create_domain(abi.DOMID_0, dom0_ram, pages(1))
+        self.world = World(self.hypervisor)
+        hole = self.arena.array(abi.XEN_PAGE_SIZE, np.uint8)
+        hole[:] = 0xA5
         self.dom0 = Dom0(
             self._grant_table_op,
             self.cpus,
-            worker_cpus,
+            self.worker_cpus,
             POLICIES[config.flush_policy],
             dirty,
             accessed,
@@ -175,116 +179,109 @@ class Machine:
             BookedChannel(self.env),
             self.pool,
             self.memory,
-            dom0_ram,
-            np.full(abi.XEN_PAGE_SIZE, 0xA5, np.uint8),
+            dom0.ram,
+            hole,
             ERAS[config.era],
             trace,
         )
 
-    def _create_domain(self, domid: int, ram: np.ndarray, grant_frames: np.ndarray) -> None:
-        self.hypervisor.create_domain(
-            domid,
-            DomainMemory(ram, grant_frames, pages(2)),
-            self.host["hypervisor"][0, domid : domid + 1],
-            nr_vcpus=self.config.dom0_vcpus if domid == abi.DOMID_0 else 1,
-            nr_handles=MAPTRACK_HANDLES_MAX if domid == abi.DOMID_0 else GUEST_HANDLES_MAX,
-        )
-
     def _connect(self, domid: int) -> _Disk:
-        """What the handshake comes to: memory, the ring's grant and its mapping, both ends."""
-        config, plan = self.config, self.config.plan
+        """A guest and its disk, from the domain's birth until both ends are Connected."""
+        config, plan, arena = self.config, self.config.plan, self.arena
         frames_per_io = -(-plan.bs // abi.XEN_PAGE_SIZE)
-        buffers = POOL_FRAME + POOL_PAGES
-        ram, grant_frames = pages(buffers + plan.iodepth * frames_per_io), pages(GRANT_FRAMES)
-        self._create_domain(domid, ram, grant_frames)
-        grants = new_grants(grant_frames)
-        stats = np.zeros(1, STATS)
-        front = new_blkfront(
-            ram[: abi.XEN_PAGE_SIZE],
-            address_of(ram),
-            grants,
-            new_pool(POOL_FRAME, POOL_PAGES),
-            stats["counters"],
-            nr_ios=plan.iodepth,
-        )
-        front.front["grant_mode"] = MODES[config.mode][0]
-        front.ios["frame"] = buffers + np.arange(plan.iodepth) * frames_per_io
-        own, far = event_words(pages(1)), event_words(pages(1))
-        for words in (own, far):
-            clear_mask(words[1], PORT)
-        ring_ref = int(grant_access(grants, abi.DOMID_0, RING_FRAME, False))
+        memory = domain_memory(arena, BUFFER_FRAME + plan.iodepth * frames_per_io, GRANT_FRAMES)
+        build_domain(self.hypervisor, self._memory, domid, memory)
+        stats, spin = arena.array(1, STATS), new_spin(adaptive=False)
         # A short run touches few blocks of each disk, and once.
         store = RamStore(config.disk_sectors, huge_pages=False)
-        thread = self._new_thread(domid, ram, store, Channel(far[0], own[0], own[1], PORT))
+        domain = guest_domain(
+            domid,
+            *memory,
+            stats["counters"],
+            spin,
+            nr_ios=plan.iodepth,
+            notes_wakes=True,
+            arena=arena,
+        )
+        grant_mode, keeps, _ = MODES[config.mode]
+        vcpu = (domid - 1) % config.dom0_vcpus
+        self.world.serve(domid, config.disk_sectors, keeps, vcpu, partial(self._let_go, domid))
+        self.world.toolstack.hold(plug(domid, config.disk_sectors >> 11), lambda _: None)
+        vbd = self.world.boot(domain, grant_mode != PER_REQUEST).vbd
+        self.world.rest()
+        assert isinstance(vbd, FrontendVbd) and vbd.dev is not None
+        assert vbd.state == self.world.backs[domid].vbd.state == CONNECTED
+        front = vbd.dev
+        assert front.front["grant_mode"] == grant_mode
+        lay_out_buffers(front, BUFFER_FRAME, frames_per_io)
+        for page in memory.event.reshape(2, abi.XEN_PAGE_SIZE):
+            pending, mask = event_words(page)
+            clear_mask(mask, vbd.port)  # each end listens, and has looked: a new one is pending
+            clear_pending(pending, vbd.port)
+        thread = self._new_thread(domid, memory, store, vbd.port)
         own_plan = plan.__class__(**{**plan.__dict__, "seed": plan.seed + domid})
-        versions = np.zeros(config.disk_sectors, np.uint32)
+        versions = arena.array(config.disk_sectors, np.uint32)
+        latency = stats["latency"][0]
         guest = Guest(
             self.cpus[config.guest_cpu(domid)],
             domid,
             self.costs,
             plan.seed,
             front,
-            new_load(own_plan, front, versions, stats["latency"][0], domid, 0),
-            Channel(own[0], far[0], far[1], PORT),
+            new_load(arena, own_plan, front, versions, latency, domid, 0, real_time=False),
             self.memory,
             self.dom0.trace,
         )
         guest.peer, thread.peer = thread, guest
-        ring_op = self._map_ring(domid, ring_ref, thread.cpu.number)
-        return _Disk(ram, grants, stats, ring_ref, ring_op, guest, thread, store)
+        return _Disk(stats, guest, thread, store)
 
     def _new_thread(
-        self, domid: int, ram: np.ndarray, store: RamStore, channel: Channel
+        self, domid: int, memory: DomainMemory, store: RamStore, port: int
     ) -> BackendThread:
         config = self.config
         keeps = MODES[config.mode][1]
         cap = config.max_persistent_grants if keeps else 0
-        vcpu = (domid - 1) % config.dom0_vcpus
-        dev = new_blkback(
-            ram[: abi.XEN_PAGE_SIZE],
-            np.full(slots_needed(abi.BLKIF_RING_SIZE, cap), address_of(self.dom0.hole), np.uint64),
+        vcpu, nr_slots = (domid - 1) % config.dom0_vcpus, slots_of(cap)
+        reach = in_table(self.arena, nr_slots, memory.ram, self.dom0.hole)
+        if self._bounce_frames:
+            reach = own_frames(nr_slots, self.dom0.ram, 1 + self._bounce_frames * (domid - 1))
+        words = channel_words(self.arena, memory.event, allocated_here=False)
+        words.port[0] = port
+        dev = build_back(
+            self.arena,
+            memory.ram[: abi.XEN_PAGE_SIZE],
+            reach,
+            store,
             self.dom0.accessed,
             self.host["backend"][0, domid : domid + 1],
+            words,
+            new_spin(adaptive=False),
+            no_gate(),
             remote_domid=domid,
-            nr_sectors=config.disk_sectors,
-            store_address=address_of(cast(np.ndarray, store.memory)),
             persistent=keeps,
             max_persistent_grants=cap,
             gather_max=config.gather_max,
             cpu=vcpu,
+            notes_wakes=True,
         )
-        bounce = 1 + self._bounce_frames * (domid - 1) if self._bounce_frames else None
         seed = config.plan.seed
-        return BackendThread(
-            self.cpus[vcpu], domid, self.costs, seed, dev, channel, self.dom0, ram, bounce
-        )
-
-    def _map_ring(self, domid: int, ring_ref: int, vcpu: int) -> np.ndarray:
-        op = np.zeros(1, abi.GNTTAB_MAP_GRANT_REF)
-        op["host_addr"] = abi.XEN_PAGE_SIZE
-        op["flags"], op["ref"], op["dom"] = abi.GNTMAP_HOST_MAP, ring_ref, domid
-        op["status"] = GNTST_UNFILLED
-        self._grant_table_op(vcpu, abi.GNTTABOP_MAP_GRANT_REF, op, False)
-        assert op["status"][0] == abi.GNTST_OKAY
-        return op
+        return BackendThread(self.cpus[vcpu], domid, self.costs, seed, dev, self.dom0)
 
     def _disconnect(self, domid: int) -> None:
-        """The backend unmaps all it kept and the ring; then the frontend ends every access."""
-        disk = self._disks[domid]
-        dev, vcpu = disk.thread.dev, disk.thread.cpu.number
-        while phases.release_kept(dev):
-            kept = dev.unmap_ops[: int(dev.back["unmap_ops"][0])]
-            self._grant_table_op(vcpu, abi.GNTTABOP_UNMAP_GRANT_REF, kept, False)
-            assert phases.finish_unmap(dev)
-        op = np.zeros(1, abi.GNTTAB_UNMAP_GRANT_REF)
-        op["host_addr"], op["handle"] = disk.ring_op["host_addr"], disk.ring_op["handle"]
-        op["status"] = GNTST_UNFILLED
-        self._grant_table_op(vcpu, abi.GNTTABOP_UNMAP_GRANT_REF, op, False)
-        assert op["status"][0] == abi.GNTST_OKAY
-        stuck = end_every_access(disk.guest.dev)
-        stuck += not end_access(disk.grants, disk.ring_ref)
-        assert stuck == 0, f"{stuck} grants of guest {domid} are still mapped"
-        disk.store.close()
+        """The guest unplugs its disk: both ends close, and nothing stays mapped or granted."""
+        front = self.world.fronts[domid]
+        front.tell(Leave())
+        self.world.rest()
+        assert isinstance(front.vbd, FrontendVbd) and front.vbd.finished
+        assert self.world.backs[domid].vbd.state == CLOSED
+        self._disks[domid].store.close()
+
+    def _let_go(self, domid: int) -> None:
+        """The ring's thread ends: it unmaps all it has kept."""
+        thread = self._disks[domid].thread
+        begin_close(thread.dev)
+        while work(thread.dev, FOR_EVER, 0) != effects.DONE:
+            self._grant_table_op(thread.cpu.number, *called_for(thread.dev), False)
 
     def _grant_table_op(self, vcpu: int, cmd: int, ops: np.ndarray, waited: bool) -> None:
         """One hypercall of dom0's `vcpu`, its arguments changed in place."""
@@ -292,8 +289,3 @@ class Machine:
         number = abi.HYPERVISOR_GRANT_TABLE_OP
         rc = self.hypervisor.hypercall(abi.DOMID_0, vcpu, number, cmd, payload, waited)
         assert rc == 0, f"hypercall {cmd}: {rc}"
-
-
-def pages(count: int) -> np.ndarray:
-    """`count` zeroed pages, taken from the host as they are used."""
-    return np.zeros(count * abi.XEN_PAGE_SIZE, np.uint8)

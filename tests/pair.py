@@ -25,7 +25,6 @@ from backend.worker import work
 from common import abi, effects
 from common.arena import Arena
 from common.atomics import load_acquire, store_release
-from common.copying import address_of
 from common.event_channel import EventWords, clear_pending, event_words, set_pending
 from common.hypercall_gate import no_gate
 from common.machine_memory import STATS
@@ -379,4 +378,3 @@ class Pair:
         assert dom0 is not None and dom0.maptrack.list["used"][0] == self.kept
         assert self.counts()["grants_mapped"] == self.kept
         assert (self.hole == 0xA5).all(), "an empty slot was written to"
-

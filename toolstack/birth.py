@@ -13,15 +13,15 @@ from typing import Final
 
 import numpy as np
 
-from backend.vbd import BackendOptions, bounce_frame_of
 from common.abi import HYPERVISOR_DOMCTL, XEN_PAGE_SIZE
 from common.event_channel import events_dir
 from common.hypercall import DOMCTL_CREATEDOMAIN, DOMCTL_DOMAIN, Hypercalls
 from common.machine_memory import MachineMemory, stats_of
 from common.xenstore import XenStoreClient
-from frontend.guest import GuestConfig
 from frontend.vbd import BUFFER_FRAME
 from machine.broker import BrokerConfig
+from machine.connection import BackendOptions, bounce_frame_of
+from machine.guest import GuestConfig
 from toolstack.failures import MachineError
 from toolstack.guest_stats import GuestStats
 from toolstack.settings import Settings

@@ -8,10 +8,11 @@ import time
 from typing import Final
 
 from common.xenstore import XenStoreClient
+from machine.plug import XVDA
 from toolstack.birth import ANSWER_TIMEOUT_S, Builder, DomidTaken
 from toolstack.guest_stats import GuestStats
 from toolstack.supervisor import Supervisor
-from toolstack.vbd_config import XVDA, create_vbd, forget_domain
+from toolstack.vbd_config import create_vbd, forget_domain
 
 DOMID_FREE_TIMEOUT_S: Final = 10.0  # xenstored and dom0 let go of whoever had it
 RETRY_S: Final = 0.002

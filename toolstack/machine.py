@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
-from backend.vbd import BackendOptions
 from common.abi import BLKIF_RING_SIZE
 from common.hypercall import HypercallError
 from common.machine_memory import host_of
 from common.xenstore import XenStoreError
+from machine.connection import BackendOptions
+from machine.plug import XVDA
 from toolstack.birth import Builder
 from toolstack.cpu_time import CpuTime
 from toolstack.crew import Crew
@@ -30,7 +31,7 @@ from toolstack.results import counters
 from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot, host_tlb_shootdowns
 from toolstack.supervisor import Supervisor
-from toolstack.vbd_config import XVDA, create_vbd, take_offline
+from toolstack.vbd_config import create_vbd, take_offline
 
 __all__ = ["Guest", "GuestFailed", "Machine", "MachineError"]
 

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from backend import dom0
-from frontend import guest
 from hostile import guest as hostile_guest
-from machine import broker
+from machine import broker, dom0, guest
 from xenstored import daemon
 
 # main(config, descriptors): plain values, and the descriptors that the process is born with.

@@ -6,9 +6,13 @@ born with its compiled code in place and shares those pages with the others.
 
 import numpy as np
 
-from backend import phases, worker
-from backend.blkback import new_blkback, slots_needed
+from backend import phases
+from backend.blkback import begin_close
+from backend.doors import called_for
 from backend.foreign_memory import map_granted, unmap_slots
+from backend.stores import RamStore
+from backend.worker import work
+from common import effects
 from common.abi import (
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
@@ -18,31 +22,30 @@ from common.abi import (
     GNTTAB_UNMAP_GRANT_REF,
     GNTTABOP_COPY,
     GNTTABOP_MAP_GRANT_REF,
-    GNTTABOP_UNMAP_GRANT_REF,
     HYPERVISOR_GRANT_TABLE_OP,
     SECTORS_PER_PAGE,
     XEN_PAGE_SIZE,
 )
 from common.arena import Arena
-from common.atomics import store_release
-from common.copying import address_of
-from common.event_channel import clear_mask, clear_pending, event_words, set_pending
-from common.histogram import BUCKETS
+from common.event_channel import clear_mask, clear_pending, set_pending
 from common.hypercall_gate import PENDING, call, collect, gate_bytes, new_gate, no_gate
 from common.machine_memory import STATS
 from common.spinning import new_spin
-from frontend import effects, load
 from frontend.blkfront import end_every_access
-from frontend.blkfront_info import PER_REQUEST, PERSISTENT, Blkfront, new_blkfront
+from frontend.blkfront_info import PER_REQUEST, PERSISTENT
 from frontend.block_device import _enqueue_first
-from frontend.effects import finish_queued
-from frontend.grants import end_access, grant_access, new_grants
-from frontend.page_pool import new_pool
+from frontend.grants import end_access, grant_access
+from frontend.load import Load, LoadPlan, new_load, no_load, run
+from frontend.vbd import POOL_FRAME
 from hypervisor.gate_server import GateServer
+from machine.back import build_back, in_table, slots_of
+from machine.front import build_front, channel_words, lay_out_buffers
 from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 
 RAM_FRAMES = 64
 POOL_PAGES = 16
+KEPT = 2
+LOOKS = 100
 ROUNDS_MAX = 1000  # a changed core that never comes to rest is told, and not waited for
 DISK_SECTORS = 64 * SECTORS_PER_PAGE
 
@@ -56,91 +59,79 @@ class _TinyMachine:
 
     def __init__(self) -> None:
         # Types must be those of the real thing: counters and words are views into larger records.
-        arena, stats = Arena(), np.zeros(1, STATS)
+        arena = Arena()
         machine, dom0 = host_memory(arena, nr_handles=64), domain_memory(arena, 1)
-        guest = domain_memory(arena, RAM_FRAMES)
+        guest, stats = domain_memory(arena, RAM_FRAMES), arena.array(1, STATS)
         self.hypervisor = build_hypervisor(arena, machine, dom0, nr_cpus=2, policy="mask-2012")
         build_domain(self.hypervisor, machine, 1, guest)
-        host, self.ram = machine.host, guest.ram
-        self.disk = np.zeros(DISK_SECTORS * 512, np.uint8)
-        self.latency = stats["latency"][0]
-        self.front = new_blkfront(
-            self.ram[:XEN_PAGE_SIZE],
-            address_of(self.ram),
-            new_grants(guest.grant),
-            new_pool(1, POOL_PAGES),
+        self.arena, self.latency = arena, stats["latency"][0]
+        spin = new_spin(adaptive=True)
+        spin["limit_ns"] = 0
+        self.front = build_front(
+            arena,
+            guest.ram,
+            guest.grant,
             stats["counters"],
+            channel_words(arena, guest.event),
+            spin,
             nr_ios=4,
+            pool_pages=POOL_PAGES,
         )
-        nr_slots = slots_needed(len(self.front.shadow), 2)
-        self.back = new_blkback(
-            self.ram[:XEN_PAGE_SIZE],
-            np.zeros(nr_slots, np.uint64),
+        lay_out_buffers(self.front, POOL_FRAME + POOL_PAGES, 2)
+        self.back = build_back(
+            arena,
+            guest.ram[:XEN_PAGE_SIZE],
+            in_table(arena, slots_of(KEPT), guest.ram, dom0.ram),
+            RamStore(DISK_SECTORS, huge_pages=False),
             machine.accessed,
-            host["backend"][0, 1:2],
+            machine.host["backend"][0, 1:2],
+            channel_words(arena, guest.event, allocated_here=False),
+            spin,
+            no_gate(),
             remote_domid=1,
-            nr_sectors=DISK_SECTORS,
-            store_address=address_of(self.disk),
-            max_persistent_grants=2,
+            max_persistent_grants=KEPT,
         )
-        self.cursor = np.zeros(1, worker.CURSOR)
-        self.pending, self.mask = event_words(np.zeros(XEN_PAGE_SIZE, np.uint8))
-        self.spin = new_spin(adaptive=True)
-        self.spin["limit_ns"] = 0
-        self.gate = no_gate()
-        store_release(host["dirty"][0], 0, np.uint32(1))
+        machine.host["dirty"][0, 0] = 1
 
-    def serve(self) -> None:
-        """Let the back work until it would sleep, mapping what it asks for."""
-        back = self.back
+    def run(self, job: Load) -> None:
+        """Both ends in turn, until the job is done."""
         for _ in range(ROUNDS_MAX):
-            effect = worker.work(
-                back,
-                self.cursor,
-                self.pending,
-                self.mask,
-                1,
-                self.spin,
-                10,
-                self.gate,
-                -1,
-            )
-            if effect == worker.WAIT:
+            if run(self.front, job, LOOKS, 0) == effects.DONE:
                 return
-            if effect == worker.MAP:
-                ops = back.map_ops[: int(back.back["map_ops"][0])]
-                self._hypercall(GNTTABOP_MAP_GRANT_REF, ops)
-                slots = (ops["host_addr"] - back.back["balloon"]) // XEN_PAGE_SIZE
-                back.page_table[slots] = address_of(self.ram) + ops["dev_bus_addr"]
-            if effect == worker.UNMAP:
-                ops = back.unmap_ops[: int(back.back["unmap_ops"][0])]
-                self._hypercall(GNTTABOP_UNMAP_GRANT_REF, ops)
+            self.serve(effects.WAIT)
+        raise WarmUpError("I/Os never end")
+
+    def serve(self, until: int) -> None:
+        """Let the back work until the effect `until`."""
+        for _ in range(ROUNDS_MAX):
+            effect = work(self.back, LOOKS, 0)
+            if effect == until:
+                return
+            if effect == effects.HYPERCALL:
+                self.make_call(*called_for(self.back))
         raise WarmUpError("the backend never comes to rest")
 
-    def _hypercall(self, cmd: int, ops: np.ndarray) -> None:
+    def make_call(self, cmd: int, ops: np.ndarray) -> None:
+        """A grant-table hypercall of dom0's."""
         payload = bytearray(ops.tobytes())
         number = HYPERVISOR_GRANT_TABLE_OP
         assert self.hypervisor.hypercall(DOMID_0, 0, number, cmd, payload, False) == 0
         ops[:] = np.frombuffer(payload, ops.dtype)
 
 
-def _run_load(machine: _TinyMachine, front: Blkfront) -> None:
-    plan = load.LoadPlan("randrw", XEN_PAGE_SIZE, 4, 50, 16, None, 1, True)
-    front.ios["frame"] = 1 + POOL_PAGES + np.arange(4)
-    job = load.new_load(plan, front, np.zeros(DISK_SECTORS, np.uint32), machine.latency, 1, 0)
-    args = (machine.pending, machine.mask, 2, machine.spin)
-    for _ in range(ROUNDS_MAX):
-        if load.run(front, job, *args) == effects.DONE:
-            return
-        machine.serve()
-    raise WarmUpError("a load of 16 I/Os never ends")
+def _run_load(machine: _TinyMachine, grant_mode: int) -> None:
+    front, arena = machine.front, machine.arena
+    front.front["grant_mode"] = grant_mode
+    plan = LoadPlan("randrw", XEN_PAGE_SIZE, 4, 50, 16, None, 1, True)
+    versions = arena.array(DISK_SECTORS, np.uint32)
+    machine.run(new_load(arena, plan, front, versions, machine.latency, 1, 0))
 
 
 def _warm_gate(machine: _TinyMachine) -> None:
     segment = np.zeros(gate_bytes(1), np.uint8)
     server = GateServer(machine.hypervisor, segment, 1)
     op = np.zeros(1, GNTTAB_MAP_GRANT_REF)
-    args = (GNTTABOP_MAP_GRANT_REF, op.ctypes.data, op.nbytes, machine.spin)
+    args = (GNTTABOP_MAP_GRANT_REF, op.ctypes.data, op.nbytes, machine.front.spin)
     assert call(new_gate(segment, 0), HYPERVISOR_GRANT_TABLE_OP, *args) == PENDING
     assert server.serve() is False
     collect(new_gate(segment, 0), op.ctypes.data, op.nbytes)
@@ -150,37 +141,25 @@ def _warm_gate(machine: _TinyMachine) -> None:
 
 def warm() -> None:
     """Run every compiled entry point once, with the types it will see."""
-    assert BUCKETS > 0
     machine = _TinyMachine()
-    front = machine.front
-    front.front["grant_mode"] = PERSISTENT
-    _run_load(machine, front)
+    front, back = machine.front, machine.back
+    _run_load(machine, PERSISTENT)
     for operation in (BLKIF_OP_WRITE, BLKIF_OP_READ):
         front.ios["operation"], front.ios["nr_sectors"] = operation, 12
         _enqueue_first(front, 1)
-        args = (machine.pending, machine.mask, 2, machine.spin)
-        for _ in range(ROUNDS_MAX):
-            if finish_queued(front, *args) == effects.DONE:
-                break
-            machine.serve()
-        else:
-            raise WarmUpError("an I/O never ends")
+        machine.run(no_load(machine.arena))
     end_every_access(front)
-    front.front["grant_mode"] = PER_REQUEST
-    _run_load(machine, front)
-    for _ in range(ROUNDS_MAX):
-        if phases.release_kept(machine.back) == 0:
-            break
-        phases.finish_unmap(machine.back)
-    else:
-        raise WarmUpError("the tree never gives up its last page")
-    phases.page_address(machine.back, 0, 0)
-    phases.touch(machine.back, 0)
+    _run_load(machine, PER_REQUEST)
+    begin_close(back)
+    machine.serve(effects.DONE)
+    phases.page_address(back, 0, 0)
+    phases.touch(back, 0)
     end_access(front.grants, grant_access(front.grants, 0, 0, False))
-    map_granted(-1, np.zeros(0, GNTTAB_MAP_GRANT_REF), 0)
+    map_granted(-1, np.zeros(0, GNTTAB_MAP_GRANT_REF), 0, 0)
     unmap_slots(np.zeros(0, GNTTAB_UNMAP_GRANT_REF), 0)
-    machine._hypercall(GNTTABOP_COPY, np.zeros(1, GNTTAB_COPY))
+    machine.make_call(GNTTABOP_COPY, np.zeros(1, GNTTAB_COPY))
     _warm_gate(machine)
-    set_pending(machine.pending, machine.mask, 1)
-    clear_pending(machine.pending, 1)
-    clear_mask(machine.mask, 1)
+    events = front.events
+    set_pending(events.far_pending, events.far_mask, 1)
+    clear_pending(events.pending, 1)
+    clear_mask(events.far_mask, 1)

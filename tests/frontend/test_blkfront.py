@@ -6,12 +6,12 @@ import pytest
 from common.abi import GRANT_ENTRY_V1, GTF_PERMIT_ACCESS, GTF_READONLY
 from common.atomics import load_acquire, store_release
 from common.event_channel import set_pending
+from common.faults import PeerFault
 from common.not_done import NOT_DONE
 from common.ring import RING_BROKEN, RSP
 from frontend import blkfront, blkfront_info
 from frontend.blkfront import end_every_access
 from frontend.blkfront_info import BROKEN_REASONS, NO_ROOM
-from frontend.driver import DeviceBroken
 from tests.pair import EOPNOTSUPP, ERROR, MODES, OKAY, PORT, READ, WRITE, Pair
 
 POOLED = ["persistent", "backend-without-persistent"]
@@ -297,7 +297,7 @@ def broken(pair: Pair, reason: int) -> None:
     store_release(front.words, RSP, np.uint32(cons))  # a lie taken back does not mend it
     assert blkfront.consume(front) == RING_BROKEN
     assert (front.front.tobytes(), front.half["cons"][0]) == (done, cons)
-    with pytest.raises(DeviceBroken, match=BROKEN_REASONS[reason]):
+    with pytest.raises(PeerFault, match=BROKEN_REASONS[reason]):
         pair.run()
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from common.abi import XEN_PAGE_SIZE
+from common.faults import PeerFault
 from frontend.block_device import PIECE_BYTES, BlockDevice
-from frontend.driver import DeviceBroken
 from tests.pair import MODES, OKAY, READ, CallbackStore, Pair
 
 SIZE = 64 * 4096
@@ -177,5 +177,5 @@ def test_a_liar_is_an_error_of_every_call_from_then_on() -> None:
     disk, _ = device(pair)
     pair.answer_raw((0, READ, OKAY))
     for _ in range(3):
-        with pytest.raises(DeviceBroken, match="more responses than there were requests"):
+        with pytest.raises(PeerFault, match="more responses than there were requests"):
             disk.read(0, 512)

@@ -6,10 +6,11 @@ from typing import Any, cast
 import pytest
 
 from common.event_channel import event_words
+from common.faults import PeerFault
 from common.spinning import new_spin
 from frontend import effects
 from frontend.blkfront_info import BROKEN_ID, BROKEN_REASONS
-from frontend.driver import DeviceBroken, Driver
+from frontend.driver import Driver
 from tests.pair import Pair, pages
 
 OTHERS = (31, 32)
@@ -75,7 +76,7 @@ def test_a_wait_sleeps_and_then_looks_at_the_outside_world(channel: Channel) -> 
 def test_a_broken_device_is_an_error_that_says_how(channel: Channel) -> None:
     assert channel.driver is not None
     channel.driver.dev.front["broken"] = BROKEN_ID
-    with pytest.raises(DeviceBroken, match=BROKEN_REASONS[BROKEN_ID]):
+    with pytest.raises(PeerFault, match=BROKEN_REASONS[BROKEN_ID]):
         run(channel, effects.BROKEN)
 
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from frontend.effects import finish_queued, idle, submit_queued
 
 from common.atomics import load_acquire, store_release
 from common.event_channel import clear_pending, set_pending
 from common.ring import EVENT, REQ, RSP
 from common.spinning import new_spin
 from frontend import effects
-from frontend.effects import finish_queued, idle, submit_queued
 from tests.pair import OKAY, PORT, READ, Pair
 
 

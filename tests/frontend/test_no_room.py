@@ -4,6 +4,7 @@ import errno
 
 import numpy as np
 import pytest
+from frontend.effects import finish_queued
 
 from common.abi import XEN_PAGE_SIZE
 from common.event_channel import set_pending
@@ -11,7 +12,6 @@ from common.not_done import NOT_DONE
 from frontend import blkfront, effects, load
 from frontend.blkfront_info import NO_ROOM
 from frontend.block_device import BlockDevice
-from frontend.effects import finish_queued
 from frontend.load import LoadPlan, new_load
 from tests.frontend.whole import check_whole
 from tests.pair import OKAY, PORT, READ, WRITE, Pair

@@ -3,20 +3,17 @@ xenstored in threads of it. Order and keys are those of tests/golden.
 """
 
 import os
-import queue
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from backend.connection import RingEnded
 from backend.ring_thread import Vcpu
 from backend.stores import RamStore
-from backend.vbd import BackendOptions, BackendVbd
-from common import xenbus, xenstore
+from common import xenbus
 from common.abi import GRANT_ENTRY_V1, GTF_PERMIT_ACCESS, GTF_READING, SECTOR_SIZE
 from common.atomics import store_release
 from common.event_channel import events_dir, set_pending
@@ -25,15 +22,20 @@ from common.ring import REQ
 from common.spinning import new_spin
 from common.wakeups import Events
 from common.xenstore import XenStoreClient, XenStoreError
+from common.xenstore_exchange import Exchange, Reply, Request
 from common.xenstore_wire import MessageType
 from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
-from frontend.vbd import BUFFER_FRAME, Domain, FrontendVbd
+from frontend.vbd import BUFFER_FRAME, Domain
+from machine.connection import BackendOptions, Place
+from machine.front_disk import FrontDisk, Line
+from machine.plug import XVDA
 from tests.common.carriers import CARRIERS
+from tests.dom0_disk import BackDisk
 from tests.hypervisor.running import Running
 from tests.xenstored.serving import Serving
-from toolstack.vbd_config import XVDA, create_vbd, take_offline
+from toolstack.vbd_config import create_vbd, take_offline
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DOMID = 1
@@ -56,45 +58,29 @@ class House:
         self._events = events
         host = host_of(self.memory.segment("host"))
         self._vcpu = Vcpu(0, host["running"][0], host["dirty"][0])
-        self.ended: queue.SimpleQueue[RingEnded] = queue.SimpleQueue()
-        self.fronts: list[FrontendVbd] = []
-        self.backs: list[BackendVbd] = []
+        self.fronts: list[FrontDisk] = []
+        self.backs: list[BackDisk] = []
 
-    def front(self, persistent: bool = True) -> FrontendVbd:
+    def front(self, persistent: bool = True) -> FrontDisk:
         """The guest's driver finds its disk."""
         segments = self._born.segments
-        domain = Domain(
-            DOMID,
-            self._born.hypercalls,
-            segments["ram"],
-            segments["grant"],
-            segments["event"],
-            stats_of(segments["stats"])["counters"],
-            self._events,
-            events_dir(self.run_dir, DOMID),
-        )
-        front = FrontendVbd(self.guest, domain, XVDA, persistent)
+        counters = stats_of(segments["stats"])["counters"]
+        domain = Domain(DOMID, segments["ram"], segments["grant"], counters)
+        sockets = events_dir(self.run_dir, DOMID)
+        line = Line(self._born.hypercalls, segments["event"], self._events, sockets)
+        front = FrontDisk(self.guest, domain, line, XVDA, persistent)
         self.fronts.append(front)
         return front
 
-    def back(self, persistent: bool = True, gather_max: int = 1) -> BackendVbd:
+    def back(self, persistent: bool = True, gather_max: int = 1) -> BackDisk:
         """dom0's driver finds its disk."""
-        back = BackendVbd(
-            self.dom0,
-            self._hypervisor.dom0,
-            self.memory,
-            self.run_dir,
-            DOMID,
-            XVDA,
-            RamStore(DISK_MIB << 11),
-            self._vcpu,
-            BackendOptions(persistent, 352, gather_max, False, False, 2, self._events),
-            self.ended.put,
-        )
+        place = Place(self._hypervisor.dom0, self.memory, self.run_dir, DOMID, XVDA, self._vcpu)
+        options = BackendOptions(persistent, 352, gather_max, False, False, 2, self._events)
+        back = BackDisk(self.dom0, place, RamStore(DISK_MIB << 11), options)
         self.backs.append(back)
         return back
 
-    def retire(self, back: BackendVbd) -> None:
+    def retire(self, back: BackDisk) -> None:
         """dom0 forgets a disk."""
         self.backs.remove(back)
         back.close()
@@ -108,7 +94,7 @@ class House:
         """What the guest's grant table permits."""
         return self._born.segments["grant"].view(GRANT_ENTRY_V1)["flags"]
 
-    def disk(self, front: FrontendVbd) -> BlockDevice:
+    def disk(self, front: FrontDisk) -> BlockDevice:
         """The connected disk, for Python users."""
         assert front.dev is not None and front.channel is not None and front.disk is not None
         driver = Driver(front.dev, front.channel, new_spin(False))
@@ -148,39 +134,43 @@ Writes = list[tuple[str, str]]
 def writes(monkeypatch: pytest.MonkeyPatch) -> Writes:
     """Every write to the store from now on, in order; paths and values as in tests/golden."""
     seen: Writes = []
-    change = xenstore._Nodes._change
+    ask = Exchange.ask
 
     def shown(text: str) -> str:
         text = text.replace("/local/domain/0/", "").replace(f"/local/domain/{DOMID}/", "")
         return text.replace(f"backend/vbd/{DOMID}/", "backend/vbd/0/")
 
-    def recorded(nodes: xenstore._Nodes, kind: MessageType, path: str, rest: bytes) -> None:
-        if kind == MessageType.WRITE:
-            seen.append((shown(path), shown(rest.decode())))
-        change(nodes, kind, path, rest)
+    def recorded(
+        exchange: Exchange, requests: Sequence[Request], then: Callable[[list[Reply]], None]
+    ) -> None:
+        for kind, path, rest, _ in requests:
+            if kind == MessageType.WRITE:
+                seen.append((shown(path), shown(rest.decode())))
+        ask(exchange, requests, then)
 
-    monkeypatch.setattr(xenstore._Nodes, "_change", recorded)
+    monkeypatch.setattr(Exchange, "ask", recorded)
     return seen
 
 
-def look(end: FrontendVbd | BackendVbd) -> None:
+def look(end: FrontDisk | BackDisk) -> None:
     """The end takes the steps that are due."""
-    while end.handle_store():
-        pass
+    end.settle()
 
 
-def settle(*ends: FrontendVbd | BackendVbd) -> None:
+def settle(*ends: FrontDisk | BackDisk) -> None:
     """Each end takes the steps that are due, by turns, until neither has one."""
     before: list[int] = []
-    while (states := [end.state for end in ends]) != before:
-        before = states
+    while True:
         for end in ends:
             look(end)
+        if (states := [end.state for end in ends]) == before:
+            return
+        before = states
 
 
 def connect(
     house: House, front_persistent: bool = True, back_persistent: bool = True
-) -> tuple[FrontendVbd, BackendVbd]:
+) -> tuple[FrontDisk, BackDisk]:
     """A disk plugged in, both ends Connected."""
     create_vbd(house.dom0, DOMID, DISK_MIB)
     back, front = house.back(back_persistent), house.front(front_persistent)
@@ -214,7 +204,7 @@ def test_every_write_of_the_handshake_is_linuxs_in_its_order(house: House, write
 @pytest.mark.parametrize("first", ["front", "back"])
 def test_whichever_end_looks_first_they_connect(house: House, first: str) -> None:
     create_vbd(house.dom0, DOMID, DISK_MIB)
-    ends: list[FrontendVbd | BackendVbd] = [house.front(), house.back()]
+    ends: list[FrontDisk | BackDisk] = [house.front(), house.back()]
     settle(*(ends if first == "front" else reversed(ends)))
     assert [end.state for end in ends] == [xenbus.CONNECTED] * 2
 
@@ -314,8 +304,10 @@ def test_a_table_without_a_free_entry_is_said_and_nothing_is_published(house: Ho
     house.grant_flags()[:] = GTF_PERMIT_ACCESS | GTF_READING  # an earlier device's, stuck
     create_vbd(house.dom0, DOMID, DISK_MIB)
     back, front = house.back(), house.front()
-    with pytest.raises(OSError, match=f"{front.path}: no grant entry is free for the ring"):
-        settle(back, front)
+    settle(back, front)
+    said = f"{front.path}: no grant entry is free for the ring"
+    assert (front.state, front.closed_because) == (xenbus.CLOSED, said)
+    assert house.dom0.read(f"{FRONT}/error").decode() == said
     with pytest.raises(XenStoreError):
         house.dom0.read(f"{FRONT}/ring-ref")
 
@@ -417,20 +409,22 @@ def test_a_broken_ring_closes_the_device_with_its_reason(house: House) -> None:
     store_release(front.dev.words, REQ, np.uint32(1000))
     set_pending(front.channel.far_pending, front.channel.far_mask, front.channel.port)
     front.channel.wake_far_end()
-    ended = house.ended.get(timeout=10)
+    report = back.reports.get(timeout=10)
+    assert back.state == xenbus.CONNECTED  # nobody but the main thread closes it
+    report()
+    back.finish()
     reason = "the frontend produced more requests than the ring holds"
-    assert (ended.domid, ended.device, ended.reason) == (DOMID, XVDA, reason)
-    back.ring_ended(ended)
     assert house.dom0.read(f"{BACK}/error").decode() == reason
     settle(front, back)
     assert (front.state, back.state) == (xenbus.CLOSED, xenbus.CLOSED)
     assert house.grants_mapped() == 0 and not house.grant_flags().any()
-    assert house.ended.empty()
+    assert back.reports.empty()
 
 
 def test_a_frontend_says_why_it_closes(house: House) -> None:
     front, back = connect(house)
     front.fail("the backend answered a request that was not asked")
+    look(front)
     assert b"not asked" in house.dom0.read(f"{FRONT}/error")
     settle(back, front)
     assert (front.state, back.state) == (xenbus.CLOSED, xenbus.CLOSED)

@@ -22,10 +22,11 @@ from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
 from frontend.grants import grant_access, new_grants
-from frontend.vbd import BUFFER_FRAME, Domain, FrontendVbd
+from frontend.vbd import BUFFER_FRAME, Domain
+from machine.front_disk import FrontDisk, Line
+from machine.plug import XVDA
 from toolstack.birth import Builder
 from toolstack.machine import Machine
-from toolstack.vbd_config import XVDA
 
 PATIENCE_S = 30.0  # nothing here is about time: only who hangs comes near it
 
@@ -61,22 +62,14 @@ class ScriptedGuest:
 
     # --- a frontend of our own --------------------------------------------------------------
 
-    def vbd(self, persistent: bool = True) -> FrontendVbd:
+    def vbd(self, persistent: bool = True) -> FrontDisk:
         """blkfront, as a guest's process would run it."""
-        domain = Domain(
-            self.domid,
-            self.hypercalls,
-            self.ram,
-            self.grant,
-            self.event,
-            self.counters,
-            "pipe",
-            self._events_dir,
-        )
-        return FrontendVbd(self.store, domain, XVDA, persistent)
+        domain = Domain(self.domid, self.ram, self.grant, self.counters)
+        line = Line(self.hypercalls, self.event, "pipe", self._events_dir)
+        return FrontDisk(self.store, domain, line, XVDA, persistent)
 
     @staticmethod
-    def disk(vbd: FrontendVbd) -> BlockDevice:
+    def disk(vbd: FrontDisk) -> BlockDevice:
         """The connected disk, for Python users."""
         assert vbd.dev is not None and vbd.channel is not None and vbd.disk is not None
         driver = Driver(vbd.dev, vbd.channel, new_spin(False))
@@ -175,21 +168,21 @@ def write_frontend(store: XenStoreClient, domid: int) -> None:
         store.write(f"{front}/{key}", value.encode())
 
 
-def connect(guest: ScriptedGuest, persistent: bool = True) -> FrontendVbd:
+def connect(guest: ScriptedGuest, persistent: bool = True) -> FrontDisk:
     """blkfront on a guest of ours, Connected."""
     vbd = guest.vbd(persistent)
     follow(guest, vbd, CONNECTED)
     return vbd
 
 
-def follow(guest: ScriptedGuest, vbd: FrontendVbd, state: int) -> None:
+def follow(guest: ScriptedGuest, vbd: FrontDisk, state: int) -> None:
     """Let blkfront follow its store until it is in `state`."""
     deadline = time.monotonic() + PATIENCE_S
-    vbd.handle_store()
+    vbd.settle()
     while vbd.state != state:
         assert time.monotonic() < deadline, f"it stays in {vbd.state}"
         guest.store.wait_event(0.1)
-        vbd.handle_store()
+        vbd.settle()
 
 
 def mapped(machine: Machine, domid: int) -> int:

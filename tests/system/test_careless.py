@@ -18,12 +18,12 @@ from common.xenbus import (
     frontend_path,
 )
 from common.xenstore import XenStoreClient
+from machine.plug import XVDA
 from tests.system.conftest import ROOT, environment
 from tests.system.scripted import PATIENCE_S, await_value, detach, make_again
 from toolstack.loadspec import LoadSpec
 from toolstack.machine import GuestFailed
 from toolstack.topology import Topology
-from toolstack.vbd_config import XVDA
 
 pytestmark = pytest.mark.system
 

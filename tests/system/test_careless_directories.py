@@ -16,6 +16,7 @@ from common.xenbus import (
     backend_path,
     frontend_path,
 )
+from machine.plug import XVDA
 from tests.system.scripted import (
     ScriptedGuest,
     await_value,
@@ -29,7 +30,7 @@ from tests.system.scripted import (
     write_frontend,
 )
 from toolstack.machine import Machine
-from toolstack.vbd_config import XVDA, create_vbd
+from toolstack.vbd_config import create_vbd
 
 pytestmark = pytest.mark.system
 

@@ -28,6 +28,7 @@ from common.xenbus import (
 )
 from frontend.grants import grant_access
 from frontend.vbd import BUFFER_FRAME
+from machine.plug import XVDA
 from tests.system.scripted import (
     ScriptedGuest,
     await_value,
@@ -41,7 +42,7 @@ from tests.system.scripted import (
 )
 from toolstack.machine import Machine, MachineError
 from toolstack.topology import Topology
-from toolstack.vbd_config import XVDA, create_vbd, take_offline
+from toolstack.vbd_config import create_vbd, take_offline
 
 pytestmark = pytest.mark.system
 
@@ -59,7 +60,7 @@ def test_a_toolstack_detaches_an_idle_disk_with_warm_grants(
     detach(machine._store, 2)
     follow(guest, vbd, CLOSED)
     # Refused at first, as dom0 unmaps when it sees this end Closed; tried again until it is ended.
-    eventually(lambda: (vbd.handle_store(), vbd.stuck_grants == 0)[1], "every grant ended")
+    eventually(lambda: (vbd.settle(), vbd.stuck_grants == 0)[1], "every grant ended")
     assert guest.permitted() == 0
     assert mapped(machine, 2) == 0
     guest.await_backend(CLOSED)

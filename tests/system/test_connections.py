@@ -4,26 +4,27 @@ Hypervisor and xenstored are processes; dom0's driver and the guest's are in thi
 a ring's thread has to say can be kept back.
 """
 
-import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 from backend.ring_thread import Vcpu
 from backend.stores import RamStore
-from backend.vbd import BackendOptions, BackendVbd, RingEnded
 from common.atomics import store_release
 from common.hypercall import Hypercalls
 from common.machine_memory import MachineMemory, host_of
 from common.ring import REQ
 from common.xenbus import CLOSED, CLOSING, CONNECTED, INITIALISED
 from common.xenstore import XenStoreClient
+from machine.connection import BackendOptions, Place
+from machine.plug import XVDA
+from tests.dom0_disk import BackDisk
 from tests.system.scripted import ScriptedGuest
 from toolstack.birth import Builder
 from toolstack.supervisor import Supervisor
 from toolstack.topology import Topology
-from toolstack.vbd_config import XVDA, create_vbd
+from toolstack.vbd_config import create_vbd
 
 pytestmark = pytest.mark.system
 
@@ -44,33 +45,30 @@ class House:
         memory = MachineMemory(self._hypercalls)
         self._host = host_of(memory.segment("host"))
         create_vbd(self.store, 1, 1)
-        self.ended: queue.SimpleQueue[RingEnded] = queue.SimpleQueue()
-        self.back = BackendVbd(
-            self.store,
+        place = Place(
             self._hypercalls,
             memory,
             self.supervisor.run_dir,
             1,
             XVDA,
-            RamStore(2048),
             Vcpu(0, self._host["running"][0], self._host["dirty"][0]),
-            BackendOptions(True, 352, 1, False, False, 2, "pipe"),
-            self.ended.put,
         )
+        options = BackendOptions(True, 352, 1, False, False, 2, "pipe")
+        self.back = BackDisk(self.store, place, RamStore(2048), options)
 
     def connect(self) -> None:
         """The frontend publishes a fresh ring, and the backend connects to it."""
-        self.back.handle_store()
+        self.back.settle()
         self.guest.publish(INITIALISED)
-        self.back.handle_store()
+        self.back.settle()
         assert self.back.state == CONNECTED
         self.guest.say(CONNECTED)
 
-    def break_ring(self) -> RingEnded:
+    def break_ring(self) -> Callable[[], None]:
         """The frontend breaks it; what the ring's thread says."""
         store_release(self.guest.ram[:4096].view(np.uint32), REQ, np.uint32(1000))
         self.guest.channel.notify()
-        return self.ended.get(timeout=10)
+        return self.back.reports.get(timeout=10)
 
     def mapped(self) -> int:
         return int(self._host["hypervisor"]["grants_mapped"][0, 1])
@@ -91,10 +89,10 @@ def house() -> Iterator[House]:
 
 def test_a_broken_ring_closes_its_disk_once_its_thread_has_ended(house: House) -> None:
     house.connect()
-    ended = house.break_ring()
-    assert (ended.domid, ended.device, ended.reason) == (1, XVDA, REASON)
+    report = house.break_ring()
     assert house.back.state == CONNECTED  # nobody but the main thread closes it
-    house.back.ring_ended(ended)
+    report()
+    house.back.finish()
     assert house.back.state == CLOSING and house.mapped() == 0
     assert house.store.read(f"{house.back.path}/error") == REASON.encode()
 
@@ -103,16 +101,19 @@ def test_a_report_that_comes_late_does_not_close_the_next_connection(house: Hous
     house.connect()
     late = house.break_ring()
     house.guest.say(CLOSED)  # the frontend is faster than the report
-    house.back.handle_store()
+    house.back.reports.put(late)
+    house.back.settle()
     assert house.back.state == CLOSED
+    assert house.store.read_or_none(f"{house.back.path}/error") is None
     house.guest.say(1)
-    house.back.handle_store()
+    house.back.settle()
     house.connect()
-    house.back.ring_ended(late)
-    house.back.handle_store()
+    late()  # told twice
+    house.back.settle()
     assert house.back.state == CONNECTED and house.mapped() == 1
     assert house.store.read_or_none(f"{house.back.path}/error") is None
-    house.back.ring_ended(house.break_ring())  # its own is heeded
+    house.break_ring()()  # its own is heeded
+    house.back.finish()
     assert house.back.state == CLOSING
 
 
@@ -120,18 +121,20 @@ def test_a_report_to_a_disk_that_is_closed_is_nothing_to_it(house: House) -> Non
     house.connect()
     late = house.break_ring()
     house.guest.say(CLOSED)
-    house.back.handle_store()
-    house.back.ring_ended(late)
+    house.back.reports.put(late)
+    house.back.settle()
+    late()
+    house.back.finish()
     assert house.back.state == CLOSED
 
 
 def test_a_directory_that_is_gone_is_not_made_again(house: House) -> None:
     house.connect()
     house.store.rm(house.back.path)
-    house.back.handle_store()
+    house.back.settle()
     assert house.mapped() == 0
     assert not house.back.finished  # its frontend is Connected still
     house.guest.say(CLOSED)
-    house.back.handle_store()
+    house.back.settle()
     assert house.back.finished
     assert not house.store.exists(house.back.path)

@@ -13,12 +13,12 @@ import pytest
 from common.wakeups import Events
 from common.xenbus import backend_path
 from common.xenstore import XenStoreClient
+from machine.plug import XVDA
 from tests.common.carriers import CARRIERS
 from tests.system.conftest import OUR_NAMES
 from toolstack.loadspec import LoadSpec
 from toolstack.machine import GuestFailed, Machine, MachineError
 from toolstack.topology import Topology
-from toolstack.vbd_config import XVDA
 
 pytestmark = pytest.mark.system
 

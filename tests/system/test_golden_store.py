@@ -7,8 +7,8 @@ import pytest
 
 from common.xenbus import backend_path, frontend_path
 from common.xenstore import XenStoreClient
+from machine.plug import XVDA
 from toolstack.topology import Topology
-from toolstack.vbd_config import XVDA
 
 pytestmark = pytest.mark.system
 

@@ -10,10 +10,10 @@ from bench.siege import ATTACKER, NEWCOMER, besiege
 from common.xenbus import backend_path, frontend_path
 from common.xenstore import XenStoreClient
 from hostile.attacks import ATTACKS, REFERENCE
+from machine.plug import XVDA
 from toolstack.loadspec import LoadSpec
 from toolstack.machine import Machine
 from toolstack.topology import Topology
-from toolstack.vbd_config import XVDA
 
 pytestmark = pytest.mark.system
 

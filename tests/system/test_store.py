@@ -8,8 +8,8 @@ import pytest
 from pyxs import Client
 
 from common.xenbus import backend_path, frontend_path
+from machine.plug import XVDA
 from toolstack.topology import Topology
-from toolstack.vbd_config import XVDA
 
 pytestmark = pytest.mark.system
 

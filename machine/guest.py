@@ -1,7 +1,8 @@
 """A guest's process: born with what it may hold, sealed, then it does what the toolstack asks.
 
-Owns: the guest's main loop. One thread; everything per request is compiled. While a load runs it
-looks at its control connection and at its store between slices, and sleeps on both.
+Owns: the guest's main loop, `_turn`: the one place that looks at control connection and store.
+One thread; everything per request is compiled. While a load runs, or a command is waited for, that
+loop goes on between slices, and what is asked meanwhile is answered afterwards.
 
 Commands: connect, load (LoadPlan's fields), stop, read, write, read_many, write_many, flush,
 disconnect, exit; see `common/control.py` for their form.
@@ -10,6 +11,7 @@ disconnect, exit; see `common/control.py` for their form.
 import contextlib
 import functools
 import logging
+import math
 import select
 import socket
 import time
@@ -22,7 +24,10 @@ import numpy as np
 
 from common import xenbus
 from common.abi import XEN_PAGE_SIZE
+from common.arena import Arena
 from common.control import CommandError, CommandTable, Control, ControlLost, Message, answer
+from common.faults import PeerFault
+from common.handshake import Stirred
 from common.hypercall import Hypercalls
 from common.machine_memory import stats_of
 from common.memory import map_segment
@@ -30,16 +35,17 @@ from common.spinning import new_spin
 from common.wakeups import Events
 from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
-from frontend.driver import DeviceBroken, Driver
-from frontend.last_words import LogToControl, last_words
-from frontend.load import LoadPlan, new_load, run
+from frontend.driver import Driver
+from frontend.load import LoadPlan, new_load
 from frontend.pattern import UNKNOWN
 from frontend.seal import seal
-from frontend.vbd import BUFFER_FRAME, NR_IOS, Domain, FrontendVbd
+from frontend.vbd import BUFFER_FRAME, NR_IOS, Domain
+from machine.front import guest_domain
+from machine.front_disk import FrontDisk, Line
+from machine.last_words import LogToControl, last_words
 
 CONNECT_TIMEOUT_S: Final = 30.0
 UNMAP_TIMEOUT_S: Final = 10.0  # of a backend, once this end is Closed
-RETRY_S: Final = 0.1  # between two tries to end access to what is still mapped
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class GuestConfig:
 class Guest:
     """One guest domain; `serve` runs until told to exit.
 
-    latency: u64, the histogram in its `stats`.
+    counters, latency: FRONTEND_COUNTERS (1,) and the histogram (u64) in its `stats`.
     """
 
     def __init__(
@@ -67,11 +73,13 @@ class Guest:
         control: Control,
         store: XenStoreClient,
         domain: Domain,
+        line: Line,
+        counters: np.ndarray,
         latency: np.ndarray,
     ) -> None:
         self._config, self._control, self._store = config, control, store
-        self._latency, self._counters = latency, domain.counters
-        self._vbd = FrontendVbd(store, domain, config.device, config.persistent)
+        self._latency, self._counters = latency, counters
+        self._vbd = FrontDisk(store, domain, line, config.device, config.persistent)
         self._driver: Driver | None = None
         self._device: BlockDevice | None = None
         self._versions = np.zeros(0, np.uint32)
@@ -91,20 +99,40 @@ class Guest:
         """Say that we are up, then answer commands, and the store's events between them."""
         self._control.send("ok", None)
         while not self._exiting:
-            stuck = self._vbd.stuck_grants
-            ready = self._ready(RETRY_S if stuck else None)
-            if stuck and not ready:
-                self._vbd.end_accesses()
-            if self._store.fileno() in ready:
-                self._handle_store()
-            if self._control.fileno() in ready and (message := self._control.receive(0)):
-                answer(self._control, message, self._commands)
+            self._turn(None)
             while self._deferred and not self._exiting:
                 answer(self._control, self._deferred.popleft(), self._commands)
 
-    def _ready(self, timeout_s: float | None) -> set[int]:
-        """Which of control and store have something to read."""
-        return {fd for fd, _ in self._poller.poll(None if timeout_s is None else timeout_s * 1000)}
+    def _turn(self, timeout_s: float | None) -> None:
+        """Sleep until something comes (None: as long as that takes), and take it in."""
+        if timeout_s != 0 and (pause_s := self._vbd.timers.pause_s()) is not None:
+            timeout_s = pause_s if timeout_s is None else min(timeout_s, pause_s)
+        timeout_ms = None if timeout_s is None else math.ceil(timeout_s * 1000)
+        ready = {fd for fd, _ in self._poller.poll(timeout_ms)}
+        if self._control.fileno() in ready and (message := self._control.receive(0)):
+            self._deferred.append(message)
+        if self._store.fileno() in ready:
+            self._vbd.take_events()
+        self._vbd.timers.ring()
+
+    def _meanwhile(self, timeout_s: float) -> None:
+        """The same, while a command is carried out: what ends it is heeded, the rest has time."""
+        heard = len(self._deferred)
+        self._turn(timeout_s)
+        for word, *_ in list(self._deferred)[heard:]:
+            if word == "exit":
+                raise SystemExit(0)
+            if word == "stop" and self._stop_load is not None:
+                self._stop_load()
+
+    def _await(self, holds: Callable[[], bool], timeout_s: float) -> bool:
+        """Go on until `holds`; False if that takes too long."""
+        deadline = time.monotonic() + timeout_s
+        while not holds():
+            if (left := deadline - time.monotonic()) <= 0:
+                return False
+            self._meanwhile(left)
+        return True
 
     def _translated(self, command: Callable[..., Any]) -> Callable[..., Any]:
         """`command`, with its failures as what they are to the toolstack."""
@@ -113,7 +141,7 @@ class Guest:
         def translated(*arguments: Any) -> Any:
             try:
                 return command(*arguments)
-            except DeviceBroken as error:
+            except PeerFault as error:
                 failed = self._fail_io()
                 self._vbd.fail(str(error))
                 raise self._told(f"{error}: {failed}") from error
@@ -132,23 +160,15 @@ class Guest:
         self._counters["io_errors"] += np.uint64(failed)
         return f"{failed} I/Os in flight have failed"
 
-    def _handle_store(self) -> None:
-        self._store.events()
-        self._vbd.handle_store()
-
     def command_connect(self) -> dict[str, Any]:
         """Shake hands until Connected."""
-        deadline = time.monotonic() + CONNECT_TIMEOUT_S
-        self._vbd.handle_store()
-        while self._vbd.state != xenbus.CONNECTED:
-            if time.monotonic() > deadline or self._vbd.state == xenbus.CLOSED:
-                raise self._told(f"not Connected but {self._state()}")
-            if self._store.fileno() in self._ready(0.5):
-                self._handle_store()
+        ends = (xenbus.CONNECTED, xenbus.CLOSED)
+        self._vbd.tell(Stirred())
+        self._await(lambda: self._at_rest() and self._vbd.state in ends, CONNECT_TIMEOUT_S)
         dev, channel, disk = self._vbd.dev, self._vbd.channel, self._vbd.disk
-        assert dev is not None and channel is not None and disk is not None
-        spin = new_spin(self._config.adaptive_spin, self._config.threads)
-        self._driver = Driver(dev, channel, spin)
+        if not self._vbd.usable or dev is None or channel is None or disk is None:
+            raise self._told(f"not Connected but {self._state()}")
+        self._driver = Driver(dev, channel)
         self._versions = np.zeros(disk.nr_sectors, np.uint32)
         self._device = BlockDevice(
             self._driver,
@@ -177,35 +197,26 @@ class Guest:
             )
         dev = driver.dev
         dev.ios["frame"][: load.iodepth] = BUFFER_FRAME + np.arange(load.iodepth) * frames
-        job = new_load(
-            load, dev, self._versions, self._latency, self._config.domid, time.monotonic_ns()
-        )
+        disk = self._config.domid
+        job = new_load(Arena(), load, dev, self._versions, self._latency, disk, time.monotonic_ns())
 
         def stop() -> None:
             job.load["stop"] = 1
 
         self._stop_load = stop
         try:
-            driver.run(
-                lambda: int(run(dev, job, *driver.event_args, driver.spin)),
-                self._between_slices,
-                self._others(),
-            )
+            driver.run(job, self._between_slices, self._others())
         finally:
             self._stop_load = None
 
     def _between_slices(self) -> None:
-        ready = self._ready(0)
-        if self._store.fileno() in ready:
-            self._handle_store()
-            if self._vbd.state != xenbus.CONNECTED:
-                raise self._told(f"{self._state()}: {self._fail_io()}")
-        if self._control.fileno() in ready and (message := self._control.receive(0)):
-            if message[0] == "exit":
-                raise SystemExit(0)
-            if message[0] == "stop" and self._stop_load is not None:
-                self._stop_load()
-            self._deferred.append(message)
+        self._meanwhile(0)
+        if not self._vbd.usable:
+            self._await(self._at_rest, CONNECT_TIMEOUT_S)
+            raise self._told(f"{self._state()}: {self._fail_io()}")
+
+    def _at_rest(self) -> bool:
+        return not self._vbd.awaited
 
     def command_stop(self) -> None:
         """A stop that comes when no load runs has nothing to do."""
@@ -234,17 +245,10 @@ class Guest:
     def command_disconnect(self) -> int:
         """Close the disk; returns how many grants could not be ended (0 unless dom0 misbehaves)."""
         self._vbd.detach()
-        deadline = time.monotonic() + CONNECT_TIMEOUT_S
-        while self._vbd.state != xenbus.CLOSED:
-            if time.monotonic() > deadline:
-                raise self._told("the backend does not let go")
-            if self._store.fileno() in self._ready(0.5):
-                self._handle_store()
+        if not self._await(lambda: self._vbd.state == xenbus.CLOSED, CONNECT_TIMEOUT_S):
+            raise self._told("the backend does not let go")
         self._driver = self._device = None
-        deadline = time.monotonic() + UNMAP_TIMEOUT_S
-        while self._vbd.stuck_grants and time.monotonic() < deadline:
-            self._store.wait_event(RETRY_S)
-            self._vbd.handle_store()
+        self._await(lambda: self._at_rest() and self._vbd.finished, UNMAP_TIMEOUT_S)
         if stuck := self._vbd.stuck_grants:
             logging.warning(
                 "%s", self._told(f"{stuck} pages stay granted: the backend has them mapped")
@@ -256,7 +260,8 @@ class Guest:
         self._exiting = True
 
     def _connected(self) -> tuple[Driver, BlockDevice]:
-        if self._driver is None or self._device is None or self._vbd.state != xenbus.CONNECTED:
+        if self._driver is None or self._device is None or not self._vbd.usable:
+            self._await(self._at_rest, CONNECT_TIMEOUT_S)
             raise self._told(f"not Connected but {self._state()}")
         return self._driver, self._device
 
@@ -283,14 +288,7 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
         if unsealed := seal(settings.events):
             logging.warning("not sealed: %s", unsealed)
         record = stats_of(stats)
-        domain = Domain(
-            settings.domid,
-            Hypercalls(hypercalls),
-            ram,
-            grant,
-            event,
-            record["counters"],
-            settings.events,
-            settings.events_dir,
-        )
-        Guest(settings, control, client, domain, record["latency"][0]).serve()
+        spin, counters = new_spin(settings.adaptive_spin, settings.threads), record["counters"]
+        domain = guest_domain(settings.domid, ram, grant, event, counters, spin)
+        line = Line(Hypercalls(hypercalls), event, settings.events, settings.events_dir)
+        Guest(settings, control, client, domain, line, counters, record["latency"][0]).serve()

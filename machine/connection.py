@@ -1,0 +1,232 @@
+"""dom0's hands for one disk: the mapped ring, the bound channel, the running thread.
+
+Owns: what a backend's handshake (`backend/vbd.py`) has in this process while its frontend is
+connected. Used by dom0's main thread; a ring's thread says itself that it has ended.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numpy as np
+
+from backend.blkback import Blkback
+from backend.foreign_memory import Balloon, map_granted, unmap_slots
+from backend.ring_thread import RingThread, Vcpu
+from backend.stores import Store
+from common import abi
+from common.arena import Arena
+from common.event_channel import EventChannel, channel_address, events_dir
+from common.faults import LocalFault, PeerFault
+from common.handshake import Op
+from common.hypercall import HypercallError, Hypercalls
+from common.hypercall_gate import Gate, new_gate, no_gate
+from common.machine_memory import MachineMemory, host_of
+from common.not_done import GNTST_UNFILLED
+from common.spinning import new_spin
+from common.wakeups import Events, carrier_of
+from machine.back import build_back, mapped, own_frames, slots_of
+
+DOM0_OWN_FRAMES: Final = 16
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What blkback's module parameters are to Linux, and what the machine gives dom0."""
+
+    persistent: bool
+    max_persistent_grants: int
+    gather_max: int
+    grant_copy: bool
+    adaptive_spin: bool
+    nr_vcpus: int
+    events: Events
+    threads: int = 1  # see common/spinning.py
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a disk is served: dom0's ways to hypervisor and memory, the frontend, the vCPU."""
+
+    hypercalls: Hypercalls
+    memory: MachineMemory
+    run_dir: str
+    domid: int
+    device: int
+    vcpu: Vcpu
+
+
+def bounce_frame_of(frontend_domid: int) -> int:
+    """dom0's first frame for a guest's ring, where requests are served by grant copy.
+
+    One past the last guest's is what RAM dom0 then needs.
+    """
+    per_ring = slots_of(0)
+    return DOM0_OWN_FRAMES + (frontend_domid - 1) * per_ring
+
+
+class Connection:
+    """What exists while a frontend is connected. `report`: has something called in the main thread.
+
+    ring, port and thread each come and go as the handshake says: see `machine/seat.py`'s Hands.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        disk: Store,
+        options: BackendOptions,
+        report: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._place, self._disk, self._options = place, disk, options
+        self._report = report
+        self._thread: RingThread | None = None
+        self._kept: Balloon | None = None  # where the thread maps what it is given
+
+    def call(self, op: Op, argument: int) -> int:
+        """See Hands."""
+        match op:
+            case Op.MAP_RING:
+                return self._map_ring(argument)
+            case Op.BIND_INTERDOMAIN:
+                return self._bind(argument)
+            case Op.CLOSE:
+                self._close_channel(argument)
+            case Op.UNMAP_RING:
+                self._unmap_ring()
+        return 0
+
+    def start(self, keeps: bool, ended: Callable[[str], None]) -> None:
+        """See Hands."""
+        cap = self._options.max_persistent_grants if keeps else 0
+        try:
+            self._kept = Balloon(slots_of(cap))
+            self._thread = self._new_thread(self._new_device(self._kept, keeps, cap), ended)
+            self._thread.start()
+        except (OSError, RuntimeError) as error:  # no thread can be started
+            raise LocalFault(f"the ring cannot be served: {error}") from error
+
+    def stop(self) -> None:
+        """See Hands."""
+        assert self._thread is not None
+        self._thread.ask_to_stop()
+
+    def fail(self, reason: str) -> None:
+        """See Hands."""
+        log.warning("vbd %d/%d: %s", self._place.domid, self._place.device, reason)
+
+    def _new_thread(self, dev: Blkback, ended: Callable[[str], None]) -> RingThread:
+        return RingThread(
+            dev,
+            self._disk,
+            self._channel,
+            self._hypercalls,
+            self._place.vcpu,
+            lambda reason: self._report(partial(ended, reason)),
+        )
+
+    def _gate(self) -> Gate:
+        """Who never spins could not wait at the gate: all its calls go by message."""
+        if not self._options.adaptive_spin:
+            return no_gate()
+        return new_gate(self._place.memory.segment("gate"), self._place.vcpu.cpu)
+
+    def _new_device(self, kept: Balloon, keeps: bool, cap: int) -> Blkback:
+        domid, segment, options = self._place.domid, self._place.memory.segment, self._options
+        reach = mapped(kept, self._ram_fd)
+        if options.grant_copy:
+            reach = own_frames(kept.nr_slots, segment("ram"), bounce_frame_of(domid))
+        return build_back(
+            Arena(),
+            self._ring.view(0),
+            reach,
+            self._disk,
+            segment("accessed").view(np.uint64),
+            host_of(segment("host"))["backend"][0, domid : domid + 1],
+            self._channel.words,
+            new_spin(options.adaptive_spin, options.threads),
+            self._gate(),
+            remote_domid=domid,
+            persistent=keeps,
+            max_persistent_grants=cap,
+            gather_max=options.gather_max,
+            cpu=self._place.vcpu.cpu,
+        )
+
+    def _map_ring(self, ring_ref: int) -> int:
+        place = self._place
+        try:
+            self._ram_fd = place.memory.descriptor("ram", place.domid)
+            self._events = place.memory.segment("event", place.domid)
+        except HypercallError as error:  # the toolstack has named a domain that is none
+            raise PeerFault(str(error)) from error
+        try:
+            self._ring = Balloon(1)
+        except OSError as error:
+            raise LocalFault(f"the ring has no room: {error}") from error
+        self._hypercalls = place.hypercalls.get_vcpu(place.vcpu.cpu)
+        op = map_ring_op(self._ring.address, ring_ref, place.domid)
+        self._hypercalls.grant_table_op(abi.GNTTABOP_MAP_GRANT_REF, op)
+        if op["status"][0] != abi.GNTST_OKAY:
+            self._forget_ring()
+            raise PeerFault(f"ring-ref {ring_ref} cannot be mapped: GNTST {op['status'][0]}")
+        assert map_granted(self._ram_fd, op, 0, 1) == 0
+        self._ring_op = op
+        return 0
+
+    def _unmap_ring(self) -> None:
+        op = unmap_ring_op(self._ring_op)
+        assert unmap_slots(op, 1) == 0
+        self._hypercalls.grant_table_op(abi.GNTTABOP_UNMAP_GRANT_REF, op)
+        assert op["status"][0] == abi.GNTST_OKAY
+        self._forget_ring()
+
+    def _forget_ring(self) -> None:
+        if self._thread is not None:
+            self._thread.close()
+        if self._kept is not None:
+            self._kept.close()
+        self._thread = self._kept = None
+        self._hypercalls.close()
+        self._ring.close()
+
+    def _bind(self, port: int) -> int:
+        try:
+            bound, descriptors = self._hypercalls.event_channel_op(
+                f"event-channel {port}",
+                abi.EVTCHNOP_BIND_INTERDOMAIN,
+                abi.EVTCHN_BIND_INTERDOMAIN,
+                remote_dom=self._place.domid,
+                remote_port=port,
+            )
+        except HypercallError as error:
+            raise PeerFault(str(error)) from error
+        theirs, ours = self._events[: abi.XEN_PAGE_SIZE], self._events[abi.XEN_PAGE_SIZE :]
+        address = channel_address(events_dir(self._place.run_dir, self._place.domid), port)
+        carrier = carrier_of(self._options.events, descriptors, address, allocated_here=False)
+        self._channel = EventChannel(carrier, port, ours[: abi.XEN_PAGE_SIZE], theirs)
+        return int(bound["local_port"][0])
+
+    def _close_channel(self, port: int) -> None:
+        self._channel.close()
+        self._hypercalls.event_channel_op("close", abi.EVTCHNOP_CLOSE, abi.EVTCHN_CLOSE, port=port)
+
+
+def map_ring_op(host_address: int, ring_ref: int, domid: int) -> np.ndarray:
+    """GNTTABOP_map_grant_ref of a ring's page."""
+    op = np.zeros(1, abi.GNTTAB_MAP_GRANT_REF)
+    op["host_addr"], op["flags"] = host_address, abi.GNTMAP_HOST_MAP
+    op["ref"], op["dom"], op["status"] = ring_ref, domid, GNTST_UNFILLED
+    return op
+
+
+def unmap_ring_op(mapped: np.ndarray) -> np.ndarray:
+    """The GNTTABOP_unmap_grant_ref of what a map has `mapped`."""
+    op = np.zeros(1, abi.GNTTAB_UNMAP_GRANT_REF)
+    op["host_addr"], op["handle"] = mapped["host_addr"], mapped["handle"]
+    op["status"] = GNTST_UNFILLED
+    return op

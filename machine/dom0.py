@@ -1,0 +1,283 @@
+"""dom0's process: a backend for every virtual disk that the toolstack writes into the store.
+
+Owns: the watch on `backend/vbd`, the disks, which vCPU each ring's thread runs on. What an event
+names is looked at, one disk at a time and in turn (`backend/due.py`), and never all there is.
+The main thread does the handshakes, in one loop over control, store and the rings' ends, and waits
+for no answer: a disk whose answer is slow waits for it alone. Each ring has a thread of its own,
+all in one address space, so that unmapping a page really shoots down the TLBs of the others.
+"""
+
+import itertools
+import logging
+import os
+import queue
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from backend.due import Key
+from backend.plug import DEVICE_MAX, NEEDED, open_disk, parse_name, read_plug
+from backend.ring_thread import Vcpu
+from backend.vbd import BackendVbd
+from common.abi import DOMID_FIRST_RESERVED
+from common.control import Control, answer
+from common.faults import LocalFault, PeerFault
+from common.handshake import Leave, Stirred
+from common.hypercall import HypercallError, Hypercalls
+from common.log_limit import log_to_terminal
+from common.machine_memory import MachineMemory, host_of
+from common.xenbus import INITIALISING, backend_path, frontend_path
+from common.xenstore import XenStoreClient, XenStoreError
+from common.xenstore_talks import Outcome, ask, children, look, unwatch, watch, write_if_there
+from machine.connection import BackendOptions, Connection, Place
+from machine.looks import DiskSeat, Looks
+from machine.seat import Timers
+
+BACKEND_ROOT: Final = "/local/domain/0/backend/vbd"
+TOOLSTACK: Final = "toolstack"  # the token of the watch there; a disk's own is "domid/device"
+DOMID_MAX: Final = DOMID_FIRST_RESERVED - 1
+SWITCH_INTERVAL_S: Final = 1e-4  # a thread that wakes must not wait 5 ms for the interpreter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Dom0Config:
+    """What dom0 is told when it is built. run_dir: where ZeroMQ's sockets of guests are."""
+
+    run_dir: str
+    store_path: str
+    options: BackendOptions
+
+
+class Dom0:
+    """The driver domain: all virtual disks, by frontend domid and device number."""
+
+    def __init__(self, config: Dom0Config, control: Control, hypercalls: Hypercalls) -> None:
+        self._config, self._control, self._hypercalls = config, control, hypercalls
+        self._store = XenStoreClient(config.store_path, reply_timeout_s=None)
+        self._timers = Timers(time.monotonic)
+        self._looks = Looks()
+        self._memory = MachineMemory(hypercalls)
+        self._exiting = False
+        host = host_of(self._memory.segment("host"))
+        self._vcpus = [
+            Vcpu(cpu, host["running"][0], host["dirty"][0])
+            for cpu in range(config.options.nr_vcpus)
+        ]
+        for vcpu in self._vcpus:  # booting a domain runs each of its vCPUs once
+            vcpu.run()
+            vcpu.idle()
+        self._seats: dict[Key, DiskSeat] = {}
+        self._reading: dict[Key, bool] = {}  # what a new disk needs; whether to read it again
+        self._numbers, self._serial = itertools.count(1), 0
+        # A ring's thread has something called here; the main thread owns the store.
+        self._reports: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._reported = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller = select.poll()
+        for end in (control, self._store, self._reported):
+            self._poller.register(end, select.POLLIN)
+
+    def serve(self) -> None:
+        """Follow the store until told to exit."""
+        self._store.watch(BACKEND_ROOT, TOOLSTACK)
+        self._control.send("ok", None)
+        while not self._exiting:
+            self._turn()
+
+    def _turn(self) -> None:
+        """What has come, and one look: so no event waits for all of them."""
+        ready = {fd for fd, _ in self._poller.poll(self._looks.pause_ms())}
+        if self._reported in ready:
+            self._take_reports()
+        if self._store.fileno() in ready:
+            self._take_events()
+        if self._control.fileno() in ready and (message := self._control.receive(0)):
+            answer(self._control, message, {"exit": self._exit})
+        self._timers.ring()
+        self._have_a_look()
+
+    def _exit(self) -> None:
+        """Let go of every disk; what that takes is awaited here as everything is."""
+        for seat in list(self._seats.values()):
+            seat.tell(Leave())
+        while any(seat.vbd.serving or seat.vbd.mapped for seat in self._seats.values()):
+            self._turn()
+        self._exiting = True
+
+    # --- what there is to look at -----------------------------------------------------------
+
+    def _take_events(self) -> None:
+        self._store.receive(0)
+        for path, token in self._store.events():
+            if token == TOOLSTACK:
+                self._heed_toolstack(path)
+            else:
+                domid, _, device = token.partition("/")
+                self._stir((int(domid), int(device)))  # the token is ours
+
+    def _heed_toolstack(self, path: str) -> None:
+        """Something has changed under BACKEND_ROOT: what is due is what `path` names."""
+        inside = path.removeprefix(f"{BACKEND_ROOT}/")
+        names = inside.split("/") if inside != path else []
+        if len(names) < 2:
+            self._list(names[0] if names else "")
+            return
+        domid, device = parse_name(names[0], DOMID_MAX), parse_name(names[1], DEVICE_MAX)
+        if not domid or device is None:
+            return  # no disk of anybody's
+        seat = self._seats.get((domid, device))
+        changed = names[2] if len(names) > 2 else ""
+        if not changed:  # all of it was made, or removed, and the guest does neither
+            self._looks.hurry(domid)
+        begins = seat is None or seat.vbd.state == INITIALISING
+        if begins or changed in ("", "state", "online"):
+            self._stir((domid, device))
+
+    def _list(self, only: str) -> None:
+        """Everything there is, and everything there was; of one domain, or of all ("")."""
+        for key in self._seats:
+            if only in ("", str(key[0])):
+                self._stir(key)
+        if only:
+            self._store.hold(children(f"{BACKEND_ROOT}/{only}"), partial(self._listed, f"{only}/"))
+        else:
+            self._store.hold(children(BACKEND_ROOT), partial(self._listed, ""))
+
+    def _listed(self, above: str, names: list[str]) -> None:
+        for name in names:
+            self._heed_toolstack(f"{BACKEND_ROOT}/{above}{name}")
+
+    def _stir(self, key: Key) -> None:
+        """Have the disk `key` looked at."""
+        seat = self._seats.get(key)
+        if key in self._reading:
+            self._reading[key] = True
+        elif seat is None:
+            self._looks.add(key)
+        if seat is not None:
+            seat.tell(Stirred())
+
+    def _take_reports(self) -> None:
+        os.eventfd_read(self._reported)
+        while not self._reports.empty():
+            self._reports.get()()
+
+    def _report(self, call: Callable[[], None]) -> None:
+        self._reports.put(call)
+        os.eventfd_write(self._reported, 1)
+
+    def _have_a_look(self) -> None:
+        """At one disk, if one is due whose guest has not had too much of our time."""
+        if (key := self._looks.take()) is None:
+            return
+        seat = self._seats.get(key)
+        if seat is not None and seat.vbd.state != INITIALISING:
+            seat.take_look()
+        elif key not in self._reading:
+            self._looks.begin()
+            self._reading[key] = False
+            paths = [f"{backend_path(*key)}/{name}" for name in (*NEEDED, "error")]
+            self._store.hold(look(paths), partial(self._read, key))
+
+    # --- beginnings and ends ----------------------------------------------------------------
+
+    def _read(self, key: Key, values: dict[str, bytes] | None) -> None:
+        """What a disk that is not begun, or has promised nothing yet, needs: begin it, or go on."""
+        self._looks.end()
+        path = backend_path(*key)
+        if self._reading.pop(key) or values is None:
+            self._looks.add(key)
+        if values is None:
+            return
+        seat = self._seats.get(key)
+        entries = {name.removeprefix(f"{path}/"): value for name, value in values.items()}
+        try:
+            params = read_plug(entries, *key)
+            if seat is not None and params == seat.params:
+                seat.take_look()
+                return
+            if seat is not None:  # nothing has been promised of it yet
+                self._drop(key)
+            if params is not None:
+                self._begin(key, params)
+        except (LocalFault, PeerFault) as fault:
+            if seat is not None and key in self._seats:
+                self._drop(key)
+            if entries.get("error") != str(fault).encode():
+                log.warning("vbd %d/%d: %s", *key, fault)
+                self._store.hold(
+                    write_if_there(path, {"error": fault}), partial(self._error_written, key)
+                )
+
+    def _error_written(self, key: Key, outcome: Outcome) -> None:
+        if outcome == "again":
+            self._looks.add(key)
+
+    def _begin(self, key: Key, params: bytes) -> None:
+        disk, options = open_disk(params), self._config.options
+        vcpu = self._vcpus[self._serial % len(self._vcpus)]
+        self._serial += 1
+        place = Place(self._hypercalls, self._memory, self._config.run_dir, *key, vcpu)
+        hands = Connection(place, disk, options, self._report)
+        vbd = BackendVbd(*key, disk.nr_sectors, options.persistent, self._numbers)
+        self._seats[key] = DiskSeat(
+            self._looks,
+            key,
+            params,
+            disk,
+            vbd,
+            self._store,
+            hands,
+            self._timers,
+            self._drop_if_finished,
+        )
+        # Its first event comes at once.
+        self._store.hold(ask(watch(*self._watch_of(key))), lambda _: None)
+
+    @staticmethod
+    def _watch_of(key: Key) -> tuple[str, str]:
+        domid, device = key
+        return f"{frontend_path(domid, device)}/state", f"{domid}/{device}"
+
+    def _drop_if_finished(self, seat: DiskSeat) -> None:
+        if seat.vbd.finished and not seat.dropped:
+            self._drop(seat.key)
+            self._looks.add(seat.key)  # something else may be there by now
+
+    def _drop(self, key: Key) -> None:
+        seat = self._seats.pop(key)
+        seat.dropped = True
+        seat.disk.close()
+        self._store.hold(ask(unwatch(*self._watch_of(key))), lambda _: None)
+        if not any(domid == key[0] for domid, _ in self._seats):
+            self._memory.forget(key[0])
+            self._looks.forget(key[0])
+
+
+def _die_of(failure: threading.ExceptHookArgs) -> None:
+    """An exception in a ring's thread is a bug of ours: this process ends, and says why."""
+    sys.excepthook(failure.exc_type, failure.exc_value or failure.exc_type(), failure.exc_traceback)
+    sys.stderr.flush()
+    os._exit(70)
+
+
+def main(config: dict[str, Any], descriptors: list[int]) -> None:
+    """The process's entry. descriptors: control, hypercalls of vCPU 0."""
+    log_to_terminal("dom0: %(message)s")
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    threading.excepthook = _die_of
+    control = Control.of_descriptor(descriptors[0])
+    hypercalls = Hypercalls(socket.socket(fileno=descriptors[1]))
+    options = BackendOptions(**config.pop("options"))
+    try:
+        Dom0(Dom0Config(**config, options=options), control, hypercalls).serve()
+    except (XenStoreError, HypercallError, OSError) as error:
+        control.send("error", f"dom0: {error}")
+        raise SystemExit(1) from error

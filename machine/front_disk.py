@@ -1,0 +1,150 @@
+"""A guest's disk in the real runtime: its driver, its store, and its end of the event channel.
+
+Owns: the watch on its backend, and the channel from Initialised until it is closed.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from common import abi
+from common.event_channel import EventChannel, channel_address
+from common.faults import LocalFault
+from common.handshake import Event, Intent, Leave, Op, Stirred
+from common.hypercall import HypercallError, Hypercalls
+from common.wakeups import Events, carrier_of
+from common.xenbus import frontend_path
+from common.xenstore import XenStoreClient
+from common.xenstore_talks import ask, unwatch
+from frontend.vbd import Domain, FrontendVbd
+from machine.seat import Seat, Timers
+
+FAR_END_TIMEOUT_MS: Final = 5_000  # it is Connected: its wake-up is on the way
+
+log = logging.getLogger(__name__)
+
+
+class Line:
+    """A guest's hands: its channel. event: its segment (u8); events_dir: for ZeroMQ's sockets."""
+
+    def __init__(
+        self, hypercalls: Hypercalls, event: np.ndarray, events: Events, events_dir: str
+    ) -> None:
+        self.channel: EventChannel | None = None
+        self.ended: Callable[[str], None] | None = None  # to be told when the disk is used no more
+        self._hypercalls, self._event = hypercalls, event
+        self._events, self._events_dir = events, events_dir
+
+    def call(self, op: Op, argument: int) -> int:
+        """See Hands."""
+        if op == Op.ALLOC_UNBOUND:
+            return self._allocate(argument)
+        assert op == Op.CLOSE and self.channel is not None
+        self._hypercalls.event_channel_op(
+            "close", abi.EVTCHNOP_CLOSE, abi.EVTCHN_CLOSE, port=argument
+        )
+        self.channel.close()
+        self.channel = None
+        return 0
+
+    def _allocate(self, backend_domid: int) -> int:
+        try:
+            allocated, descriptors = self._hypercalls.event_channel_op(
+                "alloc_unbound",
+                abi.EVTCHNOP_ALLOC_UNBOUND,
+                abi.EVTCHN_ALLOC_UNBOUND,
+                dom=abi.DOMID_SELF,
+                remote_dom=backend_domid,
+            )
+        except HypercallError as error:
+            raise LocalFault(str(error)) from error
+        port = int(allocated["port"][0])
+        address = channel_address(self._events_dir, port)
+        carrier = carrier_of(self._events, descriptors, address, allocated_here=True)
+        own, far = self._event[: abi.XEN_PAGE_SIZE], self._event[abi.XEN_PAGE_SIZE :]
+        self.channel = EventChannel(carrier, port, own, far[: abi.XEN_PAGE_SIZE])
+        return port
+
+    def start(self, keeps: bool, ended: Callable[[str], None]) -> None:
+        """See Hands."""
+        assert self.channel is not None
+        if not self.channel.carrier.await_far_end(FAR_END_TIMEOUT_MS):
+            log.warning("the backend's end of event channel %d does not show", self.channel.port)
+        self.ended = ended
+
+    def stop(self) -> None:
+        """See Hands. One thread: whoever uses the disk is between two slices of it."""
+        self.end("")
+
+    def end(self, why: str) -> None:
+        """The disk is used no more."""
+        assert self.ended is not None
+        ended, self.ended = self.ended, None
+        ended(why)
+
+    def fail(self, reason: str) -> None:
+        """See Hands: who asked for something is told, and the store's `error` node says it."""
+
+
+class FrontDisk(FrontendVbd):
+    """The driver on a guest's own store and channel. Reads its first key, and sets its watch, at
+    once."""
+
+    def __init__(
+        self, store: XenStoreClient, domain: Domain, line: Line, device: int, persistent: bool
+    ) -> None:
+        path = frontend_path(domain.domid, device)
+        backend = store.read(f"{path}/backend").decode("latin-1")
+        super().__init__(domain, device, persistent, backend, itertools.count(1))
+        self.timers = Timers(time.monotonic)
+        self._store, self._line = store, line
+        self._seat = Seat(self, store, line, self.timers)
+        self._watch: tuple[str, str] | None = (f"{backend}/state", f"backend-{device}")
+        store.watch(*self._watch)
+
+    @property
+    def channel(self) -> EventChannel | None:
+        """Its end of it, while there is one."""
+        return self._line.channel
+
+    @property
+    def usable(self) -> bool:
+        """Connected, and not about to be closed."""
+        return self._line.ended is not None
+
+    def handle(self, event: Event) -> list[Intent]:
+        """As any driver; and who is finished needs its watch no more."""
+        intents = super().handle(event)
+        if self.finished and not self.awaited and self._watch is not None:
+            self._store.hold(ask(unwatch(*self._watch)), lambda _: None)
+            self._watch = None
+        return intents
+
+    def tell(self, event: Event) -> None:
+        """Something has happened."""
+        self._seat.tell(event)
+
+    def take_events(self) -> None:
+        """The store has something for us."""
+        self._store.receive(0)
+        if self._store.events():
+            self.tell(Stirred())
+
+    def detach(self) -> None:
+        """Begin to close, as a guest does that unplugs its disk."""
+        self.tell(Leave())
+
+    def fail(self, reason: str) -> None:
+        """The backend broke the ring: say so in the store, and close."""
+        self._line.end(reason)
+
+    def settle(self) -> None:
+        """For who waits for nothing else: take every step that is due."""
+        self.timers.ring()
+        self.tell(Stirred())
+        while self.awaited:
+            self._store.receive(None)
