@@ -78,11 +78,12 @@ class _TinyMachine:
             pool_pages=POOL_PAGES,
         )
         lay_out_buffers(self.front, POOL_FRAME + POOL_PAGES, 2)
+        self.store = RamStore(DISK_SECTORS, huge_pages=False)
         self.back = build_back(
             arena,
             guest.ram[:XEN_PAGE_SIZE],
             in_table(arena, slots_of(KEPT), guest.ram, dom0.ram),
-            RamStore(DISK_SECTORS, huge_pages=False),
+            self.store,
             machine.accessed,
             machine.host["backend"][0, 1:2],
             channel_words(arena, guest.event, allocated_here=False),
