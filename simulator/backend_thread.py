@@ -17,6 +17,7 @@ from backend.blkback import BROKEN_REASONS, Blkback
 from backend.doors import called_for
 from backend.worker import work
 from common import abi, effects
+from common.compiled import direct
 from common.event_channel import clear_pending
 from common.faults import PeerFault
 from common.steps import ANY_STEP, STEP, WOKE, mask_of
@@ -76,6 +77,7 @@ class BackendThread(Thread):
         self._dom0, self._copies = dom0, bool(dev.back["copies"][0])
         self._gather_max = self._room = int(dev.back["gather_max"][0])
         self._woke = False
+        self._work = direct(work, dev, 0, 0)
 
     def run(self) -> Steps:
         """Serve for ever; the machine's end is its guests' end. Raises PeerFault."""
@@ -84,7 +86,7 @@ class BackendThread(Thread):
         while True:
             if self._dom0.era.requests_max is not None:
                 yield from self._wait_for_room()
-            effect = work(dev, FOR_EVER, TAKEN)
+            effect = self._work(dev, FOR_EVER, TAKEN)
             place, taken, _, event, _, sectors, segments, _ = dev.turn.tolist()
             if effect == effects.BROKEN:
                 raise PeerFault(BROKEN_REASONS[int(dev.back["broken"][0])])
@@ -117,7 +119,7 @@ class BackendThread(Thread):
                     yield from self._unmap(ops)
                 else:
                     self._dom0.hypercall(self.cpu.number, cmd, ops, False)
-            effect = work(dev, FOR_EVER, BETWEEN)
+            effect = self._work(dev, FOR_EVER, BETWEEN)
 
     def _unmap(self, ops: np.ndarray) -> Steps:
         """One unmap hypercall; under the flush lock if its flush goes to another CPU."""
@@ -197,7 +199,7 @@ class BackendThread(Thread):
         """While arming: then look again, and sleep until our event is pending, and take it."""
         ns = self.costs.hypercall_ns + self.costs.interrupt_ns * interrupted
         yield from self.work(int(ns), EVENTS)
-        if work(self.dev, FOR_EVER, ANY_STEP) != effects.WAIT:
+        if self._work(self.dev, FOR_EVER, ANY_STEP) != effects.WAIT:
             return
         events = self.dev.events
         self.dev.counters["waits"] += np.uint64(1)
