@@ -108,7 +108,7 @@ def test_a_run_goes_on_from_a_snapshot_at_any_phase_as_it_went_on(
     assert machine.pair.front.counters["verify_errors"][0] == 0
     assert {place for at, place, _ in phases if at == 0} and len(phases) > 10 * IOS
     arena.restore(beginning)
-    for number in range(0, len(phases)):
+    for number in range(len(phases)):
         here = arena.snapshot()
         assert machine.to_its_end() == phases[number:]
         assert (arena.snapshot() == end).all(), f"not the same from phase {number} on"
@@ -124,7 +124,7 @@ def _leaks(machine: Run) -> dict[str, Callable[[], None]]:
         "the guest's half of the ring": lambda: _out(pair.front, "half", pair),
         "the shadow": lambda: _out(pair.front, "shadow", pair),
         "the tree": lambda: _out(pair.back, "nodes", pair),
-        "the free slots": lambda: _out(pair.back, "slots", pair),
+        "dom0's half of the ring": lambda: _out(pair.back, "half", pair),
     }
 
 
@@ -143,6 +143,6 @@ def test_state_outside_of_the_arena_would_be_found(what: str) -> None:
     arena, beginning = machine.arena, machine.arena.snapshot()
     phases, end = machine.to_its_end(), arena.snapshot()
     arena.restore(beginning)
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever it is that goes wrong first
+    with pytest.raises(Exception):  # noqa: B017 - whatever it is that goes wrong first
         assert machine.to_its_end() == phases
         assert (arena.snapshot() == end).all()
