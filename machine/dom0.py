@@ -197,6 +197,8 @@ class Dom0:
         if values is None:
             return
         seat = self._seats.get(key)
+        if seat is not None and seat.vbd.state != INITIALISING:
+            return
         entries = {name.removeprefix(f"{path}/"): value for name, value in values.items()}
         try:
             params = read_plug(entries, *key)

@@ -28,8 +28,8 @@ from frontend.grants import grant_access
 from frontend.vbd import POOL_FRAME, Domain, FrontendVbd
 from hypervisor.cpus import ACCESSED_WORDS, Cpus
 from hypervisor.hypercalls import Hypervisor
-from machine.connection import map_ring_op, unmap_ring_op
 from machine.plug import XVDA, plug
+from machine.ring_ops import map_ring_op, unmap_ring_op
 from simulator.hands import Caller
 from simulator.handshake import LifeSeat, World
 from simulator.machine import pages
