@@ -20,7 +20,7 @@ from common.machine_memory import stats_of
 from common.xenstore import XenStoreClient
 from frontend.vbd import Domain
 from machine.front_disk import FrontDisk, Line
-from machine.guest import GuestConfig
+from machine.guest_config import GuestConfig
 
 ANSWER_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.05
