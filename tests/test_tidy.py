@@ -182,8 +182,8 @@ def test_the_handshake_diagram_is_drawn_from_the_table() -> None:
 
 PHASES_OF = {"frontend.blkfront": "frontend/", "backend.phases": "backend/"}
 MAY_RUN_PHASES = (
-    "frontend/load.py",  # the guest's loop over the table
-    "frontend/stepper.py",
+    "frontend/stepper.py",  # the guest's loop over the table
+    "frontend/load.py",
     "backend/worker.py",  # the backend's
     "backend/doors.py",
 )
