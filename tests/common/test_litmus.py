@@ -16,7 +16,7 @@ from common.abi import HYPERVISOR_GRANT_TABLE_OP
 from common.atomics import fence, load_acquire, store_release
 from common.event_channel import clear_mask, clear_pending, set_pending
 from common.hypercall_gate import ASLEEP, IDLE, STATE, TAKEN, header_of
-from common.ring import REQ, check_notify, publish, rearm, unconsumed
+from common.ring import REQ, arm, check_notify, publish, unconsumed
 from common.u32 import u32_add
 from hypervisor.gate_server import NOBODY, find_posted
 from tests.common.litmus import World, both_missed, no_fence, nothing, without
@@ -31,7 +31,7 @@ def compiled(function: Any) -> Any:
     return njit(nogil=True, _nrt=False)(function)
 
 
-# --- the ring: PUBLISH, CHECK_NOTIFY against REARM, look --------------------------------------
+# --- the ring: PUBLISH, CHECK_NOTIFY against ARM, look --------------------------------------
 
 
 def producer(checks: Any = check_notify) -> Any:
@@ -43,7 +43,7 @@ def producer(checks: Any = check_notify) -> Any:
     return compiled(act)
 
 
-def consumer(arms: Any = rearm) -> Any:
+def consumer(arms: Any = arm) -> Any:
     def act(world: World, number: int) -> bool:
         world.half[0].cons = u32_add(number, 0)
         arms(world.words, world.half, REQ)
@@ -184,8 +184,8 @@ BROKEN = {
     "check_notify without its fence": lambda: (
         producer(without(check_notify, fence=no_fence)), consumer(), nothing
     ),
-    "rearm without its fence": lambda: (
-        producer(), consumer(without(rearm, fence=no_fence)), nothing
+    "arm without its fence": lambda: (
+        producer(), consumer(without(arm, fence=no_fence)), nothing
     ),
     "set_pending in two steps": lambda: (
         sender(without(set_pending, fetch_or=load_then_or)), waiter(), pending_and_masked
