@@ -13,8 +13,7 @@ import pytest
 from backend.stores import RamStore
 from common.abi import BLKIF_REQUEST, BLKIF_RESPONSE, SECTORS_PER_PAGE
 from common.atomics import load_acquire
-from common.ring import EVENT, REQ, RSP
-from frontend import blkfront
+from common.ring import EVENT, REQ, RSP, arm
 from tests.pair import MODES, OKAY, READ, WRITE, Pair
 
 GOLDEN = Path(__file__).parents[1] / "golden"
