@@ -1,52 +1,72 @@
-"""Whenever a request comes, the worker that goes to sleep is notified of it, or does not sleep."""
+"""In no order of the two ends' phases does the worker sleep while a request is there for it.
 
+Every state is visited that the worker's phases and those of a guest's push can reach, in whatever
+order they come: from each, either end takes its next phase.
+"""
+
+from typing import Final
+
+import numpy as np
 import pytest
 
-from backend import phases, worker
-from common.event_channel import clear_pending, set_pending
-from common.hypercall_gate import no_gate
-from common.spinning import new_spin
-from frontend import blkfront
-from tests.interleaving import Moment, moments, run_with
-from tests.pair import PORT, READ, Pair
+from backend.steps import ARM, CLEAR, LOOK, LOOK_AGAIN, WATCH
+from common import effects
+from common.event_channel import clear_pending
+from common.steps import AGAIN, ANY_STEP, NONE, ON, OUTCOME_BITS, STEP, STEP_BITS
+from frontend import steps as front_steps
+from frontend.load import run
+from tests.pair import LOOKS_MAX, MODES, PORT, READ, Pair
 
-STEPS = moments("load_acquire", "spin_until_changed", "rearm", "requests_waiting")
+PUSHING: Final = (
+    front_steps.PUBLISH, front_steps.CHECK_EVENT, front_steps.SET_PENDING, front_steps.READ_MASK
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("moment", STEPS, ids=str)
-@pytest.mark.parametrize("served", [0, 1])
-@pytest.mark.parametrize("start", [0, (1 << 32) - 1])
-def test_a_request_that_comes_at_any_moment_of_going_to_sleep_is_served(
-    moment: Moment, served: int, start: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair = Pair(start=start)
-    pair.spin = new_spin(adaptive=True)
-    pair.spin["limit_ns"] = 0
-    for io in range(served):  # found by spinning: the event that is armed has passed
-        pair.queue(io, READ, 0, 8)
-        blkfront.submit(pair.front)
-        blkfront.push(pair.front)
-        assert list(pair.batch())[-1] == "push"
-    pair.queue(served, READ, 0, 8)
-    assert blkfront.submit(pair.front) == 1
+class Orders:
+    """A worker and a guest that pushes one request, in every order of their phases."""
 
-    def push() -> None:
-        if blkfront.push(pair.front):
-            set_pending(*pair.back_events, PORT)
+    def __init__(self, pair: Pair) -> None:
+        self.pair, self.asleep = pair, False
+        self.states = 0
+        self.lost = 0  # states in which the worker sleeps for ever, and a request is there
 
-    goes_on = run_with(
-        monkeypatch,
-        worker._idle,
-        pair.back,
-        (pair.spin,),
-        (worker, phases),
-        moment,
-        push,
-    )
-    notified = clear_pending(pair.back_events[0], PORT)
-    assert goes_on or notified, "it sleeps, and nobody will wake it"
-    args = (*pair.front_events, PORT, pair.spin, 100, no_gate(), -1)
-    while (effect := worker.work(pair.back, pair.cursor, *args)) != worker.WAIT:
-        if effect == worker.MAP:
-            pair.map_pages()
-    assert pair.counts()["back_requests"] == served + 1
+    def visit_all(self) -> None:
+        """Every state that can be reached from the one that the pair is in."""
+        first, at_first = self.pair.arena.snapshot(), self.asleep
+        seen = {(first.tobytes(), at_first)}
+        ahead = [(first, at_first)]
+        while ahead:
+            state, asleep = ahead.pop()
+            self.states += 1
+            can_move = False
+            for move in (self._back_moves, self._front_moves):
+                self.pair.arena.restore(state)
+                self.asleep = asleep
+                if not move():
+                    continue
+                can_move = True
+                after = self.pair.arena.snapshot()
+                key = (after.tobytes(), self.asleep)
+                if key not in seen:
+                    seen.add(key)
+                    ahead.append((after, self.asleep))
+            if not can_move:
+                self.pair.arena.restore(state)
+                self.lost += self.pair.counts()["back_requests"] != 1
+
+    def _back_moves(self) -> bool:
+        """The worker's next phase; False while it sleeps."""
+        if self.asleep:
+            return False
+        self.pair.back_step()
+        return True
+
+    def _front_moves(self) -> bool:
+        """The push's next phase; False when it is over."""
+        front = self.pair.front
+        if front.turn[STEP] not in PUSHING:
+            return False
+        if run(front, self.pair.queued, LOOKS_MAX, ANY_STEP) == effects.WAKE and self.asleep:
+            assert clear_pending(self.pair.back_events[0], PORT)
+            self.asleep = False
+        return True
