@@ -12,6 +12,7 @@ from common.event_channel import clear_pending, set_pending
 from common.ring import EVENT, REQ, RSP, unconsumed
 from tests.pair import PORT, CallbackStore, Pair, Raw
 
+
 def work(pair: Pair, looks: int = 100) -> str:
     """One call of the loop; its effect by name, a hypercall (by its name) or store call done."""
     effect = int(worker.work(pair.back, looks, 0))

@@ -126,7 +126,9 @@ def both_missed(
     def run(who: int, side: Any, rounds: int, cpu: int) -> None:
         try:
             os.sched_setaffinity(0, {cpu})
-            world = World(words, pending, mask, gate, new_half(Arena(4096), 32), new_spin(adaptive=True))
+            world = World(
+                words, pending, mask, gate, new_half(Arena(4096), 32), new_spin(adaptive=True)
+            )
             side(meeting, missed, who, rounds, world, until_seen)
         except BaseException as error:
             failed.append(error)
