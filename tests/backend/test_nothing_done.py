@@ -155,7 +155,7 @@ def test_a_call_that_fails_in_the_gate_is_an_error_of_its_requests(mode: str) ->
     segment = np.zeros(gate_bytes(1), np.uint8)
     gate = new_gate(segment, 0)
     pair.back = pair.back._replace(gate=gate)
-    pair.spin["adaptive"], pair.spin["limit_ns"] = True, 10**10
+    pair.spin_on(10**10)
     header = int(header_of(0))
 
     def refuse() -> None:

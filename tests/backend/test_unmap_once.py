@@ -48,7 +48,7 @@ class Dom0:
         ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.hypercalls, none = Hypercalls(ours), cast(Any, None)
         self.hands = RingThread(self.pair.back, self.pair.store, none, self.hypercalls, none, none)
-        self.pair.spin["adaptive"], self.pair.spin["limit_ns"] = True, 10**10
+        self.pair.spin_on(10**10)
 
     def work(self) -> int:
         return int(worker.work(self.hands._dev, 100, 0))
