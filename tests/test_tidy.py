@@ -180,6 +180,28 @@ def test_the_handshake_diagram_is_drawn_from_the_table() -> None:
     assert diagram() in (ROOT / "docs/design.md").read_text()
 
 
+@pytest.mark.parametrize("end", ["frontend", "backend"])
+def test_the_order_of_phases_is_drawn_from_the_tables(end: str) -> None:
+    from backend import steps as back
+    from common.steps import drawn
+    from frontend import steps as front
+
+    phases = {"frontend": front, "backend": back}[end].PHASES
+    assert f"\n\n{drawn(phases)}\n\n" in (ROOT / "docs/design.md").read_text()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_only_the_tables_order_phases(path: Path) -> None:
+    """A table is made in a `steps.py`; a place in it is set by the loop, and when a ring ends."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            made = ast.unparse(node.func).split(".")[-1] in ("next_steps", "Phase")
+            assert not made or path.name == "steps.py", f"line {node.lineno}"
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if any(re.search(r"\bturn\[(steps\.)?STEP\]$", ast.unparse(to)) for to in targets):
+            assert name_of(path) in ("common/steps.py", "backend/blkback.py"), f"line {node.lineno}"
+
+
 def test_no_machine_path_or_registry_is_named() -> None:
     named = re.compile(r"https?://(?!github\.com|xenbits\.xen)\S+|/work/|/root/")
     for path in (*SOURCES, ROOT / "README.md", ROOT / "run.sh", ROOT / "requirements.lock"):
