@@ -38,8 +38,9 @@ from frontend.driver import Driver
 from frontend.grants import grant_access
 from frontend.load import no_load, run
 from frontend.steps import PHASES as FRONT_PHASES
+from frontend.vbd import POOL_FRAME
 from machine.back import build_back, in_table, own_frames, slots_of
-from machine.front import POOL_FRAME, build_front, lay_out_buffers
+from machine.front import build_front, lay_out_buffers
 from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 
 GUEST: Final = 1
