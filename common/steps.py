@@ -28,8 +28,6 @@ OUTCOMES: Final = ("ON", "AGAIN", "NONE", "ARM", "GRANT", "COPY", "END", "NEXT")
 
 OUTCOME_BITS: Final = 3
 STEP_BITS: Final = 6
-OUTCOME_BITS: Final = 3
-STEP_BITS: Final = 6
 NO_STEP: Final = (1 << STEP_BITS) - 1
 STOPPED_BIT: Final = 16  # above an entry's
 

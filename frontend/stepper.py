@@ -24,7 +24,7 @@ from common.steps import (
     leave,
     mask_of,
 )
-from frontend import blkfront, steps
+from frontend import blkfront, responses, steps
 from frontend.blkfront_info import Blkfront
 from frontend.load import STALE, Load, turn
 
@@ -47,15 +47,15 @@ def run(dev: Blkfront, job: Load, looks: int, stops: int) -> int:
     while at <= NO_STEP:
         # The usual ones in their usual order, so that the CPU foresees each: the table decides.
         if at == steps.LOOK:
-            at = follow(dev.next, at, blkfront.look(dev), stops)
+            at = follow(dev.next, at, responses.look(dev), stops)
         if at == steps.TAKE:
-            at = follow(dev.next, at, blkfront.take(dev), stops)
+            at = follow(dev.next, at, responses.take(dev), stops)
         if at == steps.COPY_OUT:
-            at = follow(dev.next, at, blkfront.copy_out(dev), stops)
+            at = follow(dev.next, at, responses.copy_out(dev), stops)
         if at == steps.END_LOOK:
-            at = follow(dev.next, at, blkfront.end_look(dev), stops)
+            at = follow(dev.next, at, responses.end_look(dev), stops)
         if at == steps.FINISH:
-            at = follow(dev.next, at, blkfront.finish(dev), stops)
+            at = follow(dev.next, at, responses.finish(dev), stops)
         if at == steps.TURN:
             at = follow(dev.next, at, turn(dev, job), stops)
         if at == steps.SUBMIT:
@@ -77,7 +77,7 @@ def run(dev: Blkfront, job: Load, looks: int, stops: int) -> int:
 def _advance(dev: Blkfront, step: int) -> int:
     """Do the phase `step`, none of the usual ones; its outcome."""
     if step == steps.END_SWAP:
-        return blkfront.end_swap(dev)
+        return responses.end_swap(dev)
     if step == steps.PREPARE:
         return blkfront.prepare(dev)
     if step == steps.GRANT_ACCESS:

@@ -39,14 +39,16 @@ from frontend.grants import grant_access
 from frontend.load import no_load
 from frontend.stepper import run
 from frontend.steps import PHASES as FRONT_PHASES
+from frontend.vbd import POOL_FRAME
 from machine.back import build_back, in_table, own_frames, slots_of
-from machine.front import POOL_FRAME, build_front, lay_out_buffers
+from machine.front import build_front, lay_out_buffers
 from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 
 GUEST: Final = 1
 PORT: Final = 2
 LOOKS_MAX: Final = 1 << 40
 BOUNCE_FRAME: Final = 1
+PATIENCE_NS: Final = 10**12
 GRANT_COPY: Final = "grant-copy"
 # How the frontend uses grants, whether the backend keeps pages mapped.
 MAPPING_MODES: Final = {
@@ -338,6 +340,11 @@ class Pair:
         while self.back_until() != effects.DONE:
             pass
         return end_every_access(self.front)
+
+    def spin_on(self, limit_ns: int) -> None:
+        """From now on both ends spin for so long, whoever else wants their CPU."""
+        self.spin["adaptive"], self.spin["limit_ns"] = True, limit_ns
+        self.spin["patience_ns"] = self.spin["patience_max_ns"] = PATIENCE_NS
 
     # --- what can be seen -------------------------------------------------------------------
 

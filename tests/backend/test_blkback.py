@@ -7,17 +7,40 @@ import pytest
 
 from backend.blkback import Blkback, new_blkback, slots_needed
 from common.abi import BLKIF_MAX_PERSISTENT_GRANTS, XEN_PAGE_SIZE, blkif_ring_size
+from common.arena import Arena
+from common.counters import BACKEND_COUNTERS
+from common.event_channel import EventWords, event_words
+from common.hypercall_gate import no_gate
 from common.ring import shared_ring_init
+from common.spinning import new_spin
 from tests.pair import OKAY, READ, Pair, Raw
 
 
 def back_on(page: np.ndarray, nr_slots: int = 704, **options: Any) -> Blkback:
-    slots, accessed = np.zeros(nr_slots, np.uint64), np.zeros(4, np.uint64)
-    return new_blkback(page, slots, accessed, remote_domid=3, nr_sectors=8, **options)
+    arena = Arena()
+    slots, accessed, port = (arena.array(size, np.uint64) for size in (nr_slots, 4, 1))
+    counters, (pending, mask) = arena.array(1, BACKEND_COUNTERS), event_words(new_page())
+    return new_blkback(
+        arena,
+        page,
+        slots,
+        accessed,
+        counters,
+        EventWords(pending, pending, mask, port),
+        new_spin(adaptive=False),
+        no_gate(),
+        remote_domid=3,
+        nr_sectors=8,
+        **options,
+    )
+
+
+def new_page(pages: int = 1) -> np.ndarray:
+    return np.zeros(pages * XEN_PAGE_SIZE, np.uint8)
 
 
 def fresh_page(pages: int = 1, start: int = 0) -> np.ndarray:
-    page = np.zeros(pages * XEN_PAGE_SIZE, np.uint8)
+    page = new_page(pages)
     shared_ring_init(page.view(np.uint32), start)
     return page
 

@@ -55,7 +55,7 @@ def map_frames(
     ops["host_addr"] = [balloon.address + slot * XEN_PAGE_SIZE for slot in frames]
     ops["dev_bus_addr"] = [frame * XEN_PAGE_SIZE for frame in frames.values()]
     ops["flags"] = flags
-    return int(map_granted(fd, ops, len(ops)))
+    return int(map_granted(fd, ops, 0, len(ops)))
 
 
 def unmap(balloon: Balloon, *slots: int) -> int:
@@ -101,9 +101,18 @@ def test_what_the_hypervisor_refused_is_not_mapped(balloon: Balloon, ram: Ram) -
     ops = np.zeros(2, GNTTAB_MAP_GRANT_REF)
     ops["host_addr"] = [balloon.address, balloon.address + XEN_PAGE_SIZE]
     ops["flags"], ops["status"] = GNTMAP_HOST_MAP, [GNTST_BAD_GNTREF, 0]
-    assert map_granted(ram.fd, ops, 2) == 0
+    assert map_granted(ram.fd, ops, 0, 2) == 0
     assert faults(lambda: balloon.view(0)[0])
     assert not faults(lambda: balloon.view(1)[0])
+
+
+def test_only_what_its_call_granted_is_mapped(balloon: Balloon, ram: Ram) -> None:
+    """The others, said to be granted by whoever filled them, are another call's."""
+    ops = np.zeros(4, GNTTAB_MAP_GRANT_REF)
+    ops["host_addr"] = balloon.page_table()
+    ops["dev_bus_addr"], ops["flags"] = np.arange(4) * XEN_PAGE_SIZE, GNTMAP_HOST_MAP
+    assert map_granted(ram.fd, ops, 1, 3) == 0
+    assert [faults(balloon.view(slot).tobytes) for slot in range(4)] == [True, False, False, True]
 
 
 def test_a_page_mapped_read_only_cannot_be_written(balloon: Balloon, ram: Ram) -> None:

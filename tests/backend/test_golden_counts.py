@@ -13,8 +13,7 @@ import pytest
 from backend.stores import RamStore
 from common.abi import BLKIF_REQUEST, BLKIF_RESPONSE, SECTORS_PER_PAGE
 from common.atomics import load_acquire
-from common.ring import EVENT, REQ, RSP
-from frontend import blkfront
+from common.ring import EVENT, REQ, RSP, arm
 from tests.pair import MODES, OKAY, READ, WRITE, Pair
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -140,7 +139,7 @@ def test_the_ring_page_is_real_linuxs_byte_for_byte(mode: str, gather_max: int) 
     golden = np.fromfile(GOLDEN / "ring-page.bin", np.uint8)
     pair = as_golden(mode, gather_max, golden)
     assert len(pair.run()) == 32
-    blkfront.rearm(pair.front)  # Linux looks again before it returns
+    arm(pair.front.words, pair.front.half, RSP)  # Linux looks again before it returns
     # Slot 13 holds, behind its one segment, those of an older request in Linux's shadow.
     stale = slice(64 + 13 * 112 + 32, 64 + 14 * 112)
     assert golden[stale].any()

@@ -11,9 +11,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from backend import worker
+from backend.doors import called_for
 from backend.ring_thread import RingThread
-from common import abi
+from common import abi, effects
 from common.atomics import load_acquire, store_release
 from common.hypercall import HYPERCALL, MESSAGE_MAX, Hypercalls
 from common.hypercall_gate import (
@@ -21,39 +21,29 @@ from common.hypercall_gate import (
     POSTED,
     RC,
     STATE,
-    Gate,
     gate_bytes,
     header_of,
     new_gate,
-    no_gate,
 )
 from common.not_done import NOT_DONE
 from common.ring import RSP
-from common.spinning import new_spin
-from frontend import blkfront
-from tests.pair import EOPNOTSUPP, ERROR, GRANT_COPY, OKAY, PORT, READ, WRITE, CallbackStore, Raw
+from tests.pair import CALLS, EOPNOTSUPP, ERROR, GRANT_COPY, OKAY, READ, WRITE, CallbackStore, Raw
 from tests.pair import Pair as RealPair
 
 MODES = ("persistent", "non-persistent", GRANT_COPY)
 
 
 class Pair(RealPair):
-    """A pair whose dom0 does nothing for the effects in `forgets`."""
+    """A pair whose dom0 does nothing for the effects in `forgets`: "io", or a hypercall's name."""
 
-    forgets: tuple[int, ...] = ()
-    gate: Gate = no_gate()
+    forgets: tuple[str, ...] = ()
 
-    def serve(self) -> None:
-        hands = {
-            worker.MAP: self.map_pages,
-            worker.UNMAP: self.unmap_pages,
-            worker.COPY: self.copy_pages,
-            worker.IO: self._hands._store_io,
-        }
-        args = (*self.front_events, PORT, self.spin, 1000, self.gate, -1)
-        while (effect := worker.work(self.back, self.cursor, *args)) != worker.WAIT:
-            if effect in hands and effect not in self.forgets:
-                hands[effect]()
+    def do(self, effect: int) -> None:
+        wanted = "io" if effect == effects.IO else ""
+        if effect == effects.HYPERCALL:
+            wanted = CALLS[called_for(self.back)[0]]
+        if wanted not in self.forgets:
+            super().do(effect)
 
 
 def requests(pair: Pair) -> list[Raw]:
@@ -92,7 +82,7 @@ def test_a_driver_that_makes_no_hypercall_answers_with_errors(
         assert {status for _, _, status in pair.ask(*asked)} == {OKAY, EOPNOTSUPP}
         pair.ram[pair.buffer_frame * abi.XEN_PAGE_SIZE :] = 0x5A
         pair.store.write(0, np.full(512 * 512, 0xA5, np.uint8))
-    pair.forgets = (worker.MAP, worker.COPY)
+    pair.forgets = ("map", "copy")
     assert pair.ask(*asked) == FAILED
     nothing_moved(pair)
     pair.forgets = ()
@@ -103,7 +93,7 @@ def test_a_driver_that_makes_no_hypercall_answers_with_errors(
 @pytest.mark.parametrize("mode", MODES)
 def test_a_driver_that_does_not_call_the_store_answers_with_errors(mode: str) -> None:
     pair = Pair(mode, gather_max=32, store=CallbackStore(512))
-    pair.forgets = (worker.IO,)
+    pair.forgets = ("io",)
     assert pair.ask(*requests(pair)) == FAILED
     nothing_moved(pair)
     pair.check()
@@ -111,10 +101,16 @@ def test_a_driver_that_does_not_call_the_store_answers_with_errors(mode: str) ->
 
 def test_a_driver_that_does_not_unmap_answers_nothing() -> None:
     pair = Pair("non-persistent")
-    pair.forgets = (worker.UNMAP,)
+    pair.forgets = ("unmap",)
     with pytest.raises(AssertionError):
         pair.ask(*requests(pair))
     assert load_acquire(pair.back.words, RSP) == 0
+
+
+def front_rests(pair: Pair) -> None:
+    """The guest works until it sleeps or has nothing more to do."""
+    while pair.front_until() not in (effects.WAIT, effects.DONE):
+        pass
 
 
 @pytest.mark.parametrize("mode", sorted({*MODES} - {GRANT_COPY}))
@@ -122,11 +118,12 @@ def test_an_io_is_not_okay_before_its_last_request_is_answered(mode: str) -> Non
     pair = Pair(mode, frames_per_io=32)
     pair.queue(0, READ, 0, 256)
     assert pair.front.ios["status"][0] == NOT_DONE
-    assert blkfront.submit(pair.front) == 3
+    front_rests(pair)
+    assert pair.front.front["outstanding"][0] == 3
     for ident in pair.slots["id"][:3].tolist():
         assert pair.front.ios["status"][0] == NOT_DONE
         pair.answer_raw((ident, READ, OKAY))
-        blkfront.consume(pair.front)
+        front_rests(pair)
     assert pair.front.ios["status"][0] == OKAY
 
 
@@ -156,19 +153,20 @@ def test_a_call_that_fails_in_the_gate_is_an_error_of_its_requests(mode: str) ->
     pair = Pair(mode, gather_max=32)
     asked = requests(pair)
     segment = np.zeros(gate_bytes(1), np.uint8)
-    pair.gate, pair.spin = new_gate(segment, 0), new_spin(adaptive=True)
-    pair.spin["limit_ns"] = 10**10
+    gate = new_gate(segment, 0)
+    pair.back = pair.back._replace(gate=gate)
+    pair.spin_on(10**10)
     header = int(header_of(0))
 
     def refuse() -> None:
-        if load_acquire(pair.gate.words, header + STATE) == POSTED:
-            store_release(pair.gate.words, header + RC, -errno.EINVAL & 0xFFFFFFFF)
-            store_release(pair.gate.words, header + STATE, ANSWERED)
+        if load_acquire(gate.words, header + STATE) == POSTED:
+            store_release(gate.words, header + RC, -errno.EINVAL & 0xFFFFFFFF)
+            store_release(gate.words, header + STATE, ANSWERED)
 
     with hypervisor(refuse):
         pair.push_raw(*asked)
-        args = (*pair.front_events, PORT, pair.spin, 1, pair.gate, -1)
-        worker.work(pair.back, pair.cursor, *args)
+        assert pair.back_until() == effects.WAKE
+    assert not pair.hypercalls
     assert [pair.responses[at].item() for at in range(4)] == FAILED
     nothing_moved(pair)
     pair.check()
@@ -186,13 +184,8 @@ def test_a_call_that_fails_by_message_is_an_error_of_its_requests(mode: str) -> 
             theirs.send(message)
 
     hypercalls, none = Hypercalls(ours), cast(Any, None)
-    hands = RingThread(pair.back, pair.store, none, hypercalls, none, no_gate(), -1, none, none)
-    pair.map_pages = hands._map  # type: ignore[method-assign]
-    pair.copy_pages = (
-        lambda: hands._hypercall(  # type: ignore[method-assign]
-            abi.GNTTABOP_COPY, pair.back.copy_ops[: int(pair.back.back["copy_ops"][0])]
-        )
-    )
+    hands = RingThread(pair.back, pair.store, none, hypercalls, none, none)
+    pair.make_call = hands._hypercall  # type: ignore[method-assign]
     try:
         with hypervisor(refuse):
             assert pair.ask(*requests(pair)) == FAILED

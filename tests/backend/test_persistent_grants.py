@@ -29,6 +29,7 @@ from backend.persistent_grants import (
     put,
 )
 from backend.red_black import BLACK, LEFT, NIL, RED, RIGHT, child
+from common.arena import Arena
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -38,7 +39,7 @@ MANY = 100_000
 
 def filled(grefs: list[int], cap: int | None = None) -> Arrays:
     """A tree of `grefs`, put in in that order: gref g at host address g * 4096, handle 99."""
-    tree, nodes = new_tree(len(grefs) if cap is None else cap)
+    tree, nodes = new_tree(Arena(), len(grefs) if cap is None else cap)
     for gref in grefs:
         assert insert(tree, nodes, gref, gref * 4096, 99) >= 0
     return tree, nodes
@@ -76,11 +77,11 @@ def depths(tree: np.ndarray, nodes: np.ndarray, grefs: np.ndarray) -> np.ndarray
 @pytest.mark.parametrize("cap", [-1, CAP_MAX + 1, 1.5, "8", True, None])
 def test_a_bad_cap_is_named_with_what_is_allowed(cap: object) -> None:
     with pytest.raises(ValueError, match=f"cap: .* is not a whole number from 0 to {CAP_MAX}"):
-        new_tree(cap)  # type: ignore[arg-type]
+        new_tree(Arena(), cap)  # type: ignore[arg-type]
 
 
 def test_a_cap_of_0_keeps_nothing() -> None:
-    tree, nodes = new_tree(0)
+    tree, nodes = new_tree(Arena(), 0)
     assert insert(tree, nodes, 8, 4096, 1) == PG_FULL
     assert find(tree, nodes, 8) == get(tree, nodes, 8) == first(tree, nodes) == NIL
     assert check(tree, nodes) is None
@@ -93,7 +94,7 @@ def test_a_grant_is_found_with_its_address_and_handle() -> None:
 
 
 def test_addresses_and_handles_keep_all_their_bits() -> None:
-    tree, nodes = new_tree(1)
+    tree, nodes = new_tree(Arena(), 1)
     address: Any = np.uint64(2**64 - 4096)  # Numba takes a plain int for an i64
     node = insert(tree, nodes, 8, address, 2**32 - 1)
     assert (nodes[node]["host_addr"], nodes[node]["handle"]) == (2**64 - 4096, 2**32 - 1)
@@ -106,7 +107,7 @@ def test_an_unknown_gref_is_not_found() -> None:
 
 @pytest.mark.parametrize("kind", [int, np.uint32, np.int64, np.uint64])
 def test_grefs_sort_as_u32_whatever_integer_carries_them(kind: Callable[[int], int]) -> None:
-    tree, nodes = new_tree(len(EDGES))
+    tree, nodes = new_tree(Arena(), len(EDGES))
     for gref in reversed(EDGES):
         assert insert(tree, nodes, kind(gref), 0, 0) >= 0
     assert walk(tree, nodes) == EDGES
@@ -178,7 +179,7 @@ def test_misuse_by_our_own_code_is_an_assertion(
 @pytest.mark.parametrize("gref", [-1, GREF_MAX + 1])
 def test_what_is_no_u32_is_no_gref(gref: int) -> None:
     with pytest.raises(AssertionError, match="u32"):
-        insert(*new_tree(1), gref, 0, 0)
+        insert(*new_tree(Arena(), 1), gref, 0, 0)
 
 
 def test_a_node_keeps_its_index_while_others_go() -> None:
@@ -191,7 +192,7 @@ def test_a_node_keeps_its_index_while_others_go() -> None:
 
 
 def test_the_arrays_may_lie_in_shared_memory() -> None:
-    tree, plain = new_tree(3)
+    tree, plain = new_tree(Arena(), 3)
     shared = np.frombuffer(mmap.mmap(-1, plain.nbytes), NODE)
     shared[:] = plain
     for gref in (12, 10, 11):
@@ -212,7 +213,7 @@ def test_every_order_of_inserts_makes_a_sound_sorted_tree(size: int) -> None:
             insert(*grown, gref, 0, 0)
             go_on(*grown, left - {gref})
 
-    go_on(*new_tree(size), frozenset(range(size)))
+    go_on(*new_tree(Arena(), size), frozenset(range(size)))
 
 
 @pytest.mark.parametrize("size", range(1, 8))
@@ -244,7 +245,7 @@ def test_no_lookup_among_100000_visits_more_than_2_log2_levels(order: str) -> No
     grefs = np.arange(8, 8 + MANY)
     if order == "shuffled":
         np.random.default_rng(1).shuffle(grefs)
-    tree, nodes = new_tree(MANY)
+    tree, nodes = new_tree(Arena(), MANY)
     fill(tree, nodes, grefs[::-1] if order == "descending" else grefs)
     assert check(tree, nodes) is None
     assert depths(tree, nodes, grefs).max() <= 2 * math.log2(MANY + 1)
@@ -254,7 +255,7 @@ def test_levels_visited_grow_by_about_one_a_doubling() -> None:
     grefs = np.random.default_rng(2).permutation(1 << 16) * 2
     means = []
     for size in (1 << power for power in range(4, 17)):
-        tree, nodes = new_tree(size)
+        tree, nodes = new_tree(Arena(), size)
         fill(tree, nodes, grefs[:size])
         means.append(depths(tree, nodes, np.concatenate((grefs[:size], grefs[:size] + 1))).mean())
     assert all(0.8 < larger - smaller < 1.2 for smaller, larger in pairwise(means))

@@ -24,6 +24,7 @@ from backend.persistent_grants import (
     put,
 )
 from backend.red_black import NIL
+from common.arena import Arena
 from tests.backend.test_persistent_grants import EDGES, Arrays, walk
 
 
@@ -34,7 +35,7 @@ class AgainstADict(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tree, self.nodes = new_tree(12)
+        self.tree, self.nodes = new_tree(Arena(), 12)
         self.model: dict[int, int] = {}
         self.flying: set[int] = set()
 
@@ -118,13 +119,13 @@ def operate(
 
 
 def test_20000_operations_on_a_full_ring_of_grants_agree_with_a_dict() -> None:
-    operate(persistent_grants, new_tree(352), seed=3, operations=20_000, every=500)
+    operate(persistent_grants, new_tree(Arena(), 352), seed=3, operations=20_000, every=500)
 
 
 def test_the_pure_python_twin_answers_the_same_and_leaves_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiled, plain = new_tree(24), new_tree(24)
+    compiled, plain = new_tree(Arena(), 24), new_tree(Arena(), 24)
     answers = operate(persistent_grants, compiled, seed=4, operations=2_000, every=200)
     for module in (persistent_grants, red_black):
         for name, function in list(vars(module).items()):

@@ -11,7 +11,9 @@ from backend.ring_thread import RingThread, Vcpu
 from backend.stores import RamStore
 from common import ring
 from common.abi import XEN_PAGE_SIZE
+from common.arena import Arena
 from common.copying import address_of
+from common.counters import BACKEND_COUNTERS
 from common.event_channel import EventChannel
 from common.hypercall import Hypercalls
 from common.hypercall_gate import no_gate
@@ -74,26 +76,30 @@ def test_who_is_told_that_a_ring_has_ended_finds_it_ended(
     ring.shared_ring_init(words, 0)
     words[ring.REQ] = 33  # more than it holds
     assert disk.memory is not None
+    (from_far, far_writes), (far_reads, to_far) = os.pipe(), os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = EventChannel(PipeCarrier(from_far, to_far), 1, page(), page())
+    arena = Arena()
     dev = new_blkback(
+        arena,
         shared,
         np.zeros(slots_needed(32, 0), np.uint64),
         np.zeros(64 * 4, np.uint64),
+        arena.array(1, BACKEND_COUNTERS),
+        channel.words,
+        new_spin(adaptive=False),
+        no_gate(),
         remote_domid=1,
         nr_sectors=64,
         store_address=address_of(disk.memory),
     )
-    (from_far, far_writes), (far_reads, to_far) = os.pipe(), os.pipe()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     told: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
     thread = RingThread(
         dev,
         disk,
-        EventChannel(PipeCarrier(from_far, to_far), 1, page(), page()),
+        channel,
         Hypercalls(ours),
         Vcpu(0, *cpus),
-        no_gate(),
-        -1,
-        new_spin(adaptive=False),
         lambda reason: told.put((reason, thread.has_ended(0))),
     )
     assert thread.has_ended(None)  # it has not begun

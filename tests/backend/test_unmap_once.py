@@ -1,4 +1,4 @@
-"""A slot is emptied once for each unmap, by the worker or by its driver, whatever the gate says."""
+"""A slot is emptied once for each unmap, before the hypercall, whoever makes that."""
 
 import os
 import select
@@ -12,19 +12,21 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from backend import worker
+from backend import steps, worker
 from backend.foreign_memory import Balloon, map_granted
 from backend.ring_thread import RingThread
-from common import abi
+from common import abi, effects
 from common.atomics import store_release
 from common.hypercall import GATE_KICK, HYPERCALL, MESSAGE_MAX, Hypercalls
-from common.hypercall_gate import ASLEEP, TAKEN, Gate, gate_bytes, header_of, new_gate, no_gate
+from common.hypercall_gate import ASLEEP, TAKEN, gate_bytes, header_of, new_gate
 from common.ring import RSP
-from common.spinning import new_spin
+from common.steps import STEP
 from hypervisor.gate_server import GateServer
-from tests.pair import OKAY, PORT, READ, Pair, Raw
+from machine.back import mapped
+from tests.pair import OKAY, READ, Pair, Raw
 
-FRAME, STRANGER = 1, 2
+STRANGER = 2  # a frame, and the bytes in it
+READ_BYTE = 0x33
 
 
 class Dom0:
@@ -33,32 +35,39 @@ class Dom0:
     def __init__(self) -> None:
         self.pair = Pair("non-persistent")
         self.balloon = Balloon(len(self.pair.back.page_table))
-        self.pair.back.back["balloon"] = self.balloon.address
         self.ram_fd = os.memfd_create("ram")
-        for frame in range(3):
-            os.write(self.ram_fd, bytes([frame]) * abi.XEN_PAGE_SIZE)
+        os.truncate(self.ram_fd, len(self.pair.ram))
+        os.pwrite(self.ram_fd, bytes([STRANGER]) * abi.XEN_PAGE_SIZE, STRANGER * abi.XEN_PAGE_SIZE)
+        reach = mapped(self.balloon, self.ram_fd)
+        self.pair.back.page_table[:] = reach.page_table
+        for field, value in {"balloon": reach.balloon, **reach.door}.items():
+            self.pair.back.back[field] = value
         gate = np.zeros(gate_bytes(1), np.uint8)
         self.gate = new_gate(gate, 0)
         self.server = GateServer(self.pair.hypervisor, gate, 1)
         ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.hypercalls, none = Hypercalls(ours), cast(Any, None)
-        args = (self.pair.store, none, self.hypercalls, none, self.gate, -1, none, none)
-        self.hands = RingThread(self.pair.back, *args)
-        self.hands._cursor = self.pair.cursor
-        self.pair.spin = new_spin(adaptive=True)
-        self.pair.spin["limit_ns"] = 10**10
+        self.hands = RingThread(self.pair.back, self.pair.store, none, self.hypercalls, none, none)
+        self.pair.spin_on(10**10)
 
-    def work(self, gate: Gate) -> int:
-        pair = self.pair
-        args = (*pair.front_events, PORT, pair.spin, 1, gate, -1)
-        return int(worker.work(pair.back, pair.cursor, *args))
+    def work(self) -> int:
+        return int(worker.work(self.hands._dev, 100, 0))
 
-    def put(self, frame: int) -> None:
-        """Map `frame` where the request's page was mapped."""
+    def open_gate(self) -> None:
+        """From now on the worker posts its calls."""
+        self.hands._dev = self.pair.back = self.pair.back._replace(gate=self.gate)
+
+    def put_stranger(self) -> None:
+        """Map another frame where the request's page was mapped."""
         op = np.zeros(1, abi.GNTTAB_MAP_GRANT_REF)
-        op["host_addr"], op["dev_bus_addr"] = self.slot, frame * abi.XEN_PAGE_SIZE
+        op["host_addr"], op["dev_bus_addr"] = self.slot, STRANGER * abi.XEN_PAGE_SIZE
         op["flags"] = abi.GNTMAP_HOST_MAP
-        assert map_granted(self.ram_fd, op, 1) == 0
+        assert map_granted(self.ram_fd, op, 0, 1) == 0
+
+    def in_slot(self) -> int:
+        """The first byte of the page there."""
+        at = (self.slot - self.balloon.address) // abi.XEN_PAGE_SIZE
+        return int(self.balloon.view(at)[0])
 
     @property
     def slot(self) -> int:
@@ -109,44 +118,40 @@ class Dom0:
 
 @pytest.fixture
 def dom0() -> Iterator[Dom0]:
-    """One page of one request is mapped, and is in its slot; the unmap comes next."""
+    """One page is mapped, and has been read into; the slot is to be emptied next."""
     made = Dom0()
     pair = made.pair
+    assert pair.store.memory is not None
+    pair.store.memory[:] = READ_BYTE
     pair.push_raw(Raw([(pair.grant(pair.buffer_frame), 0, 7)], READ))
-    assert made.work(no_gate()) == worker.MAP
-    pair.map_pages()
-    pair.back.unmap_ops["host_addr"][0] = pair.back.map_ops["host_addr"][0]
-    made.put(FRAME)
+    assert pair.back_until() == effects.HYPERCALL
+    assert pair.hypercalls == [("map", 1)]
+    assert pair.back_until(steps.EMPTY) == effects.STOP
+    assert made.in_slot() == READ_BYTE
     yield made
     made.close()
 
 
-@pytest.mark.parametrize("gate_is", ["taken", "asleep"])
+@pytest.mark.parametrize("gate_is", ["none", "taken", "asleep"])
 def test_what_the_worker_has_emptied_its_driver_does_not_empty_again(
     dom0: Dom0, gate_is: str
 ) -> None:
-    words = dom0.gate.words
+    if gate_is != "none":
+        dom0.open_gate()
     if gate_is == "taken":
-        store_release(words, int(header_of(0)) + TAKEN, 1)
-    else:
-        store_release(words, ASLEEP, 1)
-    assert dom0.work(dom0.gate) == worker.UNMAP
+        store_release(dom0.gate.words, int(header_of(0)) + TAKEN, 1)
+    elif gate_is == "asleep":
+        store_release(dom0.gate.words, ASLEEP, 1)
+    assert dom0.work() == effects.HYPERCALL
+    assert dom0.pair.back.back["posted"][0] == (gate_is == "asleep")
     assert dom0.is_empty()
-    dom0.put(STRANGER)
+    dom0.put_stranger()
     with dom0.hypervisor():
-        dom0.hands._unmap()
+        dom0.hands._hypercall()
     assert not dom0.is_empty()
-    slot = (dom0.slot - dom0.balloon.address) // abi.XEN_PAGE_SIZE
-    assert (dom0.balloon.view(slot) == STRANGER).all()
-    finished(dom0)
-
-
-def test_without_a_gate_the_driver_empties(dom0: Dom0) -> None:
-    assert dom0.work(no_gate()) == worker.UNMAP
-    assert not dom0.is_empty()
-    with dom0.hypervisor():
-        dom0.hands._unmap()
-    assert dom0.is_empty()
+    assert dom0.in_slot() == STRANGER
+    assert dom0.work() == effects.WAKE
+    assert dom0.in_slot() == STRANGER
     finished(dom0)
 
 
@@ -157,10 +162,11 @@ def test_a_call_made_through_the_gate_leaves_nothing_to_the_driver(dom0: Dom0) -
         while not ends.is_set():
             dom0.server.make_call(0, False)
 
+    dom0.open_gate()
     serving = threading.Thread(target=serve)
     serving.start()
     try:
-        assert dom0.work(dom0.gate) == worker.WAKE
+        assert dom0.work() == effects.WAKE
     finally:
         ends.set()
         serving.join()
@@ -171,9 +177,9 @@ def test_a_call_made_through_the_gate_leaves_nothing_to_the_driver(dom0: Dom0) -
 def finished(dom0: Dom0) -> None:
     """The request is answered, nothing is mapped, and the next unmap is a new one."""
     pair = dom0.pair
-    if int(pair.back.back["unmap_ops"][0]):
-        assert dom0.work(no_gate()) == worker.WAKE
     assert pair.responses[0].item() == (0, READ, OKAY)
     assert pair.back.words[RSP] == 1
     assert pair.counts()["grants_mapped"] == 0
-    assert pair.cursor[0].item() == (worker.GATHER, 0, 0)
+    assert pair.back.turn[STEP] == steps.CLEAR
+    assert pair.back_until(steps.TAKE, steps.WATCH) == effects.STOP
+    assert pair.back.back["unmap_ops"][0] == 0

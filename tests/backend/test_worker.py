@@ -3,33 +3,21 @@
 import numpy as np
 import pytest
 
-from backend import phases, worker
-from common.abi import GNTST_OKAY
+from backend import steps, worker
+from backend.doors import called_for
+from common.abi import GNTST_OKAY, GNTTABOP_MAP_GRANT_REF
 from common.atomics import load_acquire, store_release
+from common.effects import HYPERCALL, NAMES, STOP
 from common.event_channel import clear_pending, set_pending
-from common.hypercall_gate import no_gate
-from common.ring import EVENT, REQ, RSP
-from common.spinning import new_spin
+from common.ring import EVENT, REQ, RSP, unconsumed
 from tests.pair import PORT, CallbackStore, Pair, Raw
 
-NAMES = {
-    value: name
-    for name, value in vars(worker).items()
-    if name in ("SLICE", "MAP", "IO", "UNMAP", "WAKE", "WAIT", "BROKEN")
-}
 
-
-def work(pair: Pair, batches: int = 100) -> str:
-    """One call of the loop; the effect by name, a hypercall or store call already done."""
-    args = (*pair.front_events, PORT, pair.spin, batches, no_gate(), -1)
-    effect = NAMES[worker.work(pair.back, pair.cursor, *args)]
-    if effect == "MAP":
-        pair.map_pages()
-    elif effect == "UNMAP":
-        pair.unmap_pages()
-    elif effect == "IO":
-        pair._hands._store_io()
-    return effect
+def work(pair: Pair, looks: int = 100) -> str:
+    """One call of the loop; its effect by name, a hypercall (by its name) or store call done."""
+    effect = int(worker.work(pair.back, looks, 0))
+    pair.do(effect)
+    return pair.hypercalls[-1][0].upper() if effect == HYPERCALL else NAMES[effect]
 
 
 def effects(pair: Pair) -> list[str]:
@@ -106,7 +94,7 @@ def test_a_frontend_whose_event_is_pending_is_not_woken_again() -> None:
     assert pair.counts()["notify_to_front"] == 1
 
 
-def test_a_slice_ends_after_so_many_batches_and_goes_on_where_it_was() -> None:
+def test_a_slice_ends_after_so_many_looks_and_goes_on_where_it_was() -> None:
     pair = Pair()
     request = granted(pair)
     pair.push_raw(request)
@@ -117,7 +105,7 @@ def test_a_slice_ends_after_so_many_batches_and_goes_on_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("gather_max", [1, 32])
-def test_a_slice_may_end_between_any_two_steps(gather_max: int) -> None:
+def test_a_slice_may_end_after_any_look(gather_max: int) -> None:
     pair = Pair("non-persistent", gather_max=gather_max, store=CallbackStore(512))
     request = granted(pair, 11)
     pair.push_raw(*[request] * 3)
@@ -140,14 +128,15 @@ def test_a_broken_ring_is_said_each_time_and_nothing_is_done() -> None:
 
 def test_an_overrun_seen_after_arming_breaks_the_ring_too() -> None:
     pair = Pair()
-    assert work(pair) == "WAIT"
+    assert pair.back_until(steps.LOOK_AGAIN) == STOP
     store_release(pair.back.words, REQ, np.uint32(0xFFFFFFFF))
     assert work(pair) == "BROKEN"
+    assert pair.back.back["broken"][0]
 
 
 def test_a_request_that_comes_while_it_spins_needs_no_event() -> None:
     pair = Pair()
-    pair.spin = new_spin(adaptive=True)
+    pair.spin["adaptive"] = True
     pair.push_raw(Raw(operation=9))
     armed = load_acquire(pair.back.words, REQ + EVENT)
     assert work(pair, 1) == "WAKE"
@@ -171,7 +160,7 @@ def test_the_store_is_not_touched_before_the_map_is_done() -> None:
     assert pair.store.memory is not None
     pair.frame(pair.buffer_frame)[:] = 1
     pair.push_raw(granted(pair)._replace(operation=1))
-    args = (*pair.front_events, PORT, pair.spin, 100, no_gate(), -1)
-    assert worker.work(pair.back, pair.cursor, *args) == worker.MAP
+    assert worker.work(pair.back, 100, 0) == HYPERCALL
+    assert called_for(pair.back)[0] == GNTTABOP_MAP_GRANT_REF
     assert not pair.store.memory.any()
-    assert phases.requests_waiting(pair.back) == 0
+    assert unconsumed(pair.back.words, pair.back.half, REQ, 32) == 0

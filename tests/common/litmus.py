@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from common.arena import Arena
 from common.atomics import load_acquire, pause, store_release
 from common.event_channel import event_words
 from common.hypercall_gate import ASLEEP, Gate, gate_bytes, header_of, new_gate
@@ -125,7 +126,9 @@ def both_missed(
     def run(who: int, side: Any, rounds: int, cpu: int) -> None:
         try:
             os.sched_setaffinity(0, {cpu})
-            world = World(words, pending, mask, gate, new_half(32), new_spin(adaptive=True))
+            world = World(
+                words, pending, mask, gate, new_half(Arena(4096), 32), new_spin(adaptive=True)
+            )
             side(meeting, missed, who, rounds, world, until_seen)
         except BaseException as error:
             failed.append(error)

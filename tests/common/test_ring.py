@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import blkif, ring
+from common.abi import XEN_PAGE_SIZE
+from common.arena import Arena
 from common.ring import EVENT, REQ, RING_BROKEN, RSP
 from common.u32 import u32_add
 from tests.common.test_abi import GOLDEN_SLOTS
@@ -30,6 +32,14 @@ class Shared:
         self.qwords = np.zeros(512 * pages, np.uint64)
         self.words = self.qwords.view(np.uint32)
         ring.shared_ring_init(self.words, start)
+
+
+def new_half(nr_ents: int, start: int = 0) -> np.ndarray:
+    return ring.new_half(Arena(XEN_PAGE_SIZE), nr_ents, start)
+
+
+def attach_half(words: np.ndarray, nr_ents: int, own: int) -> np.ndarray:
+    return ring.attach_half(Arena(XEN_PAGE_SIZE), words, nr_ents, own)
 
 
 def produce(half: np.ndarray, count: int) -> None:
@@ -62,7 +72,7 @@ def test_a_new_ring_has_its_producers_at_the_start_events_one_ahead_and_nothing_
 
 @pytest.mark.parametrize("start", [0, 2**32 - 5])
 def test_the_private_indices_begin_at_the_start(start: int) -> None:
-    half = ring.new_half(64, start)
+    half = new_half(64, start)
     assert half.shape == (1,)
     assert half[0].item() == (start, start, start, start, 64)
 
@@ -71,7 +81,7 @@ def test_the_private_indices_begin_at_the_start(start: int) -> None:
 @NO_DEADLINE
 @given(index=STARTS)
 def test_a_slot_lies_at_its_index_modulo_the_ring(size: int, index: int) -> None:
-    half = ring.new_half(size)
+    half = new_half(size)
     assert ring.slot(half, index) * 8 == 64 + 112 * (index % size)
 
 
@@ -80,7 +90,7 @@ def test_two_ends_write_the_golden_page_byte_for_byte() -> None:
     golden = GOLDEN_RING.read_bytes()
     start = 9300 - 32
     shared = Shared(start)
-    front, back = ring.new_half(32, start), ring.new_half(32, start)
+    front, back = new_half(32, start), new_half(32, start)
     for index, gref in enumerate(STALE_GREFS, start=1):
         blkif.put_segment(shared.qwords, ring.slot(front, 13), index, gref, 0, 7)
     for index in range(start, 9300):
@@ -99,19 +109,19 @@ def test_two_ends_write_the_golden_page_byte_for_byte() -> None:
     ring.publish(shared.words, back, RSP)
     assert ring.unconsumed(shared.words, front, RSP, 32) == 32
     consume(front, 32)
-    ring.rearm(shared.words, back, REQ)
-    ring.rearm(shared.words, front, RSP)
+    ring.arm(shared.words, back, REQ)
+    ring.arm(shared.words, front, RSP)
     assert shared.words.tobytes() == golden
 
 
 def test_an_end_that_attaches_to_the_golden_page_finds_no_work_and_arms_what_is_armed() -> None:
     words = np.frombuffer(bytearray(GOLDEN_RING.read_bytes()), np.uint32)
-    back, front = ring.attach_half(words, 32, RSP), ring.attach_half(words, 32, REQ)
+    back, front = attach_half(words, 32, RSP), attach_half(words, 32, REQ)
     assert back[0].item() == front[0].item() == (9300, 9300, 9300, 9300, 32)
     assert ring.unconsumed(words, back, REQ, 32) == 0
     assert ring.unconsumed(words, front, RSP, 0) == 0
-    ring.rearm(words, back, REQ)
-    ring.rearm(words, front, RSP)
+    ring.arm(words, back, REQ)
+    ring.arm(words, front, RSP)
     assert words.tobytes() == GOLDEN_RING.read_bytes()
 
 
@@ -124,7 +134,7 @@ def test_what_is_produced_is_seen_only_when_it_is_published(
     own: int, other: int, start: int
 ) -> None:
     shared = Shared(start)
-    producer, consumer = ring.new_half(32, start), ring.new_half(32, start)
+    producer, consumer = new_half(32, start), new_half(32, start)
     produce(producer, 7)
     assert ring.unconsumed(shared.words, consumer, own, 32) == 0
     before = shared.words.copy()
@@ -138,7 +148,7 @@ def test_what_is_produced_is_seen_only_when_it_is_published(
 
 @pytest.mark.parametrize("start", [0, 2**32 - 5])
 def test_the_front_may_fill_as_many_slots_as_have_no_answer_yet(start: int) -> None:
-    front = ring.new_half(32, start)
+    front = new_half(32, start)
     assert ring.free_requests(front) == 32
     produce(front, 30)
     assert ring.free_requests(front) == 2
@@ -154,7 +164,7 @@ def test_a_peer_further_ahead_than_the_limit_has_broken_the_ring(
     start: int, limit: int, ahead: int
 ) -> None:
     shared = Shared(start)
-    half = ring.new_half(512, start)
+    half = new_half(512, start)
     shared.words[REQ] = (start + ahead) % 2**32
     expected = ahead if ahead <= limit else RING_BROKEN
     assert ring.unconsumed(shared.words, half, REQ, limit) == expected
@@ -166,7 +176,7 @@ def test_a_full_ring_is_honest_and_one_entry_more_or_one_step_back_is_not(
     start: int, peer: int
 ) -> None:
     shared = Shared(start)
-    half = ring.new_half(32, start)
+    half = new_half(32, start)
     for ahead, found in ((32, 32), (33, RING_BROKEN), (-1, RING_BROKEN)):
         shared.words[peer] = (start + ahead) % 2**32
         assert ring.unconsumed(shared.words, half, peer, 32) == found
@@ -174,7 +184,7 @@ def test_a_full_ring_is_honest_and_one_entry_more_or_one_step_back_is_not(
 
 def test_an_answer_to_nothing_has_broken_the_ring() -> None:
     shared = Shared()
-    front = ring.new_half(32)
+    front = new_half(32)
     shared.words[RSP] = 1
     assert ring.unconsumed(shared.words, front, RSP, 0) == RING_BROKEN
 
@@ -182,11 +192,11 @@ def test_an_answer_to_nothing_has_broken_the_ring() -> None:
 @pytest.mark.parametrize("start", [0, 2**32 - 5])
 def test_a_backend_that_takes_over_does_what_was_asked_before_it_came(start: int) -> None:
     shared = Shared(start)
-    front = ring.new_half(32, start)
+    front = new_half(32, start)
     produce(front, 9)
     ring.publish(shared.words, front, REQ)
     shared.words[RSP] = (start + 4) % 2**32
-    back = ring.attach_half(shared.words, 32, RSP)
+    back = attach_half(shared.words, 32, RSP)
     taken = (start + 4) % 2**32
     assert back[0].item() == (taken, taken, taken, taken, 32)
     assert ring.unconsumed(shared.words, back, REQ, 32) == 5
@@ -202,7 +212,7 @@ def test_a_notification_is_due_by_the_rule_of_ring_h(
 ) -> None:
     """`(RING_IDX)(new - event) < (RING_IDX)(new - old)`."""
     shared = Shared(old)
-    half = ring.new_half(512, old)
+    half = new_half(512, old)
     shared.words[own + EVENT] = armed = (old + event) % 2**32
     produce(half, pushed)
     ring.publish(shared.words, half, own)
@@ -216,14 +226,14 @@ def test_a_notification_is_due_by_the_rule_of_ring_h(
 @pytest.mark.parametrize(("own", "other"), [(REQ, RSP), (RSP, REQ)])
 def test_only_the_first_push_after_arming_notifies(start: int, own: int, other: int) -> None:
     shared = Shared(start)
-    producer, consumer = ring.new_half(32, start), ring.new_half(32, start)
+    producer, consumer = new_half(32, start), new_half(32, start)
     told = []
     for pushed in (1, 1, 3):
         produce(producer, pushed)
         ring.publish(shared.words, producer, own)
         told.append(ring.check_notify(shared.words, producer, own))
     consume(consumer, 5)
-    ring.rearm(shared.words, consumer, own)
+    ring.arm(shared.words, consumer, own)
     assert shared.words[own + EVENT] == (start + 6) % 2**32
     assert shared.words[other + EVENT] == (start + 1) % 2**32
     produce(producer, 2)
@@ -234,7 +244,7 @@ def test_only_the_first_push_after_arming_notifies(start: int, own: int, other: 
 
 def test_an_event_passed_by_any_push_since_the_last_check_notifies() -> None:
     shared = Shared()
-    half = ring.new_half(32)
+    half = new_half(32)
     for _ in range(3):
         produce(half, 1)
         ring.publish(shared.words, half, REQ)
@@ -243,7 +253,7 @@ def test_an_event_passed_by_any_push_since_the_last_check_notifies() -> None:
 
 def test_what_is_produced_and_not_published_notifies_nobody() -> None:
     shared = Shared()
-    half = ring.new_half(32)
+    half = new_half(32)
     produce(half, 1)
     assert not ring.check_notify(shared.words, half, REQ)
     ring.publish(shared.words, half, REQ)
@@ -259,7 +269,7 @@ def test_honest_traffic_arrives_once_in_order_and_never_breaks_the_ring(
     start: int, turns: list[tuple[str, int]]
 ) -> None:
     shared = Shared(start)
-    front, back = ring.new_half(32, start), ring.new_half(32, start)
+    front, back = new_half(32, start), new_half(32, start)
     asked: deque[int] = deque()
     owed: deque[int] = deque()
     answered: deque[int] = deque()
@@ -302,7 +312,7 @@ class Pair:
     def __init__(self, start: int, own: int, entries: int, *, rechecks: bool = True) -> None:
         self.own, self.left, self.rechecks = own, entries, rechecks
         self.shared = Shared(start)
-        self.producer, self.consumer = ring.new_half(32, start), ring.new_half(32, start)
+        self.producer, self.consumer = new_half(32, start), new_half(32, start)
         self.producing, self.consuming = "PRODUCE", "CONSUME"
         self.pending = False
         self.consumed = 0
@@ -333,15 +343,15 @@ class Pair:
                 return False
             self.pending = False
             self.consuming = "CONSUME"
-        elif self.consuming == "REARM":
-            ring.rearm(words, half, self.own)
+        elif self.consuming == "ARM":
+            ring.arm(words, half, self.own)
             self.consuming = "RECHECK" if self.rechecks else "SLEEP"
         else:
             found = ring.unconsumed(words, half, self.own, 32)
             assert found != RING_BROKEN
             consume(half, found)
             self.consumed += found
-            idle = {"CONSUME": "REARM", "RECHECK": "SLEEP"}[self.consuming]
+            idle = {"CONSUME": "ARM", "RECHECK": "SLEEP"}[self.consuming]
             self.consuming = "CONSUME" if found else idle
         return True
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from common import abi
+from common.arena import Arena
 from common.control import Control, ControlLost, control_pair
 from common.hypercall import GATE_KICK, HYPERCALL, MESSAGE_MAX, HypercallError, Hypercalls
 from common.machine_memory import host_of
@@ -82,7 +83,7 @@ def test_who_calls_is_told_by_the_connection_not_by_the_message(machine: Running
 
 
 def test_a_grant_to_dom0_is_mapped_by_dom0_only(machine: Running) -> None:
-    grants = new_grants(machine.guests[0].segments["grant"])
+    grants = new_grants(Arena(), machine.guests[0].segments["grant"])
     gref = int(grant_access(grants, 0, 3, False))
     op = np.zeros(1, abi.GNTTAB_MAP_GRANT_REF)
     op["dom"], op["ref"], op["flags"], op["host_addr"] = 1, gref, abi.GNTMAP_HOST_MAP, 4096
@@ -105,7 +106,7 @@ def test_flushes_interrupt_the_dirty_cpus_of_shared_memory_and_are_counted_there
 ) -> None:
     host = host_of(fresh.memory.segment("host"))
     host["dirty"][0, [0, 2]] = 1
-    grants = new_grants(fresh.guests[0].segments["grant"])
+    grants = new_grants(Arena(), fresh.guests[0].segments["grant"])
     grefs = [int(grant_access(grants, 0, 3, False)) for _ in range(33)]
     ops = np.zeros(33, abi.GNTTAB_MAP_GRANT_REF)
     ops["dom"], ops["ref"], ops["flags"], ops["host_addr"] = 1, grefs, 2, 4096
@@ -135,7 +136,7 @@ def test_flushes_interrupt_the_dirty_cpus_of_shared_memory_and_are_counted_there
 def test_a_copy_moves_bytes_between_two_domains_segments(machine: Running) -> None:
     guest = machine.guests[0]
     guest.segments["ram"][5 * 4096 : 6 * 4096] = 77
-    grants = new_grants(guest.segments["grant"])
+    grants = new_grants(Arena(), guest.segments["grant"])
     gref = int(grant_access(grants, 0, 5, True))
     copy = np.zeros(1, abi.GNTTAB_COPY)
     copy["source"]["ref"], copy["source"]["domid"] = gref, 1

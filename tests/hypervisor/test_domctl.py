@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common import abi
+from common.arena import Arena
 from common.hypercall import (
     DOMCTL_CREATEDOMAIN,
     DOMCTL_DESTROYDOMAIN,
@@ -348,7 +349,7 @@ def test_a_domid_is_taken_until_xenstored_has_forgotten_it(alone: Running) -> No
 
 def mapped_page(machine: Running, born: Born) -> np.ndarray:
     """Map a page of guest 1 into dom0."""
-    grants = new_grants(born.segments["grant"])
+    grants = new_grants(Arena(), born.segments["grant"])
     op = np.zeros(1, abi.GNTTAB_MAP_GRANT_REF)
     op["dom"], op["flags"], op["host_addr"] = 1, abi.GNTMAP_HOST_MAP, 4096
     op["ref"] = int(grant_access(grants, 0, 3, False))

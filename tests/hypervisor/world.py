@@ -117,7 +117,9 @@ class World:
         ram[:], frames[:], events[:] = np.repeat(frame_bytes, PAGE), 0, 0
         counters = self.machine.host["hypervisor"][0, domid : domid + 1]
         counters[:] = 0
-        self.guests[domid] = Guest(domid, ram, frames, new_grants(frames), events, counters)
+        self.guests[domid] = Guest(
+            domid, ram, frames, new_grants(Arena(), frames), events, counters
+        )
         return memory
 
     def __getitem__(self, domid: int) -> Guest:
