@@ -17,8 +17,9 @@ import numpy as np
 from common import xenbus
 from common.hypercall import Hypercalls
 from common.machine_memory import stats_of
+from common.spinning import new_spin
 from common.xenstore import XenStoreClient
-from frontend.vbd import Domain
+from machine.front import guest_domain
 from machine.front_disk import FrontDisk, Line
 from machine.guest_config import GuestConfig
 
@@ -64,7 +65,8 @@ class Attacker:
         """The real frontend of its disk, before its first step."""
         config = self.config
         counters = stats_of(self.stats)["counters"]
-        domain = Domain(config.domid, self.ram, self.grant, counters)
+        memory = (self.ram, self.grant, self.event)
+        domain = guest_domain(config.domid, *memory, counters, new_spin(config.adaptive_spin))
         line = Line(self.hypercall_client, self.event, config.events, config.events_dir)
         return FrontDisk(self.store_client, domain, line, config.device, config.persistent)
 

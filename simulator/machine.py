@@ -7,7 +7,7 @@ handshake (`handshake.py`), which has a clock of its own: the load begins at 0.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import numpy as np
 import simpy
@@ -34,12 +34,12 @@ from machine.back import build_back, in_table, own_frames, slots_of
 from machine.front import channel_words, guest_domain, lay_out_buffers
 from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 from machine.plug import plug
-from simulator.backend_thread import FOR_EVER, BackendThread, Dom0
+from simulator.backend_thread import BackendThread, Dom0
 from simulator.config import MODES, Config
 from simulator.costs import COSTS, ERAS, Costs
 from simulator.cpus import Cpu
 from simulator.flush import FlushLock, ObservedCpus
-from simulator.guest import Guest
+from simulator.guest import FOR_EVER, Guest
 from simulator.handshake import World
 from simulator.shared import Channel as BookedChannel
 from simulator.shared import Memory, RequestPool
@@ -153,20 +153,15 @@ class Machine:
         self.host, accessed = self._memory
         self._bounce_frames = slots_of(0) if MODES[config.mode][2] else 0
         dom0 = domain_memory(self.arena, 1 + self._bounce_frames * config.guests)
-        self.worker_cpus: ObservedCpus
-
-        def cpus(*args: Any, **words: np.ndarray) -> ObservedCpus:
-            self.worker_cpus = ObservedCpus(*args, **words)
-            return self.worker_cpus
-
         self.hypervisor = build_hypervisor(
             self.arena,
             self._memory,
             dom0,
             nr_cpus=nr,
             policy=config.flush_policy,
-            cpus_class=cpus,
+            cpus_class=ObservedCpus,
         )
+        self.worker_cpus = cast(ObservedCpus, self.hypervisor.cpus)
         dirty, running = self.host["dirty"][0, :nr], self.host["running"][0, :nr]
         dirty[:] = 1  # booting dom0 runs each vCPU once
         for cpu in self.cpus[:nr]:
