@@ -15,9 +15,8 @@ import numpy as np
 from backend import steps
 from backend.blkback import BROKEN_REASONS, Blkback
 from backend.doors import called_for
-from backend.worker import BETWEEN_REQUESTS, work
+from backend.worker import BETWEEN_REQUESTS
 from common import abi, effects
-from common.compiled import direct
 from common.event_channel import clear_pending
 from common.faults import PeerFault
 from common.steps import ANY_STEP, STEP, WOKE, mask_of
@@ -59,7 +58,7 @@ class Dom0(NamedTuple):
 
 
 class BackendThread(Thread):
-    """Serves the ring of guest `domid`; `run` never ends."""
+    """Serves the ring of guest `domid`; `run` never ends. loop: `worker.work`."""
 
     def __init__(
         self,
@@ -68,6 +67,7 @@ class BackendThread(Thread):
         costs: Costs,
         seed: int,
         dev: Blkback,
+        loop: Callable[[Blkback, int, int], int],
         dom0: Dom0,
     ) -> None:
         super().__init__(cpu, f"blkback {domid}", True, costs, seed)
@@ -76,7 +76,7 @@ class BackendThread(Thread):
         self._dom0, self._copies = dom0, bool(dev.back["copies"][0])
         self._gather_max = self._room = int(dev.back["gather_max"][0])
         self._woke = False
-        self._work = direct(work, dev, 0, 0)
+        self._work = loop
 
     def run(self) -> Steps:
         """Serve for ever; the machine's end is its guests' end. Raises PeerFault."""

@@ -5,19 +5,18 @@ Owns: what a turn of the load costs, and the guest's sleep. The load and blkfron
 runtime's default, it never spins: it arms the ring's event, looks again, and sleeps.
 """
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import numpy as np
 
 from common import effects
-from common.compiled import direct
 from common.event_channel import clear_pending
 from common.faults import PeerFault
 from common.steps import ANY_STEP, mask_of
 from frontend import steps
 from frontend.blkfront_info import BROKEN_REASONS, Blkfront
 from frontend.load import NOW_NS, Load
-from frontend.stepper import run
 from simulator.costs import Costs
 from simulator.cpus import COPIES, EVENTS, REQUESTS, Cpu, Steps, Thread
 from simulator.shared import Memory
@@ -37,7 +36,7 @@ class Waker(Protocol):
 
 
 class Guest(Thread):
-    """The vCPU of guest `domid`; `run` is its life until its load is over."""
+    """The vCPU of guest `domid`; `run` is its life until its load is over. loop: `stepper.run`."""
 
     def __init__(
         self,
@@ -47,6 +46,7 @@ class Guest(Thread):
         seed: int,
         dev: Blkfront,
         job: Load,
+        loop: Callable[[Blkfront, Load, int, int], int],
         memory: Memory,
         trace: Trace,
     ) -> None:
@@ -55,7 +55,7 @@ class Guest(Thread):
         self.peer: Waker | None = None
         self._memory, self._trace = memory, trace
         self._copied = dev.counters["bytes_copied_by_guest"].data
-        self._run = direct(run, dev, job, 0, 0)
+        self._run = loop
         self._io_ns = costs.guest_io_ns + costs.block_layer_ns
         self._idle_ns = int(costs.hypercall_ns)
 

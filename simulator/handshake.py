@@ -78,6 +78,7 @@ class World:
         self.fronts: dict[int, LifeSeat] = {}
         self._numbers = itertools.count(1)
         self._served: dict[int, tuple[int, bool, int, Callable[[], None]]] = {}
+        self._looking: dict[int, bool] = {}  # dom0 does, at disks it may begin; and once more?
         self.toolstack = self.behind.join(abi.DOMID_0, lambda *_: None)
         self.begin_dom0()
 
@@ -88,6 +89,7 @@ class World:
     def begin_dom0(self) -> None:
         """dom0's driver, which follows the store; a new one in the place of one that died."""
         self.backs.clear()
+        self._looking.clear()
         self.dom0 = self.behind.join(abi.DOMID_0, self._heed_dom0)
         self.dom0.hold(ask(watch(ROOT, TOOLSTACK)), lambda _: None)
 
@@ -129,7 +131,10 @@ class World:
     def _stir(self, domid: int) -> None:
         if domid in self.backs:
             self.backs[domid].tell(Stirred())
+        elif domid in self._looking:
+            self._looking[domid] = True
         else:
+            self._looking[domid] = False
             directory = xenbus.backend_path(domid, XVDA)
             paths = [f"{directory}/{name}" for name in NEEDED]
             self.dom0.hold(look(paths), partial(self._begin, domid, self.dom0))
@@ -145,9 +150,12 @@ class World:
                 self._stir(domid)  # something else may be there by now
 
     def _begin(self, domid: int, dom0: Client, values: dict[str, bytes] | None) -> None:
-        if domid in self.backs or dom0 is not self.dom0:
+        if dom0 is not self.dom0:
             return
-        if values is None:
+        again = self._looking.pop(domid)
+        if domid in self.backs:
+            return
+        if again or values is None:
             self._stir(domid)
             return
         directory = xenbus.backend_path(domid, XVDA)

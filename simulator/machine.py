@@ -5,6 +5,7 @@ run, and its counters. The hypervisor, blkfront, blkback and the load are the re
 handshake (`handshake.py`), which has a clock of its own: the load begins at 0.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, cast
@@ -18,6 +19,7 @@ from backend.stores import RamStore
 from backend.worker import BETWEEN_REQUESTS, work
 from common import abi, effects
 from common.arena import Arena
+from common.compiled import direct
 from common.event_channel import clear_mask, clear_pending, event_words
 from common.handshake import Leave
 from common.hypercall_gate import no_gate
@@ -27,6 +29,7 @@ from common.steps import STEP
 from common.xenbus import CLOSED, CONNECTED
 from frontend.blkfront_info import PER_REQUEST
 from frontend.load import new_load
+from frontend.stepper import run
 from frontend.vbd import BUFFER_FRAME, FrontendVbd
 from hypervisor.cpus import POLICIES
 from hypervisor.domains import DomainMemory
@@ -87,6 +90,8 @@ class Machine:
         self.lock = FlushLock(self.env, costs, era.byte_lock, seed)
         self.memory = Memory(self.env, costs)
         self.pool = RequestPool(self.env, era.requests_max)
+        self._run: Callable[..., int] | None = None  # the compiled loops, once for all
+        self._work: Callable[..., int] | None = None
         self._boot(trace or Trace())
         self.booted = self.counts()
         self._disks = {domid: self._connect(domid) for domid in self.domids}
@@ -223,13 +228,16 @@ class Machine:
         own_plan = plan.__class__(**{**plan.__dict__, "seed": plan.seed + domid})
         versions = arena.array(config.disk_sectors, np.uint32)
         latency = stats["latency"][0]
+        job = new_load(arena, own_plan, front, versions, latency, domid, 0, real_time=False)
+        self._run = self._run or direct(run, front, job, 0, 0)
         guest = Guest(
             self.cpus[config.guest_cpu(domid)],
             domid,
             self.costs,
             plan.seed,
             front,
-            new_load(arena, own_plan, front, versions, latency, domid, 0, real_time=False),
+            job,
+            self._run,
             self.memory,
             self.dom0.trace,
         )
@@ -266,7 +274,8 @@ class Machine:
             notes_wakes=True,
         )
         seed = config.plan.seed
-        return BackendThread(self.cpus[vcpu], domid, self.costs, seed, dev, self.dom0)
+        self._work = self._work or direct(work, dev, 0, 0)
+        return BackendThread(self.cpus[vcpu], domid, self.costs, seed, dev, self._work, self.dom0)
 
     def _disconnect(self, domid: int) -> None:
         """The guest unplugs its disk: both ends close, and nothing stays mapped or granted."""
