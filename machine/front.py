@@ -66,6 +66,7 @@ def guest_domain(
     spin: np.ndarray,
     *,
     nr_ios: int = NR_IOS,
+    pool_pages: int = POOL_PAGES,
     notes_wakes: bool = False,
     arena: Arena | None = None,
 ) -> Domain:
@@ -84,6 +85,7 @@ def guest_domain(
             channel_words(own, event),
             spin,
             nr_ios=nr_ios,
+            pool_pages=pool_pages,
             backend_domid=backend_domid,
             handle=handle,
             notes_wakes=notes_wakes,

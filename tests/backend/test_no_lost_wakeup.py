@@ -16,7 +16,7 @@ from common import effects
 from common.event_channel import clear_pending
 from common.steps import ANY_STEP, NONE, ON, OUTCOME_BITS, STEP, STEP_BITS
 from frontend import steps as front_steps
-from frontend.load import run
+from frontend.stepper import run
 from tests.pair import LOOKS_MAX, PORT, READ, Pair
 
 PUSHING: Final = (

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from common import abi, xenbus
-from common.counters import CPU_COUNTERS, FRONTEND_COUNTERS, HYPERVISOR_COUNTERS
+from common.arena import Arena
+from common.counters import FRONTEND_COUNTERS
 from common.handshake import (
     Again,
     Committed,
@@ -20,23 +21,23 @@ from common.handshake import (
     Seen,
     Stirred,
 )
-from common.machine_memory import MAPTRACK_HANDLES_MAX
+from common.spinning import new_spin
 from common.xenstore_exchange import Request, Talk
 from common.xenstore_talks import BEGIN, end, transaction_id
 from common.xenstore_wire import MessageType, pack_strings
 from frontend.grants import grant_access
-from frontend.vbd import POOL_FRAME, Domain, FrontendVbd
-from hypervisor.cpus import ACCESSED_WORDS, Cpus
-from hypervisor.hypercalls import Hypervisor
+from frontend.vbd import POOL_FRAME, FrontendVbd
+from machine.front import guest_domain
+from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 from machine.plug import XVDA, plug
 from machine.ring_ops import map_ring_op, unmap_ring_op
 from simulator.hands import Caller
 from simulator.handshake import LifeSeat, World
-from simulator.machine import pages
 
 DOMID = 1
 MIB = 4
 POOL_PAGES = 8
+HANDLES = 64  # of dom0's maptrack
 WARM = 3  # pages that the backend keeps mapped while it serves
 FRONT, BACK = xenbus.frontend_path(DOMID, XVDA), xenbus.backend_path(DOMID, XVDA)
 
@@ -70,18 +71,13 @@ class House:
         self.heard: list[str] = []
         self.crashed: tuple[str, str] | None = None
         self._at, self._crash, self._disorder = at, crash, disorder
-        cpus = Cpus(
-            1,
-            "mask",
-            dirty=np.zeros(1, np.uint32),
-            running=np.zeros(1, np.uint32),
-            counters=np.zeros(1, CPU_COUNTERS),
-            accessed=np.zeros(MAPTRACK_HANDLES_MAX * ACCESSED_WORDS, np.uint64),
-        )
-        self.hypervisor = Hypervisor(cpus)
-        self.grant, self._ram = pages(1), pages(1 + POOL_PAGES)
-        self._create(abi.DOMID_0, pages(1), pages(1))
-        self._create(DOMID, self._ram, self.grant)
+        arena = Arena()
+        self._machine = host_memory(arena, HANDLES)
+        self._dom0_memory = dom0 = domain_memory(arena, 1)
+        self.hypervisor = build_hypervisor(arena, self._machine, dom0, nr_cpus=1, policy="mask")
+        self._memory = domain_memory(arena, POOL_FRAME + POOL_PAGES)
+        self.grant = self._memory.grant
+        build_domain(self.hypervisor, self._machine, DOMID, self._memory)
         self.world = World(self.hypervisor)
         self.world.heed = self._heed
         self.world.behind.heed = lambda: self._pass("store")
@@ -89,17 +85,6 @@ class House:
             self.world.behind.delay = lambda ns: disorder.randrange(10 * ns)
         self.world.serve(DOMID, MIB << 11, True, 0, self._let_go)
         self._dom0, self._kept = Caller(self.hypervisor, abi.DOMID_0), list[np.ndarray]()
-
-    def _create(self, domid: int, ram: np.ndarray, grant: np.ndarray) -> None:
-        self.hypervisor.create_domain(
-            domid,
-            nr_vcpus=1,
-            ram=ram,
-            grant_frames=grant,
-            shared_info=pages(1),
-            far_events=pages(1),
-            counters=np.zeros(1, HYPERVISOR_COUNTERS),
-        )
 
     # --- a disk's life ----------------------------------------------------------------------
 
@@ -117,7 +102,16 @@ class House:
         """Both directories, and a guest that boots."""
         self.world.toolstack.hold(plug(DOMID, MIB), lambda _: None)
         counters = np.zeros(1, FRONTEND_COUNTERS)
-        domain = Domain(DOMID, self._ram, self.grant, counters, 1, POOL_PAGES)
+        spin = new_spin(adaptive=False)
+        domain = guest_domain(
+            DOMID,
+            *self._memory,
+            counters,
+            spin,
+            nr_ios=1,
+            pool_pages=POOL_PAGES,
+            arena=Arena(),
+        )
         self.world.boot(domain, True)
 
     def warm(self) -> None:
@@ -188,7 +182,9 @@ class House:
             seat.dead = True
         self._kept.clear()
         self.hypervisor.destroy_domain(abi.DOMID_0)
-        self._create(abi.DOMID_0, pages(1), pages(1))
+        build_domain(
+            self.hypervisor, self._machine, abi.DOMID_0, self._dom0_memory, nr_handles=HANDLES
+        )
         self.world.begin_dom0()
         self.world.toolstack.hold(_make_again(), lambda _: None)
 
