@@ -24,6 +24,7 @@ from rich.table import Table
 
 from backend.persistent_grants import depth_of, find, insert, new_tree
 from common.abi import BLKIF_MAX_PERSISTENT_GRANTS, GNTTAB_NR_RESERVED_ENTRIES
+from common.arena import Arena
 from toolstack.door import Command, Within, output_directory
 
 mpl.use("Agg")
@@ -126,7 +127,7 @@ def make_case(n: int, lookups: int, seed: int) -> Case:
     rng = np.random.default_rng([seed, n])
     grefs = rng.permutation(np.arange(n, dtype=np.int64)) + GNTTAB_NR_RESERVED_ENTRIES
     queries = rng.choice(grefs, lookups)
-    tree, nodes = new_tree(n)
+    tree, nodes = new_tree(Arena(), n)
     _fill(tree, nodes, grefs)
     ordered = np.sort(grefs)
     table = Dict.empty(types.int64, types.int64)

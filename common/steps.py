@@ -28,8 +28,6 @@ OUTCOMES: Final = ("ON", "AGAIN", "NONE", "ARM", "GRANT", "COPY", "END", "NEXT")
 
 OUTCOME_BITS: Final = 3
 STEP_BITS: Final = 6
-OUTCOME_BITS: Final = 3
-STEP_BITS: Final = 6
 NO_STEP: Final = (1 << STEP_BITS) - 1
 
 # Words of `turn` (i64), which every stepper has: its place, and what it has done that somebody may

@@ -17,8 +17,9 @@ import numpy as np
 from common import xenbus
 from common.hypercall import Hypercalls
 from common.machine_memory import stats_of
+from common.spinning import new_spin
 from common.xenstore import XenStoreClient
-from frontend.vbd import Domain
+from machine.front import guest_domain
 from machine.front_disk import FrontDisk, Line
 from machine.guest import GuestConfig
 
@@ -63,8 +64,8 @@ class Attacker:
     def plug(self) -> FrontDisk:
         """The real frontend of its disk, before its first step."""
         config = self.config
-        counters = stats_of(self.stats)["counters"]
-        domain = Domain(config.domid, self.ram, self.grant, counters)
+        counters, spin = stats_of(self.stats)["counters"], new_spin(adaptive=False)
+        domain = guest_domain(config.domid, self.ram, self.grant, self.event, counters, spin)
         line = Line(self.hypercall_client, self.event, config.events, config.events_dir)
         return FrontDisk(self.store_client, domain, line, config.device, config.persistent)
 

@@ -6,7 +6,7 @@ Owns: how the pages of a ring's requests are reached, in one of three ways:
     own_frames   grant copy: the slots are dom0's own frames, and nothing is mapped
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,7 +65,7 @@ def build_back(
     events: EventWords,
     spin: np.ndarray,
     gate: Gate,
-    **options: int,
+    **options: Any,
 ) -> Blkback:
     """A worker of `ring_page` (u8) and `store`. options: `new_blkback`'s."""
     return new_blkback(

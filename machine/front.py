@@ -1,5 +1,7 @@
 """Builds a blkfront over memory that is given: of a guest's process, a simulated guest, a test."""
 
+from typing import Any
+
 import numpy as np
 
 from common.abi import XEN_PAGE_SIZE
@@ -22,7 +24,7 @@ def build_front(
     *,
     nr_ios: int,
     pool_pages: int = POOL_PAGES,
-    **options: int,
+    **options: Any,
 ) -> Blkfront:
     """A device on a fresh ring in frame RING_FRAME of `ram` (u8). options: `new_blkfront`'s."""
     return new_blkfront(

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from common import abi, xenbus
-from common.counters import CPU_COUNTERS, FRONTEND_COUNTERS, HYPERVISOR_COUNTERS
+from common.arena import Arena
+from common.counters import FRONTEND_COUNTERS
 from common.handshake import (
     Again,
     Committed,
@@ -20,19 +21,19 @@ from common.handshake import (
     Seen,
     Stirred,
 )
-from common.machine_memory import MAPTRACK_HANDLES_MAX
+from common.spinning import new_spin
 from common.xenstore_exchange import Request, Talk
 from common.xenstore_talks import BEGIN, end, transaction_id
 from common.xenstore_wire import MessageType, pack_strings
+from frontend.blkfront_info import Blkfront
 from frontend.grants import grant_access
 from frontend.vbd import POOL_FRAME, Domain, FrontendVbd
-from hypervisor.cpus import ACCESSED_WORDS, Cpus
-from hypervisor.hypercalls import Hypervisor
 from machine.connection import map_ring_op, unmap_ring_op
+from machine.front import build_front, channel_words
+from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 from machine.plug import XVDA, plug
 from simulator.hands import Caller
 from simulator.handshake import LifeSeat, World
-from simulator.machine import pages
 
 DOMID = 1
 MIB = 4
@@ -70,18 +71,15 @@ class House:
         self.heard: list[str] = []
         self.crashed: tuple[str, str] | None = None
         self._at, self._crash, self._disorder = at, crash, disorder
-        cpus = Cpus(
-            1,
-            "mask",
-            dirty=np.zeros(1, np.uint32),
-            running=np.zeros(1, np.uint32),
-            counters=np.zeros(1, CPU_COUNTERS),
-            accessed=np.zeros(MAPTRACK_HANDLES_MAX * ACCESSED_WORDS, np.uint64),
+        self._arena = Arena()
+        self._machine = host_memory(self._arena)
+        self._dom0_memory = domain_memory(self._arena, 1)
+        self.hypervisor = build_hypervisor(
+            self._arena, self._machine, self._dom0_memory, nr_cpus=1, policy="mask"
         )
-        self.hypervisor = Hypervisor(cpus)
-        self.grant, self._ram = pages(1), pages(1 + POOL_PAGES)
-        self._create(abi.DOMID_0, pages(1), pages(1))
-        self._create(DOMID, self._ram, self.grant)
+        self._guest = domain_memory(self._arena, 1 + POOL_PAGES)
+        self.grant = self._guest.grant
+        build_domain(self.hypervisor, self._machine, DOMID, self._guest)
         self.world = World(self.hypervisor)
         self.world.heed = self._heed
         if disorder is not None:
@@ -89,15 +87,18 @@ class House:
         self.world.serve(DOMID, MIB << 11, True, 0, self._let_go)
         self._dom0, self._kept = Caller(self.hypervisor, abi.DOMID_0), list[np.ndarray]()
 
-    def _create(self, domid: int, ram: np.ndarray, grant: np.ndarray) -> None:
-        self.hypervisor.create_domain(
-            domid,
-            nr_vcpus=1,
-            ram=ram,
-            grant_frames=grant,
-            shared_info=pages(1),
-            far_events=pages(1),
-            counters=np.zeros(1, HYPERVISOR_COUNTERS),
+    def _build(self, backend_domid: int, handle: int) -> Blkfront:
+        return build_front(
+            self._arena,
+            self._guest.ram,
+            self.grant,
+            self._arena.array(1, FRONTEND_COUNTERS),
+            channel_words(self._arena, self._guest.event),
+            new_spin(adaptive=False),
+            nr_ios=1,
+            pool_pages=POOL_PAGES,
+            backend_domid=backend_domid,
+            handle=handle,
         )
 
     # --- a disk's life ----------------------------------------------------------------------
@@ -115,9 +116,7 @@ class House:
     def plug(self) -> None:
         """Both directories, and a guest that boots."""
         self.world.toolstack.hold(plug(DOMID, MIB), lambda _: None)
-        counters = np.zeros(1, FRONTEND_COUNTERS)
-        domain = Domain(DOMID, self._ram, self.grant, counters, 1, POOL_PAGES)
-        self.world.boot(domain, True)
+        self.world.boot(Domain(DOMID, self._guest.ram, self._build), True)
 
     def warm(self) -> None:
         """The frontend grants pages, and the backend keeps them mapped."""
@@ -181,7 +180,7 @@ class House:
             seat.dead = True
         self._kept.clear()
         self.hypervisor.destroy_domain(abi.DOMID_0)
-        self._create(abi.DOMID_0, pages(1), pages(1))
+        build_domain(self.hypervisor, self._machine, abi.DOMID_0, self._dom0_memory)
         self.world.begin_dom0()
         self.world.toolstack.hold(_make_again(), lambda _: None)
 
