@@ -52,12 +52,8 @@ def test_the_only_page_is_head_and_tail(give_back: object) -> None:
 
 
 def test_any_sequence_is_that_of_a_deque() -> None:
-    rng, pool, model, taken = (
-        random.Random(1),
-        new_pool(Arena(), 1, 6),
-        deque(range(6)),
-        list[int](),
-    )
+    rng, pool = random.Random(1), new_pool(Arena(), 1, 6)
+    model, taken = deque(range(6)), list[int]()
     for _ in range(2000):
         if rng.random() < 0.5:
             assert take_page(pool) == (model[0] if model else NO_PAGE)
