@@ -26,7 +26,7 @@ class Reach(NamedTuple):
 
     page_table: np.ndarray
     balloon: int
-    door: dict[str, int]
+    door: dict[str, Any]
     bounce_frame: int | None = None
 
 

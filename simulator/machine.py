@@ -33,12 +33,12 @@ from machine.back import build_back, in_table, own_frames, slots_of
 from machine.front import channel_words, guest_domain, lay_out_buffers
 from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 from machine.plug import plug
-from simulator.backend_thread import FOR_EVER, BackendThread, Dom0
+from simulator.backend_thread import BackendThread, Dom0
 from simulator.config import MODES, Config
 from simulator.costs import COSTS, ERAS, Costs
 from simulator.cpus import Cpu
 from simulator.flush import FlushLock, ObservedCpus
-from simulator.guest import Guest
+from simulator.guest import FOR_EVER, Guest
 from simulator.handshake import World
 from simulator.shared import Channel as BookedChannel
 from simulator.shared import Memory, RequestPool
@@ -149,7 +149,7 @@ class Machine:
         dom0 = domain_memory(self.arena, 1 + self._bounce_frames * config.guests)
         self.worker_cpus: ObservedCpus
 
-        def cpus(*args: Any, **words: np.ndarray) -> ObservedCpus:
+        def cpus(*args: Any, **words: Any) -> ObservedCpus:
             self.worker_cpus = ObservedCpus(*args, **words)
             return self.worker_cpus
 
