@@ -168,7 +168,6 @@ def new_blkback(
     read_only: bool = False,
     bounce_frame: int | None = None,
     notes_wakes: bool = False,
-    next_steps: np.ndarray = steps.NEXT,
     **map_door: int,
 ) -> Blkback:
     """A worker's state for a connected frontend.
@@ -199,7 +198,7 @@ def new_blkback(
         ring_page.view(np.uint64),
         ring.attach_half(arena, words, nr_ents, RSP),
         arena.array(TURN_WORDS, np.int64),
-        next_steps,
+        steps.NEXT,
         back,
         arena.array(SLOT_QWORDS, np.uint64),
         arena.array(nr_ents, REQUEST),

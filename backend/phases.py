@@ -46,7 +46,20 @@ from common.copying import copy_bytes, copy_page
 from common.not_done import GNTST_UNFILLED, NOT_DONE
 from common.ring import REQ, RING_BROKEN
 from common.spinning import spins
-from common.steps import AGAIN, ARM, COPY, END, GRANT, LOOKS_LEFT, NONE, ON, SECTORS, TAKEN, WRITTEN
+from common.steps import (
+    AGAIN,
+    ARM,
+    COPY,
+    END,
+    GRANT,
+    LOOKS_LEFT,
+    NONE,
+    ON,
+    SECTORS,
+    TAKEN,
+    WOKE,
+    WRITTEN,
+)
 from common.steps import SEGMENTS as SEGMENTS_TAKEN
 from common.u32 import u32_add
 
@@ -60,6 +73,7 @@ def look(dev: Blkback) -> int:
     """
     back = dev.back[0]
     dev.turn[TAKEN], dev.turn[SECTORS], dev.turn[SEGMENTS_TAKEN] = 0, 0, 0
+    dev.turn[WOKE] = 0
     back.gathered, back.map_ops, back.unmap_ops = np.uint32(0), np.uint32(0), np.uint32(0)
     if back.broken:
         return END

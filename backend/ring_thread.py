@@ -29,6 +29,7 @@ from common.abi import (
     SECTOR_SIZE,
 )
 from common.atomics import store_release
+from common.compiled import direct
 from common.copying import byte_view
 from common.event_channel import EventChannel
 from common.hypercall import Hypercalls
@@ -89,7 +90,7 @@ class RingThread:
     ) -> None:
         self._dev, self._store, self._channel = dev, store, channel
         self._hypercalls, self._vcpu = hypercalls, vcpu
-        self._on_end = on_end
+        self._on_end, self._work = on_end, direct(work, dev, 0, 0)
         self._fruitless, self._requests = 0, 0
         self._stopping, self._ended = False, threading.Event()
         self._stop = -1  # an eventfd, from `start` on
@@ -125,7 +126,7 @@ class RingThread:
         try:
             reason = self._serve()
             begin_close(self._dev)
-            while self._do(int(work(self._dev, LOOKS_PER_SLICE, 0))) != effects.DONE:
+            while self._do(self._work(self._dev, LOOKS_PER_SLICE, 0)) != effects.DONE:
                 pass
         finally:
             self._vcpu.idle()
@@ -137,7 +138,7 @@ class RingThread:
         dev = self._dev
         while not (self._stopping and dev.turn[steps.STEP] in (CLEAR, LOOK)):
             stops = BETWEEN_REQUESTS if self._stopping else 0
-            if self._do(int(work(dev, LOOKS_PER_SLICE, stops))) == effects.BROKEN:
+            if self._do(self._work(dev, LOOKS_PER_SLICE, stops)) == effects.BROKEN:
                 return BROKEN_REASONS[int(dev.back["broken"][0])]
         return ""
 

@@ -128,7 +128,7 @@ def _check_event(dev: Blkback) -> int:
 @kernel
 def _notify_or_wait(dev: Blkback, step: int) -> int:
     if step == steps.CLEAR:
-        dev.turn[EVENT], dev.turn[WOKE] = 0, 0
+        dev.turn[EVENT] = 0
         if not spins(dev.spin):
             dev.turn[EVENT] = clear_pending(dev.events.pending, dev.events.port[0])
         return ON

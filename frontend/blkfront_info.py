@@ -132,7 +132,6 @@ def new_blkfront(
     handle: int = 0,
     start: int = 0,
     notes_wakes: bool = False,
-    next_steps: np.ndarray = steps.NEXT,
 ) -> Blkfront:
     """A device on a fresh ring; `ring_page` (u8, whole pages) is initialised here, at `start`.
 
@@ -154,7 +153,7 @@ def new_blkfront(
         ring_page.view(np.uint64),
         ring.new_half(arena, nr_ents, start),
         turn,
-        next_steps,
+        steps.NEXT,
         front,
         shadow,
         arena.array((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SHADOW_SEGMENT),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from common import effects
+from common.compiled import direct
 from common.event_channel import EventChannel
 from common.faults import PeerFault
 from common.spinning import slept
@@ -29,7 +30,8 @@ class Driver:
         `keep_going` is called between slices and sleeps, and may raise to end it; a sleep ends when
         one of `others` (descriptors) becomes readable. Raises PeerFault.
         """
-        while (effect := int(run(self.dev, job, LOOKS_PER_SLICE, 0))) != effects.DONE:
+        run_job = direct(run, self.dev, job, 0, 0)
+        while (effect := run_job(self.dev, job, LOOKS_PER_SLICE, 0)) != effects.DONE:
             if effect == effects.WAKE:
                 self.channel.wake_far_end()
             elif effect == effects.WAIT:

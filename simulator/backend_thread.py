@@ -15,8 +15,9 @@ import numpy as np
 from backend import steps
 from backend.blkback import BROKEN_REASONS, Blkback
 from backend.doors import called_for
-from backend.worker import work
+from backend.worker import BETWEEN_REQUESTS, work
 from common import abi, effects
+from common.compiled import direct
 from common.event_channel import clear_pending
 from common.faults import PeerFault
 from common.steps import ANY_STEP, STEP, WOKE, mask_of
@@ -28,9 +29,8 @@ from simulator.shared import Channel as BookedChannel
 from simulator.shared import Memory, RequestPool
 from simulator.trace import DOM0, Trace
 
-# Where the thread may lose its CPU: between two turns. And where time passes: when a batch has been
-# taken (once: no stop where a hypercall comes back), and while arming.
-BETWEEN: Final = mask_of(steps.CLEAR)
+# Where time passes: when a batch has been taken (once: no stop where a hypercall comes back), and
+# while arming.
 TAKEN: Final = mask_of(steps.CLEAR, steps.MOVE, steps.LOOK_AGAIN)
 
 # (command, an array of its structs, whether the caller queued on the flush lock): one hypercall.
@@ -76,6 +76,7 @@ class BackendThread(Thread):
         self._dom0, self._copies = dom0, bool(dev.back["copies"][0])
         self._gather_max = self._room = int(dev.back["gather_max"][0])
         self._woke = False
+        self._work = direct(work, dev, 0, 0)
 
     def run(self) -> Steps:
         """Serve for ever; the machine's end is its guests' end. Raises PeerFault."""
@@ -84,7 +85,7 @@ class BackendThread(Thread):
         while True:
             if self._dom0.era.requests_max is not None:
                 yield from self._wait_for_room()
-            effect = work(dev, FOR_EVER, TAKEN)
+            effect = yield from self.phases(self._loop, dev.turn, TAKEN)
             place, taken, _, event, _, sectors, segments, _ = dev.turn.tolist()
             if effect == effects.BROKEN:
                 raise PeerFault(BROKEN_REASONS[int(dev.back["broken"][0])])
@@ -93,11 +94,15 @@ class BackendThread(Thread):
                 yield from self._serve(effect, taken, event, sectors * abi.SECTOR_SIZE, segments)
                 pool.give(taken)
                 self._notify()
-            else:
-                assert place == steps.LOOK_AGAIN
+            elif effect == effects.WAIT:
+                yield from self._wait()
+            elif place == steps.LOOK_AGAIN:  # else a request has come between two phases
                 yield from self._idle(bool(event))
             if self.cpu.slice_is_over():
                 yield from self.yield_cpu()
+
+    def _loop(self, stops: int) -> int:
+        return self._work(self.dev, FOR_EVER, stops)
 
     # --- one batch --------------------------------------------------------------------------
 
@@ -110,14 +115,14 @@ class BackendThread(Thread):
         elif effect == effects.HYPERCALL:
             grants.append(("map", self._grant_ns(int(dev.back["map_ops"][0]))))
         yield from self._pay(taken, event, nbytes, grants)
-        while effect == effects.HYPERCALL or dev.turn[STEP] != steps.CLEAR:
+        while effect == effects.HYPERCALL or not BETWEEN_REQUESTS >> int(dev.turn[STEP]) & 1:
             if effect == effects.HYPERCALL:
                 cmd, ops = called_for(dev)
                 if cmd == abi.GNTTABOP_UNMAP_GRANT_REF:
                     yield from self._unmap(ops)
                 else:
                     self._dom0.hypercall(self.cpu.number, cmd, ops, False)
-            effect = work(dev, FOR_EVER, BETWEEN)
+            effect = yield from self.phases(self._loop, dev.turn, BETWEEN_REQUESTS)
 
     def _unmap(self, ops: np.ndarray) -> Steps:
         """One unmap hypercall; under the flush lock if its flush goes to another CPU."""
@@ -194,11 +199,14 @@ class BackendThread(Thread):
             self.dev.back["gather_max"] = self._room = room
 
     def _idle(self, interrupted: bool) -> Steps:
-        """While arming: then look again, and sleep until our event is pending, and take it."""
+        """While arming: then look again, and wait if there is nothing."""
         ns = self.costs.hypercall_ns + self.costs.interrupt_ns * interrupted
         yield from self.work(int(ns), EVENTS)
-        if work(self.dev, FOR_EVER, ANY_STEP) != effects.WAIT:
-            return
+        if self._loop(ANY_STEP) == effects.WAIT:
+            yield from self._wait()
+
+    def _wait(self) -> Steps:
+        """Sleep until our event is pending, and take it."""
         events = self.dev.events
         self.dev.counters["waits"] += np.uint64(1)
         if not clear_pending(events.pending, events.port[0]):

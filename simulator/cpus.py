@@ -11,16 +11,21 @@ Time is whole nanoseconds.
 """
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from random import Random
 from typing import Any, Final
 
 import numpy as np
 import simpy
 
+from common.effects import STOP
+from common.steps import ANY_STEP, STEP
 from simulator.costs import Costs
 
 Steps = Generator[simpy.Event, Any, None]
+Phases = Generator[simpy.Event, Any, int]
+
+PHASE_NS_MAX: Final = 5_000  # where phases are run one by one
 
 # What a CPU's time goes to; what is left is idle.
 KINDS: Final = (
@@ -105,6 +110,18 @@ class Thread:
         self.random = Random(f"{seed} {name}")
         self._spread = costs.spread * 3**0.5  # a uniform distribution of that deviation
         self._asleep: simpy.Event | None = None
+        # If there is one, time passes between any two phases, and it is called there.
+        self.between: Callable[[], None] | None = None
+
+    def phases(self, loop: Callable[[int], int], turn: np.ndarray, stops: int) -> Phases:
+        """Run `loop(stops)`, or, if there is a `between`, phase by phase; its effect."""
+        if self.between is None:
+            return loop(stops)
+        while True:
+            self.between()
+            yield self.env.timeout(self.random.randrange(PHASE_NS_MAX))
+            if (effect := loop(ANY_STEP)) != STOP or stops >> int(turn[STEP]) & 1:
+                return effect
 
     def varied(self, ns: float) -> int:
         """A software time as it is this once."""

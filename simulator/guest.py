@@ -10,6 +10,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from common import effects
+from common.compiled import direct
 from common.event_channel import clear_pending
 from common.faults import PeerFault
 from common.steps import ANY_STEP, mask_of
@@ -53,6 +54,7 @@ class Guest(Thread):
         self.peer: Waker | None = None
         self._memory, self._trace = memory, trace
         self._copied = dev.counters["bytes_copied_by_guest"].data
+        self._run = direct(run, dev, job, 0, 0)
         self._io_ns = costs.guest_io_ns + costs.block_layer_ns
         self._idle_ns = int(costs.hypercall_ns)
 
@@ -64,7 +66,7 @@ class Guest(Thread):
         copied = self._copied[0]
         while True:
             job.clock[NOW_NS] = self.env.now
-            effect = run(dev, job, FOR_EVER, STOPS)
+            effect = yield from self.phases(self._loop, turn, STOPS)
             place, taken, written, event, woke, *_ = turn.tolist()
             if woke:
                 self.peer.wake()
@@ -73,7 +75,7 @@ class Guest(Thread):
                 yield from self._pay(taken, written, event + woke, copied - before)
             elif effect == effects.STOP:
                 yield from self.work(self._idle_ns, EVENTS)
-                if run(dev, job, FOR_EVER, ANY_STEP) == effects.WAIT:
+                if self._loop(ANY_STEP) == effects.WAIT:
                     yield from self._wait()
             elif effect == effects.BROKEN:
                 raise PeerFault(BROKEN_REASONS[int(dev.front["broken"][0])])
@@ -82,6 +84,9 @@ class Guest(Thread):
             if self.cpu.slice_is_over():
                 yield from self.yield_cpu()
         self.cpu.leave()
+
+    def _loop(self, stops: int) -> int:
+        return self._run(self.dev, self.job, FOR_EVER, stops)
 
     def _pay(self, taken: int, written: int, events: int, copied: int) -> Steps:
         costs, spent = self.costs, self.cpu.spent

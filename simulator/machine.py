@@ -15,7 +15,7 @@ import simpy
 from backend.blkback import begin_close
 from backend.doors import called_for
 from backend.stores import RamStore
-from backend.worker import work
+from backend.worker import BETWEEN_REQUESTS, work
 from common import abi, effects
 from common.arena import Arena
 from common.event_channel import clear_mask, clear_pending, event_words
@@ -23,6 +23,7 @@ from common.handshake import Leave
 from common.hypercall_gate import no_gate
 from common.machine_memory import STATS
 from common.spinning import new_spin
+from common.steps import STEP
 from common.xenbus import CLOSED, CONNECTED
 from frontend.blkfront_info import PER_REQUEST
 from frontend.load import new_load
@@ -95,6 +96,11 @@ class Machine:
     def domids(self) -> range:
         """The guests."""
         return range(1, self.config.guests + 1)
+
+    def ends(self, domid: int) -> tuple[Guest, BackendThread]:
+        """Who runs both ends of a guest's disk."""
+        disk = self._disks[domid]
+        return disk.guest, disk.thread
 
     def run(self) -> "Machine":
         """The load, from its first request to its last answer, and then the disks are closed."""
@@ -279,6 +285,8 @@ class Machine:
     def _let_go(self, domid: int) -> None:
         """The ring's thread ends: it unmaps all it has kept."""
         thread = self._disks[domid].thread
+        while not BETWEEN_REQUESTS >> int(thread.dev.turn[STEP]) & 1:
+            work(thread.dev, FOR_EVER, BETWEEN_REQUESTS)
         begin_close(thread.dev)
         while work(thread.dev, FOR_EVER, 0) != effects.DONE:
             self._grant_table_op(thread.cpu.number, *called_for(thread.dev), False)

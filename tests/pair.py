@@ -27,7 +27,7 @@ from common.arena import Arena
 from common.atomics import load_acquire, store_release
 from common.event_channel import EventWords, clear_pending, event_words, set_pending
 from common.hypercall_gate import no_gate
-from common.machine_memory import STATS
+from common.machine_memory import MAPTRACK_HANDLES_MAX, STATS
 from common.ring import REQ, RSP
 from common.spinning import new_spin
 from common.steps import ANY_STEP, STEP, mask_of
@@ -131,14 +131,16 @@ class Pair:
         pool_pages: int = 352,
         nr_ios: int = 64,
         frames_per_io: int = 11,
+        nr_handles: int = MAPTRACK_HANDLES_MAX,
+        arena: Arena | None = None,
     ) -> None:
         self.store = store if store is not None else RamStore(64 * abi.SECTORS_PER_PAGE)
         self.buffer_frame, self._frames_per_io = POOL_FRAME + pool_pages, frames_per_io
         grant_mode, keeps = MODES[mode]
         self.copies, cap = mode == GRANT_COPY, cap if keeps else 0
         nr_slots = slots_of(cap)
-        self.arena = arena = Arena()
-        machine = host_memory(arena)
+        self.arena = arena = arena or Arena()
+        machine = host_memory(arena, nr_handles)
         dom0 = domain_memory(arena, BOUNCE_FRAME + nr_slots * self.copies)
         guest = domain_memory(arena, self.buffer_frame + nr_ios * frames_per_io)
         self.hypervisor = build_hypervisor(

@@ -47,7 +47,7 @@ class Stop(Exception):
 @pytest.fixture
 def channel(monkeypatch: pytest.MonkeyPatch) -> Channel:
     channel = Channel()
-    monkeypatch.setattr(driver, "run", channel.effect)
+    monkeypatch.setattr(driver, "direct", lambda *_: channel.effect)
     return channel
 
 

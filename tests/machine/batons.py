@@ -1,0 +1,155 @@
+"""The real runtime's drivers, a phase at a time: `Driver` and `RingThread` on threads of their own,
+of which one runs until it passes a baton, between any two phases or where it would sleep.
+
+Who runs next is a seed's choice, so that a run can be had again. Both asleep is a wake-up lost.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any, Final, cast
+
+import numpy as np
+
+from backend.ring_thread import RingThread, Vcpu
+from backend.worker import work
+from common import effects
+from common.event_channel import clear_pending
+from common.steps import ANY_STEP
+from frontend import driver
+from frontend.load import Load, run
+from tests.pair import LOOKS_MAX, PORT, Pair
+
+FRONT: Final = 0
+BACK: Final = 1
+PATIENCE_S: Final = 60
+
+
+class Lost(AssertionError):
+    """Both ends sleep, and nobody will wake them."""
+
+
+class _Over(Exception):
+    """The front has ended."""
+
+
+class Batons:
+    """Runs both ends of `pair` under real drivers. between: called between any two phases."""
+
+    def __init__(self, pair: Pair, seed: int, between: Callable[[], None]) -> None:
+        self._pair, self._random, self._between = pair, Random(seed), between
+        self._turn = threading.Condition()
+        self._holder, self._asleep, self._over = FRONT, [False, False], False
+        self._failures: list[BaseException] = []
+
+    def run(self, job: Load) -> None:
+        """The load, from its first phase to its last."""
+        pair = self._pair
+        words = np.zeros(2, np.uint32)
+        hands = RingThread(
+            pair.back,
+            pair.store,
+            cast(Any, _Channel(self, BACK)),
+            cast(Any, _Hypercalls(pair)),
+            Vcpu(0, words[:1], words[1:]),
+            lambda _: None,
+        )
+        hands._work = self._stepped(BACK, lambda dev: int(work(dev, LOOKS_MAX, ANY_STEP)))
+        thread = threading.Thread(target=self._serve, args=(hands,))
+        thread.start()
+        stepped = self._stepped(FRONT, lambda dev: int(run(dev, job, LOOKS_MAX, ANY_STEP)))
+        front = driver.Driver(pair.front, cast(Any, _Channel(self, FRONT)))
+        try:
+            driver.direct, real = lambda *_: stepped, driver.direct  # type: ignore[assignment]
+            front.run(job, lambda: None, ())
+        finally:
+            driver.direct = real
+            with self._turn:
+                self._over = True
+                self._turn.notify_all()
+            thread.join(PATIENCE_S)
+        for failure in self._failures:
+            raise failure
+
+    def _serve(self, hands: RingThread) -> None:
+        try:
+            with self._turn:
+                self._await(BACK)
+            hands._serve()
+        except _Over:
+            pass  # the load has ended, and dom0 with it
+        except BaseException as failure:
+            self._failures.append(failure)
+        with self._turn:
+            self._asleep[BACK], self._holder = True, FRONT
+            self._turn.notify_all()
+
+    def _stepped(self, end: int, phase: Callable[[Any], int]) -> Callable[..., int]:
+        def stepped(dev: Any, *_: object) -> int:
+            while True:
+                effect = phase(dev)
+                self._between()
+                with self._turn:
+                    self._pass(end, self._random.randrange(2))
+                if effect != effects.STOP:
+                    return effect
+
+        return stepped
+
+    def _pass(self, end: int, to: int) -> None:
+        if to != end and self._can_run(to):
+            self._holder = to
+            self._turn.notify_all()
+            self._await(end)
+
+    def _await(self, end: int) -> None:
+        if not self._turn.wait_for(lambda: self._holder == end or self._over, PATIENCE_S):
+            raise Lost("the baton never came")
+        if self._over and end == BACK:
+            raise _Over
+
+    def sleep(self, end: int) -> None:
+        """Until its event is pending."""
+        pair = self._pair
+        pending = (pair.front_events, pair.back_events)[end][0]
+        with self._turn:
+            while not clear_pending(pending, PORT):
+                self._asleep[end] = True
+                if not self._can_run(1 - end):
+                    raise Lost("both ends sleep for ever")
+                self._pass(end, 1 - end)
+                self._asleep[end] = False
+
+    def _can_run(self, end: int) -> bool:
+        return not self._asleep[end] or self._is_pending(end)
+
+    def _is_pending(self, end: int) -> bool:
+        pending = (self._pair.front_events, self._pair.back_events)[end][0]
+        return bool(int(pending[PORT >> 6]) >> (PORT & 63) & 1)
+
+
+class _Channel:
+    """An event channel whose waiter passes the baton."""
+
+    def __init__(self, batons: Batons, end: int) -> None:
+        self._batons, self._end = batons, end
+
+    def wake_far_end(self) -> None:
+        """It looks at its bit."""
+
+    def wait(self, _timeout_ms: int, _others: Sequence[int] = ()) -> bool:
+        self._batons.sleep(self._end)
+        return True
+
+
+class _Hypercalls:
+    """The real hypervisor, called at once."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+
+    def call(self, number: int, cmd: int, ops: np.ndarray) -> int:
+        payload = bytearray(ops.tobytes())
+        rc = self._pair.hypervisor.hypercall(0, 0, number, cmd, payload, False)
+        ops[:] = np.frombuffer(payload, ops.dtype)
+        return rc
