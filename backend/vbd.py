@@ -103,7 +103,7 @@ class BackendVbd(End):
         if self._gone:
             yield from self._leave(other)
             return False
-        step = xenbus.next_step("backend", self.state, other)
+        step = xenbus.next_step(self.role, self.state, other)
         if step is None:
             return False
         try:

@@ -25,7 +25,6 @@ from common.steps import (
     STEP,
     WOKE,
     WRITTEN,
-    ends,
     follow,
     leave,
     mask_of,
@@ -46,50 +45,26 @@ def work(dev: Blkback, looks: int, stops: int) -> int:
     stops: a set of steps (`common.steps.mask_of`): before one of them, but for the first, STOP.
     """
     dev.turn[LOOKS_LEFT] = looks
-    step = dev.turn[STEP]
-    while True:
+    at = dev.turn[STEP]
+    while at <= NO_STEP:
         # The usual ones in their usual order, so that the CPU foresees each: the table decides.
-        if step == steps.LOOK:
-            entry = follow(dev.next, step, phases.look(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.TAKE:
-            entry = follow(dev.next, step, phases.take(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.MOVE:
-            entry = follow(dev.next, step, phases.move(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.RELEASE:
-            entry = follow(dev.next, step, phases.release(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.RESPOND:
-            entry = follow(dev.next, step, phases.respond(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.PUBLISH:
-            entry = follow(dev.next, step, _publish(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.CHECK_EVENT:
-            entry = follow(dev.next, step, _check_event(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if (USUAL >> step) & 1 == 0:
-            entry = follow(dev.next, step, _advance(dev, step))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-    return leave(dev.turn, entry)
+        if at == steps.LOOK:
+            at = follow(dev.next, at, phases.look(dev), stops)
+        if at == steps.TAKE:
+            at = follow(dev.next, at, phases.take(dev), stops)
+        if at == steps.MOVE:
+            at = follow(dev.next, at, phases.move(dev), stops)
+        if at == steps.RELEASE:
+            at = follow(dev.next, at, phases.release(dev), stops)
+        if at == steps.RESPOND:
+            at = follow(dev.next, at, phases.respond(dev), stops)
+        if at == steps.PUBLISH:
+            at = follow(dev.next, at, _publish(dev), stops)
+        if at == steps.CHECK_EVENT:
+            at = follow(dev.next, at, _check_event(dev), stops)
+        if at <= NO_STEP and (USUAL >> at) & 1 == 0:
+            at = follow(dev.next, at, _advance(dev, at), stops)
+    return leave(dev.turn, at)
 
 
 @kernel

@@ -5,7 +5,7 @@ stands in `common/xenbus.py`'s table; what each does in `frontend/vbd.py` and `b
 an intent is done with in `machine/seat.py`, or in the simulator.
 Rules
 1. A driver does no I/O: it is told of an event and answers with intents. It waits for one answer at
-   a time, and meanwhile only remembers that there is something to look at.
+   a time, and meanwhile only remembers what there is to do; but nothing urgent waits for a look.
 2. Each intent has a number that its event brings back. No number is used twice, by no driver of the
    same `numbers`: an event whose number is not awaited is old, or told twice, and is nothing. The
    number of a Start is the generation of that connection: only its own end is heeded.
@@ -181,6 +181,7 @@ class End:
         self._numbers = numbers
         self._stirred = False
         self._task: Task | None = None
+        self._looking = False  # what the task waits for changes nothing
         self._intents: list[Intent] = []
 
     def handle(self, event: Event) -> list[Intent]:
@@ -191,10 +192,12 @@ class End:
         elif isinstance(event, Leave | Timeout):
             self.heed(event)
         elif event.number == self.awaited and self._task is not None:
-            self.awaited = 0
             self._go_on(self._task, event)
         elif isinstance(event, Done):
             self.heed(event)
+        if self._looking and (task := self.urgent()) is not None:
+            self.stir()  # the look is not waited for: another will be taken
+            self._go_on(task, None)
         while self._task is None and (task := self._next()) is not None:
             self._go_on(task, None)
         return self._intents
@@ -229,13 +232,13 @@ class End:
         return self._look()
 
     def _go_on(self, task: Task, answer: Answer | None) -> None:
-        self._task = None
+        self._task, self._looking, self.awaited = None, False, 0
         try:
             intent = next(task) if answer is None else task.send(answer)
         except StopIteration:
             return
         assert not isinstance(intent, Fail), "nobody answers that"
-        self._task, self.awaited = task, intent.number
+        self._task, self._looking, self.awaited = task, isinstance(intent, Look), intent.number
         self._intents.append(intent)
 
     def stir(self) -> None:

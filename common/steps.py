@@ -29,6 +29,7 @@ OUTCOMES: Final = ("ON", "AGAIN", "NONE", "ARM", "GRANT", "COPY", "END", "NEXT")
 OUTCOME_BITS: Final = 3
 STEP_BITS: Final = 6
 NO_STEP: Final = (1 << STEP_BITS) - 1
+STOPPED_BIT: Final = 16  # above an entry's
 
 # Words of `turn` (i64), which every stepper has: its place, and what it has done that somebody may
 # have to pay for (the simulator), since a turn began.
@@ -80,22 +81,21 @@ ANY_STEP: Final = -1  # the set of all
 
 
 @kernel
-def follow(table: np.ndarray, step: int, outcome: int) -> np.int64:
-    """The table's entry for what `step` came out as."""
-    return np.int64(table[np.uint64(step << OUTCOME_BITS | outcome)])
+def follow(table: np.ndarray, step: int, outcome: int, stops: int) -> np.int64:
+    """What follows `step`, which came out as `outcome`: a step, if that is to be done next.
 
-
-@kernel
-def ends(entry: int, stops: int) -> bool:
-    """Has the loop to return, for an effect or before a step of the set `stops`?"""
-    return entry > NO_STEP or (stops >> (entry & NO_STEP)) & 1 != 0
+    Else more than any step, for an effect, or as it is one of the set `stops`: see `leave`.
+    """
+    entry = np.int64(table[np.uint64(step << OUTCOME_BITS | outcome)])
+    return entry | ((stops >> (entry & NO_STEP)) & 1) << STOPPED_BIT
 
 
 @kernel
 def leave(turn: np.ndarray, entry: int) -> np.int64:
-    """Remember where to go on; the effect."""
+    """The loop is left: remember where to go on; the effect."""
     turn[STEP] = entry & NO_STEP
-    return np.int64((entry >> STEP_BITS) or STOP)
+    effect = (entry & (1 << STOPPED_BIT) - 1) >> STEP_BITS
+    return np.int64(effect if effect > 0 else STOP)
 
 
 def drawn(phases: Sequence[Phase]) -> str:

@@ -34,6 +34,9 @@ DRAINS_MAX: Final = 16  # a pipe holds 64 KiB; who fills it faster than that is 
 class Carrier(Protocol):
     """One end's way to wake the other, and to be woken."""
 
+    def fileno(self) -> int:
+        """For pollers: readable when something comes; ZeroMQ's is edge-triggered, see above."""
+
     def await_far_end(self, timeout_ms: int) -> bool:
         """For the allocating end, once: can the far end be woken from now on?"""
 
@@ -61,6 +64,10 @@ class PipeCarrier:
         for fd in (from_far, to_far):
             os.set_blocking(fd, False)
         self._hung_up = False
+
+    def fileno(self) -> int:
+        """The pipe that is read from."""
+        return self._from_far
 
     def await_far_end(self, timeout_ms: int) -> bool:
         """A pipe keeps what is written before its reader comes."""
@@ -112,6 +119,10 @@ class ZmqCarrier:
         else:
             self._socket.connect(address)
             self.wake()  # which the far end waits for in `await_far_end`
+
+    def fileno(self) -> int:
+        """Look at the socket before each sleep on it."""
+        return int(self._socket.getsockopt(zmq.FD))
 
     def await_far_end(self, timeout_ms: int) -> bool:
         """ZeroMQ connects in the background, and until it has, a wake-up sent from here is lost."""

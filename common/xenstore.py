@@ -109,21 +109,6 @@ class Transaction(_Nodes):
         super()._change(kind, path, rest)
         self._changes.append((kind, path, rest))
 
-    def read_last(self, paths: list[str]) -> dict[str, bytes] | None:
-        """The values at `paths`, of those that exist, and the end of the transaction, asked for at
-        once, so that hardly anybody comes between. None on a conflict.
-        """
-        asked = [Request(MessageType.READ, path, tx_id=self._tx_id) for path in paths]
-        replies = self._connection.ask([*asked, talks.end(self._tx_id, "T")])
-        *values, end = replies
-        if isinstance(end, XenStoreError) and end.name == "EAGAIN":
-            return None
-        for reply in replies:
-            if isinstance(reply, XenStoreError) and reply.name != "ENOENT":
-                raise reply
-        pairs = zip(paths, values, strict=True)
-        return {path: value for path, value in pairs if isinstance(value, bytes)}
-
     def commit(self) -> None:
         """End it. On a conflict: EAGAIN, or again from the start if it has read nothing."""
         for _ in range(ATTEMPTS_MAX):
@@ -208,27 +193,6 @@ class XenStoreClient(_Nodes):
             else:
                 return result
         raise XenStoreError("EAGAIN", "", "TRANSACTION_END")
-
-    def read_directory(self, path: str) -> dict[str, bytes] | None:
-        """The children of `path` and their values, of one moment; None if there is no `path`.
-
-        Raises XenStoreError EAGAIN where somebody changes it all the time.
-        """
-        prefix = path.rstrip("/") + "/"
-        for _ in range(ATTEMPTS_MAX):
-            transaction = Transaction(self._connection, begin(self._connection))
-            try:
-                names = transaction.directory(path)
-            except XenStoreError as error:
-                with suppress(XenStoreError):
-                    transaction.abort()
-                if error.name != "ENOENT":
-                    raise
-                return None
-            values = transaction.read_last([prefix + name for name in names])
-            if values is not None:
-                return {child.removeprefix(prefix): value for child, value in values.items()}
-        raise XenStoreError("EAGAIN", path, "DIRECTORY")
 
     def run(self, talk: Talk[T]) -> T:
         """Have a conversation (`common/xenstore_talks.py`), and wait for what comes of it."""

@@ -14,7 +14,8 @@ from common.event_channel import EventChannel
 from common.faults import PeerFault
 from common.spinning import slept
 from frontend.blkfront_info import BROKEN_REASONS, Blkfront
-from frontend.load import LOOKS_PER_SLICE, Load, run
+from frontend.load import Load
+from frontend.stepper import LOOKS_PER_SLICE, run
 
 
 class Driver:

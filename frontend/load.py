@@ -1,7 +1,6 @@
 """The load a guest runs on its disk: fio's random and sequential mixes, every read verified.
 
-Owns: which I/O comes next, and what is counted and checked when one finishes; and the guest's loop,
-one compiled call that runs phase after phase until the outside world is needed.
+Owns: which I/O comes next, and what is counted and checked when one finishes: the phase TURN.
 Rules: no two I/Os in flight touch the same block, so that what a read must return is certain. A
 seed fixes the sequence of choices for a given order of completions: a block that is still busy is
 passed over.
@@ -17,19 +16,12 @@ from common.arena import Arena
 from common.clock import monotonic_ns
 from common.compiled import kernel
 from common.histogram import BUCKETS, bucket_of
-from common.steps import END, LOOKS_LEFT, NEXT, NO_STEP, NONE, STEP, ends, follow, leave, mask_of
-from frontend import blkfront, steps
+from common.steps import END, NEXT, NONE
+from frontend import blkfront
 from frontend.blkfront_info import Blkfront
 from frontend.pattern import UNKNOWN, fill, mismatches
-from frontend.stepper import advance
 
 BLOCK_TRIES: Final = 8  # a depth near the number of blocks finds most of them busy
-LOOKS_PER_SLICE: Final = 20_000  # at the ring: as many I/Os, or more
-
-USUAL: Final = mask_of(
-    steps.LOOK, steps.TAKE, steps.COPY_OUT, steps.END_LOOK, steps.FINISH, steps.TURN, steps.SUBMIT,
-    steps.COPY_IN, steps.PUT, steps.PUBLISH, steps.CHECK_EVENT,
-)  # fmt: skip
 
 # Words of `clock`.
 TIMESPEC: Final = 0  # two words of scratch
@@ -132,81 +124,7 @@ def new_load(
 
 
 @kernel
-def run(dev: Blkfront, job: Load, looks: int, stops: int) -> int:
-    """Run `job` on `dev` for at most so many looks at the ring; returns the first effect.
-
-    stops: a set of steps (`common.steps.mask_of`): before one of them, but for the first, STOP.
-    """
-    dev.turn[LOOKS_LEFT] = looks
-    job.clock[STALE] = 1
-    step = dev.turn[STEP]
-    while True:
-        # The usual ones in their usual order, so that the CPU foresees each: the table decides.
-        if step == steps.LOOK:
-            entry = follow(dev.next, step, blkfront.look(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.TAKE:
-            entry = follow(dev.next, step, blkfront.take(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.COPY_OUT:
-            entry = follow(dev.next, step, blkfront.copy_out(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.END_LOOK:
-            entry = follow(dev.next, step, blkfront.end_look(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.FINISH:
-            entry = follow(dev.next, step, blkfront.finish(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.TURN:
-            entry = follow(dev.next, step, _turn(dev, job))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.SUBMIT:
-            entry = follow(dev.next, step, blkfront.submit(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.COPY_IN:
-            entry = follow(dev.next, step, blkfront.copy_in(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.PUT:
-            entry = follow(dev.next, step, blkfront.put(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.PUBLISH:
-            entry = follow(dev.next, step, blkfront.publish(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if step == steps.CHECK_EVENT:
-            entry = follow(dev.next, step, blkfront.check_event(dev))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-        if (USUAL >> step) & 1 == 0:
-            entry = follow(dev.next, step, advance(dev, step))
-            if ends(entry, stops):
-                break
-            step = entry & NO_STEP
-    return leave(dev.turn, entry)
-
-
-@kernel
-def _turn(dev: Blkfront, job: Load) -> int:
+def turn(dev: Blkfront, job: Load) -> int:
     """TURN: look at what is done, and queue one more I/O if none waits."""
     front = dev.front[0]
     if job.load[0].counts:

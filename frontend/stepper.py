@@ -1,8 +1,9 @@
-"""The less usual phases of blkfront: notifying, waiting, granting, ending access for good.
+"""The guest's compiled loop: phase after phase, until the outside world is needed.
 
-Owns: which function such a step of `frontend/steps.py` is. The usual ones are asked for by the loop
-itself (`frontend/load.py:run`).
+Owns: which function a step of `frontend/steps.py` is, and the loop.
 """
+
+from typing import Final
 
 from common import ring
 from common.atomics import load_acquire
@@ -10,13 +11,70 @@ from common.compiled import kernel
 from common.event_channel import become_pending, clear_pending, is_masked
 from common.ring import RSP
 from common.spinning import spin_until_changed, spins
-from common.steps import AGAIN, EVENT, NONE, ON, WOKE
+from common.steps import (
+    AGAIN,
+    EVENT,
+    LOOKS_LEFT,
+    NO_STEP,
+    NONE,
+    ON,
+    STEP,
+    WOKE,
+    follow,
+    leave,
+    mask_of,
+)
 from frontend import blkfront, steps
 from frontend.blkfront_info import Blkfront
+from frontend.load import STALE, Load, turn
+
+LOOKS_PER_SLICE: Final = 20_000  # at the ring: as many I/Os, or more
+USUAL: Final = mask_of(
+    steps.LOOK, steps.TAKE, steps.COPY_OUT, steps.END_LOOK, steps.FINISH, steps.TURN, steps.SUBMIT,
+    steps.COPY_IN, steps.PUT, steps.PUBLISH, steps.CHECK_EVENT,
+)  # fmt: skip
 
 
 @kernel
-def advance(dev: Blkfront, step: int) -> int:
+def run(dev: Blkfront, job: Load, looks: int, stops: int) -> int:
+    """Run `job` on `dev` for at most so many looks at the ring; returns the first effect.
+
+    stops: a set of steps (`common.steps.mask_of`): before one of them, but for the first, STOP.
+    """
+    dev.turn[LOOKS_LEFT] = looks
+    job.clock[STALE] = 1
+    at = dev.turn[STEP]
+    while at <= NO_STEP:
+        # The usual ones in their usual order, so that the CPU foresees each: the table decides.
+        if at == steps.LOOK:
+            at = follow(dev.next, at, blkfront.look(dev), stops)
+        if at == steps.TAKE:
+            at = follow(dev.next, at, blkfront.take(dev), stops)
+        if at == steps.COPY_OUT:
+            at = follow(dev.next, at, blkfront.copy_out(dev), stops)
+        if at == steps.END_LOOK:
+            at = follow(dev.next, at, blkfront.end_look(dev), stops)
+        if at == steps.FINISH:
+            at = follow(dev.next, at, blkfront.finish(dev), stops)
+        if at == steps.TURN:
+            at = follow(dev.next, at, turn(dev, job), stops)
+        if at == steps.SUBMIT:
+            at = follow(dev.next, at, blkfront.submit(dev), stops)
+        if at == steps.COPY_IN:
+            at = follow(dev.next, at, blkfront.copy_in(dev), stops)
+        if at == steps.PUT:
+            at = follow(dev.next, at, blkfront.put(dev), stops)
+        if at == steps.PUBLISH:
+            at = follow(dev.next, at, blkfront.publish(dev), stops)
+        if at == steps.CHECK_EVENT:
+            at = follow(dev.next, at, blkfront.check_event(dev), stops)
+        if at <= NO_STEP and (USUAL >> at) & 1 == 0:
+            at = follow(dev.next, at, _advance(dev, at), stops)
+    return leave(dev.turn, at)
+
+
+@kernel
+def _advance(dev: Blkfront, step: int) -> int:
     """Do the phase `step`, none of the usual ones; its outcome."""
     if step == steps.END_SWAP:
         return blkfront.end_swap(dev)

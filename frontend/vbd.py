@@ -124,7 +124,7 @@ class FrontendVbd(End):
     def step(self, values: Mapping[str, bytes]) -> Generator[Intent, Answer, bool]:
         """Take the step that is due."""
         other = xenbus.parse_state(values.get(f"{self.other}/state"))
-        step = xenbus.next_step("frontend", self.state, other)
+        step = xenbus.next_step(self.role, self.state, other)
         if step is None:
             if self.stuck_grants:
                 self._end_accesses()

@@ -21,7 +21,7 @@ from common.spinning import new_spin
 from common.xenstore import XenStoreClient
 from machine.front import guest_domain
 from machine.front_disk import FrontDisk, Line
-from machine.guest import GuestConfig
+from machine.guest_config import GuestConfig
 
 ANSWER_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.05

@@ -18,7 +18,7 @@ from common.xenstore import XenStoreError
 from frontend.seal import seal
 from hostile.attacker import Attacker
 from hostile.attacks import ATTACKS
-from machine.guest import GuestConfig
+from machine.guest_config import GuestConfig
 
 
 def main(config: dict[str, Any], descriptors: list[int]) -> None:

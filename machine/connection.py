@@ -24,10 +24,10 @@ from common.handshake import Op
 from common.hypercall import HypercallError, Hypercalls
 from common.hypercall_gate import Gate, new_gate, no_gate
 from common.machine_memory import MachineMemory, host_of
-from common.not_done import GNTST_UNFILLED
 from common.spinning import new_spin
 from common.wakeups import Events, carrier_of
 from machine.back import build_back, mapped, own_frames, slots_of
+from machine.ring_ops import map_ring_op, unmap_ring_op
 
 DOM0_OWN_FRAMES: Final = 16
 
@@ -214,19 +214,3 @@ class Connection:
     def _close_channel(self, port: int) -> None:
         self._channel.close()
         self._hypercalls.event_channel_op("close", abi.EVTCHNOP_CLOSE, abi.EVTCHN_CLOSE, port=port)
-
-
-def map_ring_op(host_address: int, ring_ref: int, domid: int) -> np.ndarray:
-    """GNTTABOP_map_grant_ref of a ring's page."""
-    op = np.zeros(1, abi.GNTTAB_MAP_GRANT_REF)
-    op["host_addr"], op["flags"] = host_address, abi.GNTMAP_HOST_MAP
-    op["ref"], op["dom"], op["status"] = ring_ref, domid, GNTST_UNFILLED
-    return op
-
-
-def unmap_ring_op(mapped: np.ndarray) -> np.ndarray:
-    """The GNTTABOP_unmap_grant_ref of what a map has `mapped`."""
-    op = np.zeros(1, abi.GNTTAB_UNMAP_GRANT_REF)
-    op["host_addr"], op["handle"] = mapped["host_addr"], mapped["handle"]
-    op["status"] = GNTST_UNFILLED
-    return op

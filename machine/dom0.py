@@ -15,7 +15,6 @@ import select
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +36,6 @@ from common.xenstore import XenStoreClient, XenStoreError
 from common.xenstore_talks import Outcome, ask, children, look, unwatch, watch, write_if_there
 from machine.connection import BackendOptions, Connection, Place
 from machine.looks import DiskSeat, Looks
-from machine.seat import Timers
 
 BACKEND_ROOT: Final = "/local/domain/0/backend/vbd"
 TOOLSTACK: Final = "toolstack"  # the token of the watch there; a disk's own is "domid/device"
@@ -62,7 +60,6 @@ class Dom0:
     def __init__(self, config: Dom0Config, control: Control, hypercalls: Hypercalls) -> None:
         self._config, self._control, self._hypercalls = config, control, hypercalls
         self._store = XenStoreClient(config.store_path, reply_timeout_s=None)
-        self._timers = Timers(time.monotonic)
         self._looks = Looks()
         self._memory = MachineMemory(hypercalls)
         self._exiting = False
@@ -100,7 +97,6 @@ class Dom0:
             self._take_events()
         if self._control.fileno() in ready and (message := self._control.receive(0)):
             answer(self._control, message, {"exit": self._exit})
-        self._timers.ring()
         self._have_a_look()
 
     def _exit(self) -> None:
@@ -142,7 +138,7 @@ class Dom0:
 
     def _list(self, only: str) -> None:
         """Everything there is, and everything there was; of one domain, or of all ("")."""
-        for key in self._seats:
+        for key in list(self._seats):
             if only in ("", str(key[0])):
                 self._stir(key)
         if only:
@@ -197,6 +193,8 @@ class Dom0:
         if values is None:
             return
         seat = self._seats.get(key)
+        if seat is not None and seat.vbd.state != INITIALISING:
+            return
         entries = {name.removeprefix(f"{path}/"): value for name, value in values.items()}
         try:
             params = read_plug(entries, *key)
@@ -235,7 +233,6 @@ class Dom0:
             vbd,
             self._store,
             hands,
-            self._timers,
             self._drop_if_finished,
         )
         # Its first event comes at once.

@@ -4,7 +4,6 @@ Owns: the watch on its backend, and the channel from Initialised until it is clo
 """
 
 import itertools
-import logging
 import time
 from collections.abc import Callable
 from typing import Final
@@ -23,9 +22,7 @@ from common.xenstore_talks import ask, unwatch
 from frontend.vbd import Domain, FrontendVbd
 from machine.seat import Seat, Timers
 
-FAR_END_TIMEOUT_MS: Final = 5_000  # it is Connected: its wake-up is on the way
-
-log = logging.getLogger(__name__)
+FAR_END_S: Final = 5  # it is Connected: its wake-up is on the way
 
 
 class Line:
@@ -36,6 +33,7 @@ class Line:
     ) -> None:
         self.channel: EventChannel | None = None
         self.ended: Callable[[str], None] | None = None  # to be told when the disk is used no more
+        self._is_shown = False
         self._hypercalls, self._event = hypercalls, event
         self._events, self._events_dir = events, events_dir
 
@@ -67,13 +65,17 @@ class Line:
         carrier = carrier_of(self._events, descriptors, address, allocated_here=True)
         own, far = self._event[: abi.XEN_PAGE_SIZE], self._event[abi.XEN_PAGE_SIZE :]
         self.channel = EventChannel(carrier, port, own, far[: abi.XEN_PAGE_SIZE])
+        self._is_shown = False
         return port
+
+    def far_end_shows(self, timeout_ms: int = 0) -> bool:
+        """Can the far end be woken from now on? Waits for that at most so long."""
+        if not self._is_shown and self.channel is not None:
+            self._is_shown = self.channel.carrier.await_far_end(timeout_ms)
+        return self._is_shown
 
     def start(self, keeps: bool, ended: Callable[[str], None]) -> None:
         """See Hands."""
-        assert self.channel is not None
-        if not self.channel.carrier.await_far_end(FAR_END_TIMEOUT_MS):
-            log.warning("the backend's end of event channel %d does not show", self.channel.port)
         self.ended = ended
 
     def stop(self) -> None:
@@ -124,6 +126,10 @@ class FrontDisk(FrontendVbd):
             self._watch = None
         return intents
 
+    def far_end_shows(self) -> bool:
+        """Can the backend be woken from now on? Who uses the disk waits for that."""
+        return self._line.far_end_shows()
+
     def tell(self, event: Event) -> None:
         """Something has happened."""
         self._seat.tell(event)
@@ -148,3 +154,5 @@ class FrontDisk(FrontendVbd):
         self.tell(Stirred())
         while self.awaited:
             self._store.receive(None)
+        if self.usable:
+            self._line.far_end_shows(FAR_END_S * 1000)

@@ -17,7 +17,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -32,7 +31,6 @@ from common.hypercall import Hypercalls
 from common.machine_memory import stats_of
 from common.memory import map_segment
 from common.spinning import new_spin
-from common.wakeups import Events
 from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
@@ -41,24 +39,12 @@ from frontend.pattern import UNKNOWN
 from frontend.seal import seal
 from frontend.vbd import BUFFER_FRAME, NR_IOS, Domain
 from machine.front import guest_domain
-from machine.front_disk import FrontDisk, Line
+from machine.front_disk import FAR_END_S, FrontDisk, Line
+from machine.guest_config import GuestConfig
 from machine.last_words import LogToControl, last_words
 
 CONNECT_TIMEOUT_S: Final = 30.0
 UNMAP_TIMEOUT_S: Final = 10.0  # of a backend, once this end is Closed
-
-
-@dataclass(frozen=True)
-class GuestConfig:
-    """What a guest is told when it is built."""
-
-    domid: int
-    device: int
-    persistent: bool
-    adaptive_spin: bool
-    events: Events
-    events_dir: str
-    threads: int = 1  # see common/spinning.py
 
 
 class Guest:
@@ -168,6 +154,7 @@ class Guest:
         dev, channel, disk = self._vbd.dev, self._vbd.channel, self._vbd.disk
         if not self._vbd.usable or dev is None or channel is None or disk is None:
             raise self._told(f"not Connected but {self._state()}")
+        self._await_far_end(channel.carrier.fileno())
         self._driver = Driver(dev, channel)
         self._versions = np.zeros(disk.nr_sectors, np.uint32)
         self._device = BlockDevice(
@@ -180,6 +167,16 @@ class Guest:
             self._others(),
         )
         return {"size": self._device.size, "backend_persistent": disk.backend_persistent}
+
+    def _await_far_end(self, fd: int) -> None:
+        """Until the backend can be woken. `fd`: the channel's."""
+        self._poller.register(fd, select.POLLIN)
+        shows = self._await(lambda: not self._vbd.usable or self._vbd.far_end_shows(), FAR_END_S)
+        self._poller.unregister(fd)
+        if not self._vbd.usable:
+            self._connected()  # says why it is not
+        if not shows:
+            logging.warning("%s", self._told("the backend's end of its event channel is not there"))
 
     def _others(self) -> tuple[int, int]:
         return self._control.fileno(), self._store.fileno()

@@ -13,7 +13,7 @@ from backend.stores import RamStore
 from backend.vbd import BackendVbd
 from common.handshake import Event, Intent, Look
 from common.shares import Shares
-from machine.seat import Hands, Seat, Storing, Timing
+from machine.seat import Hands, Seat, Storing
 
 LOOKS_BURST_NS: Final = 300_000_000  # ten handshakes and more
 LOOK_NS: Final = 600_000  # what a look costs here and in xenstored, besides what follows from it
@@ -84,10 +84,9 @@ class DiskSeat(Seat):
         vbd: BackendVbd,
         store: Storing,
         hands: Hands,
-        timers: Timing,
         at_rest: Callable[["DiskSeat"], None],
     ) -> None:
-        super().__init__(vbd, store, hands, timers)
+        super().__init__(vbd, store, hands)
         self.key, self.params, self.disk = key, params, disk
         self.dropped = False
         self._looks, self._at_rest = looks, at_rest

@@ -97,9 +97,11 @@ class Timers:
 
 
 class Seat:
-    """`vbd`'s intents are done here; `tell` is told what happens."""
+    """`vbd`'s intents are done here; `tell` is told what happens. timers: for who has Timers."""
 
-    def __init__(self, vbd: End, store: Storing, hands: Hands, timers: Timing) -> None:
+    def __init__(
+        self, vbd: End, store: Storing, hands: Hands, timers: Timing | None = None
+    ) -> None:
         self.vbd, self.hands = vbd, hands
         self._store, self._timers = store, timers
         self._events: deque[Event] = deque()
@@ -137,6 +139,7 @@ class Seat:
             case Stop():
                 self.hands.stop()
             case Timer(number, seconds):
+                assert self._timers is not None
                 self._timers.after(seconds, partial(self.tell, Timeout(number)))
             case Fail(reason):
                 self.hands.fail(reason)

@@ -16,7 +16,8 @@ from common.faults import PeerFault
 from common.steps import ANY_STEP, mask_of
 from frontend import steps
 from frontend.blkfront_info import BROKEN_REASONS, Blkfront
-from frontend.load import NOW_NS, Load, run
+from frontend.load import NOW_NS, Load
+from frontend.stepper import run
 from simulator.costs import Costs
 from simulator.cpus import COPIES, EVENTS, REQUESTS, Cpu, Steps, Thread
 from simulator.shared import Memory

@@ -13,7 +13,7 @@ from common import abi
 from common.faults import PeerFault
 from common.handshake import Op
 from hypervisor.hypercalls import Hypervisor
-from machine.connection import map_ring_op, unmap_ring_op
+from machine.ring_ops import map_ring_op, unmap_ring_op
 
 
 class Caller:

@@ -43,11 +43,14 @@ class Clock:
 
 
 class VirtualStore:
-    """A xenstored, and its clients. delay: what becomes of a time (ns); a test's to replace."""
+    """A xenstored, and its clients. delay: what becomes of a time (ns); heed: called before it
+    takes what it was sent. Both are a test's to replace.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.store = clock, Store()
         self.delay: Callable[[int], int] = lambda ns: ns
+        self.heed: Callable[[], None] = lambda: None
         self._clients: dict[Session, Client] = {}
 
     def join(self, domid: int, heed: Callable[[str, str], None]) -> "Client":
@@ -119,6 +122,7 @@ class Client:
         clock.at(self._last_ns[way], then)
 
     def _serve(self, data: bytes) -> None:
+        self._behind.heed()
         if self.closed:
             return
         self._connection.feed(data)

@@ -2,7 +2,6 @@
 
 import itertools
 import queue
-import time
 from collections.abc import Callable
 
 from backend.stores import RamStore
@@ -10,7 +9,7 @@ from backend.vbd import BackendVbd
 from common.handshake import Event, Leave, Stirred
 from common.xenstore import XenStoreClient
 from machine.connection import BackendOptions, Connection, Place
-from machine.seat import Seat, Timers
+from machine.seat import Seat
 
 ENDS_S = 120.0  # a ring's thread; it may have to compile
 
@@ -26,7 +25,7 @@ class BackDisk(BackendVbd):
         self.reports: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._store, self._disk = store, disk
         hands = Connection(place, disk, options, self.reports.put)
-        self._seat = Seat(self, store, hands, Timers(time.monotonic))
+        self._seat = Seat(self, store, hands)
         self._watch = (f"{self.other}/state", f"{place.domid}/{place.device}")
         store.watch(*self._watch)
 

@@ -36,7 +36,8 @@ from frontend.blkfront import end_every_access, enqueue
 from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
 from frontend.driver import Driver
 from frontend.grants import grant_access
-from frontend.load import no_load, run
+from frontend.load import no_load
+from frontend.stepper import run
 from frontend.steps import PHASES as FRONT_PHASES
 from machine.back import build_back, in_table, own_frames, slots_of
 from machine.front import POOL_FRAME, build_front, lay_out_buffers

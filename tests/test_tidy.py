@@ -180,6 +180,43 @@ def test_the_handshake_diagram_is_drawn_from_the_table() -> None:
     assert diagram() in (ROOT / "docs/design.md").read_text()
 
 
+PHASES_OF = {"frontend.blkfront": "frontend/", "backend.phases": "backend/"}
+MAY_RUN_PHASES = (
+    "frontend/stepper.py",  # the guest's loop over the table
+    "frontend/load.py",
+    "backend/worker.py",  # the backend's
+    "backend/doors.py",
+)
+NOT_PHASES = {
+    "enqueue", "end_every_access", "page_address", "touch", "keep_mapped", "ACCESSED_WORDS",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nobody_but_the_tables_orders_phases(path: Path) -> None:
+    """Phases are run by the loops over the tables only, and nobody else says where to go on."""
+    tree, name = ast.parse(path.read_text()), name_of(path)
+    homes = {module.rpartition(".")[2]: module for module in PHASES_OF}
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and (
+                node.value.id in homes
+                and node.attr not in NOT_PHASES
+                and name not in MAY_RUN_PHASES
+            )
+        ):
+            assert homes[node.value.id] not in imports_of(path), f"{name}:{node.lineno}"
+        if isinstance(node, ast.ImportFrom) and node.module in PHASES_OF:
+            named = {alias.name for alias in node.names} - NOT_PHASES
+            assert not named or name in MAY_RUN_PHASES, f"{name}: {named}"
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if ast.unparse(target).endswith("turn[STEP]"):
+                    assert name in ("common/steps.py", "backend/blkback.py"), name
+
+
 def test_no_machine_path_or_registry_is_named() -> None:
     named = re.compile(r"https?://(?!github\.com|xenbits\.xen)\S+|/work/|/root/")
     for path in (*SOURCES, ROOT / "README.md", ROOT / "run.sh", ROOT / "requirements.lock"):

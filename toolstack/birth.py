@@ -21,7 +21,7 @@ from common.xenstore import XenStoreClient
 from frontend.vbd import BUFFER_FRAME
 from machine.broker import BrokerConfig
 from machine.connection import BackendOptions, bounce_frame_of
-from machine.guest import GuestConfig
+from machine.guest_config import GuestConfig
 from toolstack.failures import MachineError
 from toolstack.guest_stats import GuestStats
 from toolstack.settings import Settings

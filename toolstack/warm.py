@@ -35,7 +35,8 @@ from frontend.blkfront import end_every_access
 from frontend.blkfront_info import PER_REQUEST, PERSISTENT
 from frontend.block_device import _enqueue_first
 from frontend.grants import end_access, grant_access
-from frontend.load import Load, LoadPlan, new_load, no_load, run
+from frontend.load import Load, LoadPlan, new_load, no_load
+from frontend.stepper import run
 from frontend.vbd import POOL_FRAME
 from hypervisor.gate_server import GateServer
 from machine.back import build_back, in_table, slots_of

@@ -266,3 +266,25 @@ def test_who_is_to_leave_lets_go_of_everything() -> None:
     end.tell(Leave())
     end.disconnect(start)
     assert end.vbd.finished and end.wants == []
+
+
+def test_nothing_urgent_waits_for_a_look() -> None:
+    """Whose turn may be long in coming: its guest has storms."""
+    for event in (lambda start: Leave(), lambda start: Done(start.number, refused="broken")):
+        end = End()
+        start = end.connect()
+        end.tell(Stirred())
+        look = end.wanted(Look)
+        end.tell(event(start))
+        assert not isinstance(end.wants[-1], Look)
+        wants = end.wants
+        end.tell(Seen(look.number, {}))  # late: nobody awaits it
+        assert end.wants == []
+        end.wants = [intent for intent in wants if not isinstance(intent, Fail)]
+        if isinstance(end.wants[0], Stop):
+            end.tell(Done(start.number))
+        end.call(Op.CLOSE, 77)
+        end.call(Op.UNMAP_RING, 0)
+        if not end.vbd.finished:
+            end.commit(state=CLOSING, error="broken")
+        assert end.wanted(Look).number > look.number

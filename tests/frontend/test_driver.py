@@ -10,7 +10,7 @@ from common.faults import PeerFault
 from frontend import driver
 from frontend.blkfront_info import BROKEN_ID, BROKEN_REASONS
 from frontend.driver import Driver
-from frontend.load import LOOKS_PER_SLICE
+from frontend.stepper import LOOKS_PER_SLICE
 from tests.pair import Pair
 
 OTHERS = (31, 32)

@@ -10,7 +10,7 @@ from common.ring import EVENT, REQ, RSP
 from common.spinning import new_spin
 from common.steps import STEP
 from frontend import steps
-from frontend.load import run
+from frontend.stepper import run
 from tests.pair import OKAY, PORT, READ, Pair
 
 

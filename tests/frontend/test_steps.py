@@ -19,8 +19,7 @@ from common.steps import (
     drawn,
 )
 from frontend import steps
-from frontend.load import USUAL, run
-from frontend.stepper import advance
+from frontend.stepper import USUAL, _advance, run
 from frontend.steps import PHASES
 from tests.frontend.whole import check_whole
 from tests.pair import MODES, OKAY, PORT, READ, WRITE, Pair
@@ -90,9 +89,9 @@ def test_a_step_is_the_loops_or_the_steppers() -> None:
     for step in range(len(PHASES)):
         if USUAL >> step & 1:
             with pytest.raises(AssertionError, match="no such step"):
-                advance(pair.front, step)
+                _advance(pair.front, step)
     with pytest.raises(AssertionError, match="no such step"):
-        advance(pair.front, NO_STEP)
+        _advance(pair.front, NO_STEP)
 
 
 @pytest.mark.parametrize("stops", [(), range(len(PHASES))])

@@ -17,7 +17,8 @@ from common import effects
 from common.event_channel import clear_pending
 from common.steps import ANY_STEP
 from frontend import driver
-from frontend.load import Load, run
+from frontend.load import Load
+from frontend.stepper import run
 from tests.pair import LOOKS_MAX, PORT, Pair
 
 FRONT: Final = 0

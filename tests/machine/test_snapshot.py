@@ -14,7 +14,8 @@ from common.arena import Arena
 from common.compiled import direct
 from common.event_channel import clear_pending
 from common.steps import ANY_STEP, STEP
-from frontend.load import Load, LoadPlan, new_load, run
+from frontend.load import Load, LoadPlan, new_load
+from frontend.stepper import run
 from tests.pair import LOOKS_MAX, MODES, PORT, Pair
 
 IOS = 40

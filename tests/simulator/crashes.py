@@ -28,10 +28,10 @@ from common.xenstore_wire import MessageType, pack_strings
 from frontend.blkfront_info import Blkfront
 from frontend.grants import grant_access
 from frontend.vbd import POOL_FRAME, Domain, FrontendVbd
-from machine.connection import map_ring_op, unmap_ring_op
 from machine.front import build_front, channel_words
 from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 from machine.plug import XVDA, plug
+from machine.ring_ops import map_ring_op, unmap_ring_op
 from simulator.hands import Caller
 from simulator.handshake import LifeSeat, World
 
@@ -58,8 +58,8 @@ class Rest(NamedTuple):
 
 class House:
     """A hypervisor, a store, dom0 and a guest. crash: called once, at the `at`-th thing that either
-    end does or hears; `heard`: what those were. disorder: nothing takes its time, ends are stirred
-    for nothing, and what they hear they hear again.
+    end does or hears, or that the store is sent; `heard`: what those were. disorder: nothing takes
+    its time, ends are stirred for nothing, and what they hear they hear again.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class House:
         build_domain(self.hypervisor, self._machine, DOMID, self._guest)
         self.world = World(self.hypervisor)
         self.world.heed = self._heed
+        self.world.behind.heed = lambda: self._pass("store")
         if disorder is not None:
             self.world.behind.delay = lambda ns: disorder.randrange(10 * ns)
         self.world.serve(DOMID, MIB << 11, True, 0, self._let_go)
@@ -145,9 +146,15 @@ class House:
         return front, "none" if back is None else xenbus.STATE_NAMES[back.vbd.state]
 
     def _heed(self, seat: LifeSeat, what: Intent | Event) -> None:
-        self.heard.append(f"{seat.vbd.role} {what}")
         if self._disorder is not None:
             self._disturb(seat, what, self._disorder)
+        self._pass(f"{seat.vbd.role} {what}")
+
+    def _pass(self, point: str) -> None:
+        """A point at which something may die, once there is a guest."""
+        if DOMID not in self.world.fronts:
+            return
+        self.heard.append(point)
         if len(self.heard) - 1 == self._at and self._crash is not None:
             self.crashed = self._states()
             self._crash(self)

@@ -1,0 +1,21 @@
+"""What a guest's process is told when it is built, by the toolstack.
+
+Owns: the fields, as they go over the fork server's wire.
+"""
+
+from dataclasses import dataclass
+
+from common.wakeups import Events
+
+
+@dataclass(frozen=True)
+class GuestConfig:
+    """What a guest is told when it is built."""
+
+    domid: int
+    device: int
+    persistent: bool
+    adaptive_spin: bool
+    events: Events
+    events_dir: str
+    threads: int = 1  # see common/spinning.py
