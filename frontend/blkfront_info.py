@@ -13,7 +13,7 @@ from common import ring
 from common.abi import BLKIF_MAX_SEGMENTS_PER_REQUEST
 from common.arena import Arena
 from common.event_channel import EventWords
-from common.steps import TURN_WORDS
+from common.steps import STEP, TURN_WORDS
 from frontend import steps
 from frontend.grants import Grants
 from frontend.page_pool import PagePool
@@ -146,11 +146,13 @@ def new_blkfront(
     shadow = arena.array(nr_ents, SHADOW)
     shadow["next"] = np.arange(1, nr_ents + 1)
     shadow["next"][-1] = NONE
+    turn = arena.array(TURN_WORDS, np.int64)
+    turn[STEP] = steps.CLEAR  # a lie that is there already is seen before anything is asked
     return Blkfront(
         words,
         ring_page.view(np.uint64),
         ring.new_half(arena, nr_ents, start),
-        arena.array(TURN_WORDS, np.int64),
+        turn,
         steps.NEXT,
         front,
         shadow,

@@ -5,26 +5,38 @@ import pytest
 
 from common.abi import GRANT_ENTRY_V1, GTF_PERMIT_ACCESS, GTF_READONLY
 from common.atomics import load_acquire, store_release
-from common.event_channel import set_pending
+from common.effects import BROKEN, DONE, WAIT, WAKE
 from common.faults import PeerFault
 from common.not_done import NOT_DONE
-from common.ring import RING_BROKEN, RSP
-from frontend import blkfront, blkfront_info
+from common.ring import REQ, RSP
+from frontend import blkfront_info
 from frontend.blkfront import end_every_access
 from frontend.blkfront_info import BROKEN_REASONS, NO_ROOM
-from tests.pair import EOPNOTSUPP, ERROR, MODES, OKAY, PORT, READ, WRITE, Pair
+from tests.pair import EOPNOTSUPP, ERROR, MODES, OKAY, READ, WRITE, Pair
 
 POOLED = ["persistent", "backend-without-persistent"]
 
 
+def to_rest(pair: Pair) -> None:
+    """The guest goes on until there is nothing to do before the backend has done something."""
+    while (effect := pair.front_until()) == WAKE:
+        pass
+    assert effect in (WAIT, DONE)
+
+
 def submit_all(pair: Pair) -> int:
     """Put on the ring what there is room for, and publish it; how many requests."""
-    written = 0
-    while pair.front.front["queued"][0] and (more := blkfront.submit(pair.front)):
-        written += more
-    if blkfront.push(pair.front):
-        set_pending(*pair.back_events, PORT)
-    return written
+    first = int(pair.front.half["prod_pvt"][0])
+    to_rest(pair)
+    assert load_acquire(pair.front.words, REQ) == pair.front.half["prod_pvt"][0]
+    return (int(pair.front.half["prod_pvt"][0]) - first) & 0xFFFFFFFF
+
+
+def take_all(pair: Pair) -> int:
+    """Take what the backend has answered; how many responses."""
+    first = int(pair.front.half["cons"][0])
+    to_rest(pair)
+    return (int(pair.front.half["cons"][0]) - first) & 0xFFFFFFFF
 
 
 def out(pair: Pair, count: int = 1, operation: int = READ) -> list[int]:
@@ -88,7 +100,7 @@ def test_an_io_larger_than_the_ring_waits_for_room(mode: str) -> None:
     pair = Pair(mode, frames_per_io=400, nr_ios=2)
     pair.queue(0, READ, 0, 3200)
     assert submit_all(pair) == 32
-    assert blkfront.submit(pair.front) == 0
+    assert submit_all(pair) == 0
     assert pair.front.front["queued"][0] == 1
 
 
@@ -135,7 +147,7 @@ def test_a_request_that_finds_no_room_takes_nothing(short_of: str) -> None:
     before = [array.tobytes() for array in (front.shadow, front.pool.pages, front.grants.next)]
     ring = pair.ring_page.tobytes()
     pair.queue(40, WRITE, 0, 8)
-    assert blkfront.submit(front) == 0
+    assert submit_all(pair) == 0
     after = [array.tobytes() for array in (front.shadow, front.pool.pages, front.grants.next)]
     assert (after, pair.ring_page.tobytes()) == (before, ring)
     assert front.ios["issued_sectors"][40] == 0
@@ -250,7 +262,7 @@ def test_whatever_is_not_okay_is_an_error_of_the_io(mode: str, status: int) -> N
     pair.buffer(0)[:] = 0x5A
     (ident,) = out(pair)
     pair.answer_raw((ident, READ, status))
-    assert blkfront.consume(pair.front) == 1
+    assert take_all(pair) == 1
     assert pair.front.ios["status"][0] == (status if status == EOPNOTSUPP else ERROR)
     assert pair.front.front["broken"][0] == 0
     assert (pair.buffer(0) == 0x5A).all()  # what a failed read left is not handed on
@@ -266,7 +278,7 @@ def test_one_failed_request_of_a_large_io_fails_it_once(failing: int) -> None:
     for at in range(3):
         assert pair.front.front["done"][0] == 0
         pair.answer_raw((ids[at], READ, ERROR if at == failing else OKAY))
-        assert blkfront.consume(pair.front) == 1
+        assert take_all(pair) == 1
     assert pair.front.done[: pair.front.front["done"][0]].tolist() == [5]
     assert pair.front.ios["status"][5] == ERROR
 
@@ -291,11 +303,11 @@ def test_a_read_past_the_end_of_the_disk_fails_and_the_next_does_not() -> None:
 def broken(pair: Pair, reason: int) -> None:
     """The device is broken for `reason`, stays so, and says so to whoever uses it."""
     front = pair.front
-    assert blkfront.consume(front) == RING_BROKEN
+    assert pair.front_until() == BROKEN
     assert front.front["broken"][0] == reason
     done, cons = front.front.tobytes(), int(front.half["cons"][0])
     store_release(front.words, RSP, np.uint32(cons))  # a lie taken back does not mend it
-    assert blkfront.consume(front) == RING_BROKEN
+    assert pair.front_until() == BROKEN
     assert (front.front.tobytes(), front.half["cons"][0]) == (done, cons)
     with pytest.raises(PeerFault, match=BROKEN_REASONS[reason]):
         pair.run()
@@ -358,7 +370,7 @@ def test_answers_in_any_order_are_fine() -> None:
     pair = Pair(start=(1 << 32) - 4)
     ids = out(pair, 10)
     pair.answer_raw(*((ident, READ, OKAY) for ident in reversed(ids)))
-    assert blkfront.consume(pair.front) == 10
+    assert take_all(pair) == 10
     assert pair.front.done[:10].tolist() == list(range(9, -1, -1))
     assert load_acquire(pair.front.words, RSP) == 6
 

@@ -5,13 +5,13 @@ from typing import Any, cast
 
 import pytest
 
-from common.event_channel import event_words
+from common import effects
 from common.faults import PeerFault
-from common.spinning import new_spin
-from frontend import effects
+from frontend import driver
 from frontend.blkfront_info import BROKEN_ID, BROKEN_REASONS
 from frontend.driver import Driver
-from tests.pair import Pair, pages
+from frontend.stepper import LOOKS_PER_SLICE
+from tests.pair import Pair
 
 OTHERS = (31, 32)
 
@@ -20,10 +20,15 @@ class Channel:
     """Writes down what is asked of it."""
 
     def __init__(self) -> None:
-        self.port = 3
-        self.far_pending, self.far_mask = event_words(pages(1))
         self.asked: list[str] = []
-        self.driver: Driver | None = None
+        self.script: list[int] = []
+        self.pair = Pair()
+        self.driver = Driver(self.pair.front, cast(Any, self))
+
+    def effect(self, *args: object) -> int:
+        """What the loop comes out with: next in the script, which may never end."""
+        assert args == (self.pair.front, self.pair.queued, LOOKS_PER_SLICE, 0)
+        return self.script.pop(0) if len(self.script) > 1 else self.script[0]
 
     def wake_far_end(self) -> None:
         self.asked.append("wake")
@@ -40,18 +45,18 @@ class Stop(Exception):
 
 
 @pytest.fixture
-def channel() -> Channel:
-    channel, pair = Channel(), Pair()
-    channel.driver = Driver(pair.front, cast(Any, channel), new_spin(False))
+def channel(monkeypatch: pytest.MonkeyPatch) -> Channel:
+    channel = Channel()
+    monkeypatch.setattr(driver, "direct", lambda *_: channel.effect)
     return channel
 
 
 def run(channel: Channel, *script: int) -> list[str]:
     """Run a loop that has these effects; what was asked, `keep_going` included."""
-    assert channel.driver is not None
-    left = list(script)
-    channel.driver.run(lambda: left.pop(0), lambda: channel.asked.append("keep going"), OTHERS)
-    assert left == []
+    channel.script = list(script)
+    keep_going = lambda: channel.asked.append("keep going")  # noqa: E731
+    channel.driver.run(channel.pair.queued, keep_going, OTHERS)
+    assert len(channel.script) == 1
     return channel.asked
 
 
@@ -69,12 +74,10 @@ def test_a_slice_is_time_for_the_outside_world(channel: Channel) -> None:
 
 def test_a_wait_sleeps_and_then_looks_at_the_outside_world(channel: Channel) -> None:
     assert run(channel, effects.WAIT, effects.DONE) == ["wait", "keep going"]
-    assert channel.driver is not None
     assert channel.driver.dev.counters["waits"][0] == 1
 
 
 def test_a_broken_device_is_an_error_that_says_how(channel: Channel) -> None:
-    assert channel.driver is not None
     channel.driver.dev.front["broken"] = BROKEN_ID
     with pytest.raises(PeerFault, match=BROKEN_REASONS[BROKEN_ID]):
         run(channel, effects.BROKEN)
@@ -87,6 +90,6 @@ def test_a_run_can_be_ended_from_outside_after_a_slice_or_a_sleep(
     def stop() -> None:
         raise Stop
 
-    assert channel.driver is not None
+    channel.script = [effect]
     with pytest.raises(Stop):
-        channel.driver.run(lambda: effect, stop, OTHERS)
+        channel.driver.run(channel.pair.queued, stop, OTHERS)

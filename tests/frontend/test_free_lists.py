@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.abi import GRANT_ENTRY_V1, GTF_READING
-from frontend import blkfront, blkfront_info
+from common.arena import Arena
+from common.atomics import load_acquire
+from common.effects import BROKEN, WAIT, WAKE
+from common.ring import REQ
+from common.steps import STEP
+from frontend import blkfront_info, steps
 from frontend.blkfront import end_every_access
 from frontend.grants import end_access, grant_access, new_grants
 from frontend.page_pool import new_pool, return_to_head, return_to_tail, take_page
@@ -16,10 +21,11 @@ from tests.frontend.whole import check_whole, free_grefs
 from tests.pair import GRANT_COPY, MODES, OKAY, READ, WRITE, Pair
 
 NR_IOS = 8
+BETWEEN = (steps.TURN, steps.CLEAR, steps.LOOK)  # where a driver may queue, or take what is done
 FRONTEND_MODES = sorted(set(MODES) - {GRANT_COPY})  # to a frontend that is non-persistent
 
 
-class Step(NamedTuple):
+class Move(NamedTuple):
     """What happens next; `at` and `number` choose among what there is."""
 
     what: str
@@ -27,10 +33,10 @@ class Step(NamedTuple):
     number: int
 
 
-steps = st.builds(
-    Step,
-    st.sampled_from(["queue", "submit", "map", "unmap", "answer", "lie", "consume", "close"])
-    | st.sampled_from(["queue", "submit", "answer", "consume"]),
+moves = st.builds(
+    Move,
+    st.sampled_from(["queue", "go_on", "map", "unmap", "answer", "lie", "to_rest", "close"])
+    | st.sampled_from(["queue", "go_on", "answer", "to_rest"]),
     st.integers(0, 31),
     st.integers(0, 40),
 )
@@ -45,21 +51,32 @@ class Backend:
         self.asked: list[tuple[int, int]] = []  # id, operation
         self._seen = 0
 
-    def do(self, step: Step) -> None:
-        getattr(self, f"_{step.what}")(step.at, step.number)
+    def do(self, move: Move) -> None:
+        getattr(self, f"_{move.what}")(move.at, move.number)
 
     def _queue(self, at: int, number: int) -> None:
-        if self.idle:
+        if self.idle and self.pair.front.turn[STEP] in BETWEEN:
             io = sorted(self.idle)[at % len(self.idle)]
             self.idle.remove(io)
             self.pair.queue(io, (READ, WRITE)[number % 2], 0, 1 + 5 * number)
 
-    def _submit(self, _at: int, _number: int) -> None:
-        front = self.pair.front
-        while front.front["queued"][0] and blkfront.submit(front):
+    def _go_on(self, at: int, _number: int) -> None:
+        """So many phases."""
+        for _ in range(1 + at):
+            self.pair.front_step()
+            check_whole(self.pair.front)
+            self._look()
+
+    def _to_rest(self, _at: int, _number: int) -> None:
+        while self.pair.front_until() == WAKE:
             pass
-        blkfront.push(front)
-        while self._seen != front.half["prod_pvt"][0]:
+        self._look()
+
+    def _look(self) -> None:
+        front = self.pair.front
+        if front.turn[STEP] in BETWEEN:
+            self.idle |= set(self.pair.take_done())
+        while self._seen != load_acquire(front.words, REQ):
             slot = self.pair.slots[self._seen % 32]
             self.asked.append((int(slot["id"]), int(slot["operation"])))
             self._seen += 1
@@ -81,29 +98,25 @@ class Backend:
     def _lie(self, at: int, number: int) -> None:
         self.pair.answer_raw((at, number, OKAY))
 
-    def _consume(self, _at: int, _number: int) -> None:
-        front = self.pair.front
-        blkfront.consume(front)
-        self.idle |= set(front.done[: front.front["done"][0]].tolist())
-        front.front["done"] = 0
-
     def _close(self, _at: int, number: int) -> None:
-        if number % 4 == 0 and self.pair.front.front["broken"][0]:
-            end_every_access(self.pair.front)
+        front = self.pair.front
+        if number % 4 == 0 and front.front["broken"][0] and front.turn[STEP] == steps.LOOK:
+            end_every_access(front)
 
 
 @settings(max_examples=300, deadline=None, database=None)
 @given(
-    st.sampled_from(FRONTEND_MODES), st.sampled_from([11, 24, 352]), st.lists(steps, max_size=60)
+    st.sampled_from(FRONTEND_MODES), st.sampled_from([11, 24, 352]), st.lists(moves, max_size=60)
 )
 def test_every_gref_page_and_id_is_free_or_held_once(
-    mode: str, pool_pages: int, history: list[Step]
+    mode: str, pool_pages: int, history: list[Move]
 ) -> None:
     backend = Backend(mode, pool_pages)
     front = backend.pair.front
-    for step in history:
-        backend.do(step)
+    for move in history:
+        backend.do(move)
         check_whole(front)
+    backend.do(Move("to_rest", 0, 0))
     stuck = end_every_access(front)
     check_whole(front)
     for at in (0, 1):
@@ -120,12 +133,12 @@ def test_a_backend_that_keeps_two_of_a_requests_pages_gets_each_gref_back_once()
     pair = Pair("non-persistent")
     for io in (0, 1):
         pair.queue(io, READ, 0, 32)
-    assert blkfront.submit(pair.front) == 1 and blkfront.submit(pair.front) == 1
-    blkfront.push(pair.front)
+    assert [pair.front_until() for _ in range(2)] == [WAKE, WAIT]
+    assert pair.counts()["requests"] == 2
     entries = pair.grant_frames.view(GRANT_ENTRY_V1)
     entries["flags"][[9, 14]] |= GTF_READING
     pair.answer_raw((0, READ, OKAY))
-    blkfront.consume(pair.front)
+    assert pair.front_until() == BROKEN
     assert pair.front.front["broken"][0] == blkfront_info.BROKEN_STILL_MAPPED
     check_whole(pair.front)
     assert end_every_access(pair.front) == 2
@@ -139,7 +152,7 @@ def test_a_backend_that_keeps_two_of_a_requests_pages_gets_each_gref_back_once()
 
 @pytest.mark.parametrize("gref", [0, 7, 8, 9, 511])
 def test_access_that_has_not_been_given_cannot_be_ended(gref: int) -> None:
-    grants = new_grants(np.zeros(4096, np.uint8))
+    grants = new_grants(Arena(), np.zeros(4096, np.uint8))
     given = int(grant_access(grants, 0, 1, False))
     assert end_access(grants, given)
     with pytest.raises(AssertionError):
@@ -149,7 +162,7 @@ def test_access_that_has_not_been_given_cannot_be_ended(gref: int) -> None:
 
 @pytest.mark.parametrize("give_back", [return_to_head, return_to_tail])
 def test_a_page_cannot_be_given_back_twice(give_back: object) -> None:
-    pool = new_pool(1, 3)
+    pool = new_pool(Arena(), 1, 3)
     for page in (int(take_page(pool)), 0, 2):
         if page == 0 and pool.list["free"][0] == 2:
             give_back(pool, page)  # type: ignore[operator]

@@ -11,6 +11,7 @@ from common.abi import (
     GTF_WRITING,
     XEN_PAGE_SIZE,
 )
+from common.arena import Arena
 from frontend.grants import NO_GREF, Grants, end_access, grant_access, new_grants
 from tests.frontend.whole import free_grefs
 
@@ -18,7 +19,7 @@ from tests.frontend.whole import free_grefs
 def table(frames: int = 1) -> tuple[Grants, np.ndarray]:
     """A free table, and its entries as Xen's struct."""
     memory = np.zeros(frames * XEN_PAGE_SIZE, np.uint8)
-    return new_grants(memory), memory.view(GRANT_ENTRY_V1)
+    return new_grants(Arena(), memory), memory.view(GRANT_ENTRY_V1)
 
 
 def test_the_reserved_entries_are_never_given_out() -> None:
@@ -80,7 +81,7 @@ def test_a_new_device_does_not_give_out_what_an_earlier_one_could_not_end() -> N
     memory = np.zeros(XEN_PAGE_SIZE, np.uint8)
     entries = memory.view(GRANT_ENTRY_V1)
     entries[[8, 11, 511]] = (GTF_PERMIT_ACCESS | GTF_READING, 3, 77)
-    grants = new_grants(memory)
+    grants = new_grants(Arena(), memory)
     assert free_grefs(grants) == [9, 10, *range(12, 511)]
     while grant_access(grants, 0, 1, False) != NO_GREF:
         pass
@@ -90,7 +91,7 @@ def test_a_new_device_does_not_give_out_what_an_earlier_one_could_not_end() -> N
 def test_a_table_with_nothing_free_gives_nothing_out() -> None:
     memory = np.zeros(XEN_PAGE_SIZE, np.uint8)
     memory.view(GRANT_ENTRY_V1)["flags"] = GTF_PERMIT_ACCESS
-    grants = new_grants(memory)
+    grants = new_grants(Arena(), memory)
     assert free_grefs(grants) == []
     assert grant_access(grants, 0, 1, False) == NO_GREF
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from common.arena import Arena
 from common.atomics import load_acquire
+from common.effects import WAIT
 from common.ring import REQ
-from frontend import load
 from frontend.load import Load, LoadPlan, new_load
 from frontend.pattern import UNKNOWN
+from frontend.stepper import LOOKS_PER_SLICE, run
 from tests.pair import READ, WRITE, CallbackStore, Pair
 
 PLAN = LoadPlan(
@@ -52,14 +54,13 @@ class Watched(Pair):
         super().serve()
 
     def job(self, plan: LoadPlan, now_ns: int = 0, disk: int = DISK) -> Load:
-        return new_load(plan, self.front, self.versions, self.latency, disk, now_ns)
+        return new_load(Arena(), plan, self.front, self.versions, self.latency, disk, now_ns)
 
     def load(self, plan: LoadPlan, disk: int = DISK) -> None:
         self.finish(self.job(plan, disk=disk))
 
     def finish(self, job: Load) -> None:
-        args = (*self.driver.event_args, self.driver.spin)
-        self.driver.run(lambda: int(load.run(self.front, job, *args)), lambda: None, ())
+        self.driver.run(job, lambda: None, ())
         self.check()
 
 
@@ -146,8 +147,7 @@ def test_what_a_load_counts(mode: str, bs: int, requests: int) -> None:
 def test_a_stopped_load_starts_nothing_more_and_finishes_what_it_began() -> None:
     pair = Watched()
     job = pair.job(PLAN)
-    args = (*pair.driver.event_args, pair.driver.spin)
-    while load.run(pair.front, job, *args) != 2:  # WAIT: everything of the depth is out
+    while run(pair.front, job, LOOKS_PER_SLICE, 0) != WAIT:  # all of the depth is out
         pass
     job.load["stop"] = 1
     pair.finish(job)

@@ -4,17 +4,17 @@ import errno
 
 import numpy as np
 import pytest
-from frontend.effects import finish_queued
 
 from common.abi import XEN_PAGE_SIZE
-from common.event_channel import set_pending
+from common.arena import Arena
+from common.effects import DONE, STOP, WAIT, WAKE
 from common.not_done import NOT_DONE
-from frontend import blkfront, effects, load
+from frontend import steps
 from frontend.blkfront_info import NO_ROOM
 from frontend.block_device import BlockDevice
 from frontend.load import LoadPlan, new_load
 from tests.frontend.whole import check_whole
-from tests.pair import OKAY, PORT, READ, WRITE, Pair
+from tests.pair import OKAY, READ, WRITE, Pair
 
 # mode, what there is too little of
 SHORT = [
@@ -52,9 +52,8 @@ def test_the_ring_sees_nothing_of_it(mode: str, of: str) -> None:
     pair, _ = short(mode, of)
     before = pair.ring_page.tobytes()
     pair.queue(3, WRITE, 0, 88)
-    args = (*pair.driver.event_args, pair.driver.spin)
-    assert finish_queued(pair.front, *args) == effects.DONE
-    assert pair.front.done[: pair.front.front["done"][0]].tolist() == [3]
+    assert pair.front_until() == DONE
+    assert pair.take_done() == [3]
     assert pair.ring_page.tobytes() == before
 
 
@@ -62,9 +61,9 @@ def test_what_does_not_fit_beside_others_waits_for_them() -> None:
     pair, _ = short("non-persistent", "grants")
     pair.queue(0, READ, 0, 8)
     pair.queue(1, READ, 0, 8 * ROOM)
-    assert [blkfront.submit(pair.front) for _ in range(2)] == [1, 0]
+    assert [pair.front_until() for _ in range(2)] == [WAKE, WAIT]
+    assert pair.counts()["requests"] == 1
     assert pair.front.ios["status"][1] == NOT_DONE
-    assert blkfront.push(pair.front) and set_pending(*pair.back_events, PORT)
     assert pair.run() == [0, 1]
     assert pair.front.ios["status"][:2].tolist() == [OKAY, OKAY]
 
@@ -73,16 +72,17 @@ def test_the_rest_of_a_large_io_may_find_no_room_any_more() -> None:
     pair = Pair("non-persistent", frames_per_io=32)
     others = [pair.grant(0) for _ in range(504 - 21)]
     pair.queue(0, READ, 0, 200)
-    assert blkfront.submit(pair.front) == 1  # of three: 10 entries are left
+    assert [pair.front_until() for _ in range(2)] == [WAKE, WAIT]
+    assert pair.counts()["requests"] == 1  # of three: 10 entries are left
     others += [pair.grant(0) for _ in range(10)]
-    blkfront.push(pair.front)
     pair.answer_raw((0, READ, OKAY))
-    blkfront.consume(pair.front)
+    assert pair.front_until(steps.TURN) == STOP
     others.append(pair.grant(0))
     assert pair.front.front["done"][0] == 0
-    assert blkfront.submit(pair.front) == 0  # 10 again, and nothing in flight to wait for
+    assert pair.front_until() == DONE  # 10 again, and nothing in flight to wait for
+    assert pair.counts()["requests"] == 1
     check_whole(pair.front, *others)
-    assert pair.front.done[: pair.front.front["done"][0]].tolist() == [0]
+    assert pair.take_done() == [0]
     assert pair.front.ios["status"][0] == NO_ROOM
     assert pair.front.front["queued"][0] == 0
 
@@ -93,9 +93,8 @@ def test_a_load_of_such_ios_ends_and_counts_them(mode: str, of: str, iodepth: in
     pair, others = short(mode, of)
     plan = LoadPlan("randrw", 6 * 4096, iodepth, 50, 50, None, 1, True)
     versions = np.zeros(pair.store.nr_sectors, np.uint32)
-    job = new_load(plan, pair.front, versions, pair.latency, 1, 0)
-    args = (*pair.driver.event_args, pair.driver.spin)
-    pair.driver.run(lambda: int(load.run(pair.front, job, *args)), lambda: None, ())
+    job = new_load(Arena(), plan, pair.front, versions, pair.latency, 1, 0)
+    pair.driver.run(job, lambda: None, ())
     counts = pair.counts()
     assert (counts["ios"], counts["io_errors"], counts["requests"]) == (50, 50, 0)
     assert counts["verify_errors"] == 0

@@ -27,8 +27,9 @@ from common.xenstore_wire import MessageType
 from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
-from frontend.vbd import BUFFER_FRAME, Domain
+from frontend.vbd import BUFFER_FRAME
 from machine.connection import BackendOptions, Place
+from machine.front import guest_domain
 from machine.front_disk import FrontDisk, Line
 from machine.plug import XVDA
 from tests.common.carriers import CARRIERS
@@ -65,7 +66,8 @@ class House:
         """The guest's driver finds its disk."""
         segments = self._born.segments
         counters = stats_of(segments["stats"])["counters"]
-        domain = Domain(DOMID, segments["ram"], segments["grant"], counters)
+        ram, grant, event = segments["ram"], segments["grant"], segments["event"]
+        domain = guest_domain(DOMID, ram, grant, event, counters, new_spin(adaptive=False))
         sockets = events_dir(self.run_dir, DOMID)
         line = Line(self._born.hypercalls, segments["event"], self._events, sockets)
         front = FrontDisk(self.guest, domain, line, XVDA, persistent)
@@ -97,7 +99,7 @@ class House:
     def disk(self, front: FrontDisk) -> BlockDevice:
         """The connected disk, for Python users."""
         assert front.dev is not None and front.channel is not None and front.disk is not None
-        driver = Driver(front.dev, front.channel, new_spin(False))
+        driver = Driver(front.dev, front.channel)
         sectors, buffers = front.disk.nr_sectors, front.buffers()
         return BlockDevice(
             driver, sectors, buffers, BUFFER_FRAME, lambda *_: None, lambda: None, ()

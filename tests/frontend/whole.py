@@ -5,9 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from common.abi import GNTTAB_NR_RESERVED_ENTRIES
+from common.steps import STEP
+from frontend import steps
 from frontend.blkfront_info import NONE, PER_REQUEST, Blkfront
 from frontend.grants import NO_GREF, Grants
 from frontend.page_pool import NO_PAGE, PagePool
+
+PREPARING = (steps.PREPARE, steps.GRANT_ACCESS, steps.COPY_IN, steps.PUT)
+TAKEN_FOR = (steps.GRANT_ACCESS, steps.COPY_IN)  # a segment that has its page, and waits for more
 
 
 def walk(head: int, links: np.ndarray, end: int) -> list[int]:
@@ -37,11 +42,11 @@ def free_pages(pool: PagePool) -> list[int]:
 
 
 def check_whole(dev: Blkfront, *others: int) -> None:
-    """`others`: grefs that were granted past blkfront, as the ring's is."""
+    """Between any two phases. `others`: grefs that were granted past blkfront, as the ring's is."""
     used = np.flatnonzero(dev.shadow["used"]).tolist()
     ids = walk(int(dev.front["free_id"][0]), dev.shadow["next"], NONE) + used
     assert sorted(ids) == list(range(len(dev.shadow)))
-    assert dev.front["outstanding"][0] == len(used)
+    assert dev.front["outstanding"][0] == len(used) - (dev.turn[STEP] in PREPARING)
 
     pages = free_pages(dev.pool) + list(_held(dev, used, "page", NO_PAGE))
     assert sorted(pages) == list(range(len(dev.pool.pages)))
@@ -54,8 +59,12 @@ def check_whole(dev: Blkfront, *others: int) -> None:
 
 
 def _held(dev: Blkfront, used: list[int], what: str, nothing: int) -> Iterator[int]:
-    """What the segments of requests in flight hold."""
+    """What the segments of requests in flight hold; of one that is being prepared, those so far."""
     for ident in used:
-        for held in dev.segments[ident, : dev.shadow["nr_segments"][ident]][what].tolist():
+        nr_segments = int(dev.shadow["nr_segments"][ident])
+        if dev.turn[STEP] in PREPARING and ident == dev.front["ident"][0]:
+            nr_segments = int(dev.front["at"][0])
+            nr_segments += what == "page" and dev.turn[STEP] in TAKEN_FOR
+        for held in dev.segments[ident, :nr_segments][what].tolist():
             if held != nothing:
                 yield held

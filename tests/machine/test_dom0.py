@@ -10,12 +10,14 @@ import pytest
 
 from common.control import Control, control_pair
 from common.machine_memory import stats_of
+from common.spinning import new_spin
 from common.xenbus import CLOSED, CONNECTED, INIT_WAIT, backend_path, frontend_path
 from common.xenstore import XenStoreClient
 from common.xenstore_wire import MessageType, Packet
-from frontend.vbd import BUFFER_FRAME, Domain
+from frontend.vbd import BUFFER_FRAME
 from machine.connection import BackendOptions
 from machine.dom0 import Dom0, Dom0Config
+from machine.front import guest_domain
 from machine.front_disk import FrontDisk, Line
 from machine.plug import XVDA
 from tests.hypervisor.running import Running
@@ -52,10 +54,12 @@ class House:
         return packet.type == MessageType.READ and b"vbd/1/51712" in packet.payload
 
     def front(self, domid: int) -> FrontDisk:
-        segments = self._born[domid].segments
-        counters = stats_of(segments["stats"])["counters"]
-        domain = Domain(domid, segments["ram"], segments["grant"], counters)
-        line = Line(self._born[domid].hypercalls, segments["event"], "pipe", "")
+        segments, spin = self._born[domid].segments, new_spin(adaptive=False)
+        ram, grant, event = segments["ram"], segments["grant"], segments["event"]
+        domain = guest_domain(
+            domid, ram, grant, event, stats_of(segments["stats"])["counters"], spin
+        )
+        line = Line(self._born[domid].hypercalls, event, "pipe", "")
         return FrontDisk(self._guests[domid], domain, line, XVDA, True)
 
     def follow(self, front: FrontDisk, state: int) -> None:

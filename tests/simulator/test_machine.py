@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import ring
+from backend.steps import CLEAR, LOOK_AGAIN, PHASES
+from common.effects import WAIT
+from common.steps import NONE, ON, next_steps
+from machine.front import build_front
 from simulator import backend_thread
 from simulator.config import MODES, Config
 from simulator.machine import Machine
@@ -23,8 +26,8 @@ def fingerprint(machine: Machine) -> str:
             for block in blocks.values():
                 digest.update(block.tobytes())
         digest.update(counts.cpus.tobytes())
-    for disk in machine._disks.values():
-        digest.update(disk.ram.tobytes())
+    for domain in machine.hypervisor.domains:
+        digest.update(domain.ram.tobytes())
     return digest.hexdigest()
 
 
@@ -54,7 +57,7 @@ def test_every_io_is_answered_with_the_right_bytes(
 def test_a_load_whose_ios_can_never_fit_ends_too(
     mode: str, iodepth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulator.machine.POOL_PAGES", 5)
+    monkeypatch.setitem(build_front.__kwdefaults__, "pool_pages", 5)
     machine = run(mode, plan(iodepth=iodepth, bs=6 * 4096))
     assert total(machine, "frontend", "ios") == total(machine, "frontend", "io_errors") == 200
     assert total(machine, "frontend", "requests") == 0
@@ -196,8 +199,16 @@ def test_a_peer_that_does_not_answer_is_a_lost_wakeup() -> None:
 def test_a_worker_that_does_not_look_again_before_it_sleeps_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A moment passes between REARM and RECHECK, so that the peer can run in it."""
-    monkeypatch.setattr(ring, "unconsumed", lambda *_: 0)
+    """A moment passes between ARM and LOOK_AGAIN, so that the peer can run in it."""
+    blind = [
+        phase._replace(next={ON: (CLEAR, WAIT), NONE: (CLEAR, WAIT)})
+        if phase.step == LOOK_AGAIN
+        else phase
+        for phase in PHASES
+    ]
     monkeypatch.setattr(backend_thread, "clear_pending", lambda *_: False)
+    machine = Machine(Config(plan(ios=2000), mode="persistent", guests=2))
+    for disk in machine._disks.values():
+        disk.thread.dev = disk.thread.dev._replace(next=next_steps(blind))
     with pytest.raises(AssertionError, match="a wake-up was lost"):
-        run("persistent", plan(ios=2000))
+        machine.run()

@@ -10,6 +10,7 @@ import numpy as np
 
 from common import abi
 from common.abi import GRANT_ENTRY_V1, XEN_PAGE_SIZE
+from common.arena import Arena
 from common.event_channel import EventChannel
 from common.hypercall import Hypercalls
 from common.machine_memory import host_of, stats_of
@@ -22,7 +23,8 @@ from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
 from frontend.grants import grant_access, new_grants
-from frontend.vbd import BUFFER_FRAME, Domain
+from frontend.vbd import BUFFER_FRAME
+from machine.front import guest_domain
 from machine.front_disk import FrontDisk, Line
 from machine.plug import XVDA
 from toolstack.birth import Builder
@@ -64,7 +66,8 @@ class ScriptedGuest:
 
     def vbd(self, persistent: bool = True) -> FrontDisk:
         """blkfront, as a guest's process would run it."""
-        domain = Domain(self.domid, self.ram, self.grant, self.counters)
+        spin = new_spin(adaptive=False)
+        domain = guest_domain(self.domid, self.ram, self.grant, self.event, self.counters, spin)
         line = Line(self.hypercalls, self.event, "pipe", self._events_dir)
         return FrontDisk(self.store, domain, line, XVDA, persistent)
 
@@ -72,7 +75,7 @@ class ScriptedGuest:
     def disk(vbd: FrontDisk) -> BlockDevice:
         """The connected disk, for Python users."""
         assert vbd.dev is not None and vbd.channel is not None and vbd.disk is not None
-        driver = Driver(vbd.dev, vbd.channel, new_spin(False))
+        driver = Driver(vbd.dev, vbd.channel)
         sectors, buffers = vbd.disk.nr_sectors, vbd.buffers()
         return BlockDevice(
             driver, sectors, buffers, BUFFER_FRAME, lambda *_: None, lambda: None, ()
@@ -86,7 +89,7 @@ class ScriptedGuest:
         keys: others than the usual; None: not written.
         """
         shared_ring_init(self.ram[:XEN_PAGE_SIZE].view(np.uint32), 0)
-        self.grants = new_grants(self.grant)
+        self.grants = new_grants(Arena(), self.grant)
         ring_ref = grant_access(self.grants, 0, 0, False)
         allocated, wakeups = self.hypercalls.event_channel_op(
             "alloc_unbound",

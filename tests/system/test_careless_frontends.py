@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from common.abi import BLKIF_OP_READ, XEN_PAGE_SIZE
+from common.arena import Arena
 from common.atomics import load_acquire, store_release
 from common.blkif import put_request, put_segment
 from common.ring import REQ, RSP, new_half, slot
@@ -176,7 +177,7 @@ class FullRing:
         self._channel = guest.channel
         self.words = guest.ram[:XEN_PAGE_SIZE].view(np.uint32)
         self._qwords = guest.ram[:XEN_PAGE_SIZE].view(np.uint64)
-        self._half = new_half(32, 0)
+        self._half = new_half(Arena(), 32)
         self._gref = grant_access(guest.grants, 0, BUFFER_FRAME, False)
         self._running = True
         self._thread = threading.Thread(target=self._keep_full)
