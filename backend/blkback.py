@@ -157,38 +157,27 @@ def new_blkback(
     spin: np.ndarray,
     gate: Gate,
     *,
-    remote_domid: int,
-    nr_sectors: int,
-    store_address: int = 0,
-    balloon: int = XEN_PAGE_SIZE,
     persistent: bool = True,
     max_persistent_grants: int = BLKIF_MAX_PERSISTENT_GRANTS,
     gather_max: int = 1,
-    cpu: int = 0,
-    read_only: bool = False,
     bounce_frame: int | None = None,
-    notes_wakes: bool = False,
-    **map_door: int,
+    **fields: int,
 ) -> Blkback:
     """A worker's state for a connected frontend.
 
     ring_page: u8, the mapped ring; page_table: u64, a free slot for each element; counters:
-    BACKEND_COUNTERS (1,); store_address: of the store's first byte, 0 if it has callbacks only;
-    gather_max: 1 for batching `request`, or the ring's size for `drain`; bounce_frame: dom0's own
-    frame for slot 0, to serve by grant copy; map_door: BACK's `map_door` and what it needs.
+    BACKEND_COUNTERS (1,); gather_max: 1 for batching `request`, or the ring's size for `drain`;
+    bounce_frame: dom0's own frame for slot 0, to serve by grant copy; fields: the rest of BACK.
     """
     assert not (bounce_frame is not None and persistent), "what is copied cannot be kept mapped"
     nr_ents = ring.nr_ents_of(ring_page)
     words = ring_page.view(np.uint32)
     nr_segments = nr_ents * BLKIF_MAX_SEGMENTS_PER_REQUEST
     back = arena.array(1, BACK)
-    back["balloon"], back["store"], back["nr_sectors"] = balloon, store_address, nr_sectors
-    back["remote_domid"], back["cpu"] = remote_domid, cpu
-    back["persistent"], back["read_only"] = persistent, read_only
-    back["gather_max"] = min(gather_max, nr_ents)
-    back["free_slots"], back["notes_wakes"] = len(page_table), notes_wakes
+    back["balloon"], back["persistent"] = XEN_PAGE_SIZE, persistent
+    back["gather_max"], back["free_slots"] = min(gather_max, nr_ents), len(page_table)
     back["copies"], back["bounce_frame"] = bounce_frame is not None, bounce_frame or 0
-    for field, value in map_door.items():
+    for field, value in fields.items():
         back[field] = value
     slots = arena.array(len(page_table), np.uint32)
     slots[:] = np.arange(len(page_table))[::-1]

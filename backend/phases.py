@@ -1,8 +1,8 @@
-"""blkback's phases: what a ring's worker does with requests. Sans-I/O, compiled.
+"""blkback's phases once requests are taken: their data moved, their pages let go, their answers.
 
 Owns: what is done with a Blkback (`backend/blkback.py`) in each phase, each with at most one access
-to what the peer may change. Which follows which, and why, is `backend/steps.py`'s; what goes
-through a door is `backend/doors.py`'s.
+to what the peer may change. Which follows which, and why, is `backend/steps.py`'s; how requests are
+taken `backend/taking.py`'s; what goes through a door `backend/doors.py`'s.
 Rule: nothing is okay before it has been done. A sound request is NOT_DONE until its data has moved,
 an operation's status GNTST_UNFILLED until the hypervisor has filled it: what a driver forgets is
 answered as an error.
@@ -12,184 +12,36 @@ from typing import Final
 
 import numpy as np
 
-from backend.blkback import BROKEN_RING, FAILED, KEPT, MISSING, ONCE, Blkback
+from backend.blkback import FAILED, KEPT, ONCE, Blkback
 from backend.persistent_grants import erase, first, get, insert, put
 from common import ring
 from common.abi import (
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
     BLKIF_OP_READ,
-    BLKIF_OP_WRITE,
-    BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
-    GNTMAP_HOST_MAP,
-    GNTMAP_READONLY,
     GNTST_OKAY,
     SECTOR_SIZE,
-    SECTORS_PER_PAGE,
     XEN_PAGE_SIZE,
 )
 from common.blkif import (
-    ID,
-    SECTOR,
-    SEGMENTS,
-    copy_request,
-    first_sect_of,
-    gref_of,
-    last_sect_of,
-    nr_segments_of,
-    operation_of,
     put_response,
 )
 from common.compiled import kernel
 from common.copying import copy_bytes, copy_page
 from common.not_done import GNTST_UNFILLED, NOT_DONE
-from common.ring import REQ, RING_BROKEN
-from common.spinning import spins
 from common.steps import (
     AGAIN,
-    ARM,
     COPY,
     END,
     GRANT,
-    LOOKS_LEFT,
     NONE,
     ON,
-    SECTORS,
-    TAKEN,
-    WOKE,
     WRITTEN,
 )
-from common.steps import SEGMENTS as SEGMENTS_TAKEN
 from common.u32 import u32_add
 
 ACCESSED_WORDS: Final = 4  # 256 CPUs a maptrack handle
-
-
-@kernel
-def look(dev: Blkback) -> int:
-    """LOOK: how many requests are there? END if the frontend claims more than the ring holds; AGAIN
-    if the driver has something else to look at first.
-    """
-    back = dev.back[0]
-    dev.turn[TAKEN], dev.turn[SECTORS], dev.turn[SEGMENTS_TAKEN] = 0, 0, 0
-    dev.turn[WOKE] = 0
-    back.gathered, back.map_ops, back.unmap_ops = np.uint32(0), np.uint32(0), np.uint32(0)
-    if back.broken:
-        return END
-    dev.turn[LOOKS_LEFT] -= 1
-    if dev.turn[LOOKS_LEFT] < 0:
-        return AGAIN
-    waiting = ring.unconsumed(dev.words, dev.half, REQ, np.int64(dev.half[0].nr_ents))
-    if waiting == RING_BROKEN:
-        back.broken = np.uint32(BROKEN_RING)
-        return END
-    back.waiting = np.uint32(min(waiting, np.int64(back.gather_max)))
-    return ON if waiting > 0 else NONE
-
-
-@kernel
-def take(dev: Blkback) -> int:
-    """TAKE: copy one request, check it, look its grefs up; AGAIN while there are more. Then GRANT
-    if pages are missing.
-
-    Who never spins asks for the next notification before it answers, as Linux does: so at depth 1,
-    where the next request follows the answer, each request notifies.
-    """
-    back = dev.back[0]
-    index = np.int64(back.gathered)
-    copy_request(dev.qwords, ring.slot(dev.half, dev.half[0].cons), dev.copy)
-    dev.half[0].cons = u32_add(dev.half[0].cons, 1)
-    _parse(dev, index)
-    if dev.requests[index].status == NOT_DONE:
-        _find_pages(dev, index)
-    back.gathered += np.uint32(1)
-    dev.turn[TAKEN] += 1
-    if back.gathered < back.waiting:
-        return AGAIN
-    back.request, back.at, back.moved = np.uint32(0), np.uint32(0), np.uint64(0)
-    if not spins(dev.spin):
-        return ARM
-    return GRANT if back.map_ops > 0 or back.copies else ON
-
-
-@kernel
-def _parse(dev: Blkback, index: int) -> None:
-    """Fill request `index` and its segments from the copy; `status` is NOT_DONE if it is sound."""
-    word = dev.copy[0]
-    request = dev.requests[index]
-    request.id, request.sector = dev.copy[ID], dev.copy[SECTOR]
-    request.operation = np.uint32(operation_of(word))
-    request.nr_segments = np.uint32(0)
-    request.status = np.int32(_verdict(dev))
-    dev.counters[0].requests += np.uint64(1)
-    if request.status != NOT_DONE:
-        dev.counters[0].bad_requests += np.uint64(1)
-        return
-    nr_segments = nr_segments_of(word)
-    request.nr_segments = np.uint32(nr_segments)
-    for at in range(nr_segments):
-        descriptor = dev.copy[SEGMENTS + at]
-        segment = dev.segments[index, at]
-        segment.gref = np.uint32(gref_of(descriptor))
-        segment.first_sect = np.uint16(first_sect_of(descriptor))
-        segment.nr_sectors = np.uint16(last_sect_of(descriptor) - first_sect_of(descriptor) + 1)
-    dev.counters[0].segments += np.uint64(nr_segments)
-    dev.turn[SEGMENTS_TAKEN] += nr_segments
-
-
-@kernel
-def _verdict(dev: Blkback) -> int:
-    """The status that the copied request deserves before anything of it is tried."""
-    operation = operation_of(dev.copy[0])
-    if operation not in (BLKIF_OP_READ, BLKIF_OP_WRITE):
-        return BLKIF_RSP_EOPNOTSUPP
-    if operation == BLKIF_OP_WRITE and dev.back[0].read_only:
-        return BLKIF_RSP_ERROR
-    nr_segments = nr_segments_of(dev.copy[0])
-    if nr_segments == 0 or nr_segments > BLKIF_MAX_SEGMENTS_PER_REQUEST:
-        return BLKIF_RSP_ERROR
-    total = np.uint64(0)
-    for at in range(nr_segments):
-        first_sect = first_sect_of(dev.copy[SEGMENTS + at])
-        last_sect = last_sect_of(dev.copy[SEGMENTS + at])
-        if last_sect >= SECTORS_PER_PAGE or first_sect > last_sect:
-            return BLKIF_RSP_ERROR
-        total += np.uint64(last_sect - first_sect + 1)
-    size, sector = np.uint64(dev.back[0].nr_sectors), np.uint64(dev.copy[SECTOR])
-    # Written so that no sum can wrap: `sector` is the guest's to choose.
-    if sector >= size or total > size - sector:
-        return BLKIF_RSP_ERROR
-    dev.turn[SECTORS] += np.int64(total)
-    return NOT_DONE
-
-
-@kernel
-def _find_pages(dev: Blkback, index: int) -> None:
-    """Look each gref of a request up in the tree; what is not there becomes a map op."""
-    back = dev.back[0]
-    request = dev.requests[index]
-    flags = GNTMAP_HOST_MAP
-    if not back.persistent and request.operation == BLKIF_OP_WRITE:
-        flags |= GNTMAP_READONLY
-    for at in range(request.nr_segments):
-        segment = dev.segments[index, at]
-        node = np.int64(-1)
-        if back.persistent:
-            node = np.int64(get(dev.tree, dev.nodes, np.int64(segment.gref)))
-        if node >= 0:
-            segment.kind, segment.node = np.uint32(KEPT), np.int32(node)
-            segment.slot = np.int32((dev.nodes[node].host_addr - back.balloon) >> np.uint64(12))
-            segment.handle = dev.nodes[node].handle
-            continue
-        back.free_slots -= np.uint32(1)
-        segment.kind, segment.slot = np.uint32(MISSING), np.int32(dev.slots[back.free_slots])
-        op = dev.map_ops[back.map_ops]
-        op.host_addr = back.balloon + np.uint64(segment.slot) * np.uint64(XEN_PAGE_SIZE)
-        op.flags, op.ref = np.uint32(flags), segment.gref
-        op.dom, op.status = np.uint16(back.remote_domid), np.int16(GNTST_UNFILLED)
-        dev.op_segments[back.map_ops] = np.int32(index * BLKIF_MAX_SEGMENTS_PER_REQUEST + at)
-        back.map_ops += np.uint32(1)
 
 
 @kernel

@@ -6,7 +6,7 @@ requests coming there is no effect but SLICE.
 
 from typing import Final
 
-from backend import doors, phases, steps
+from backend import doors, phases, steps, taking
 from backend.blkback import Blkback
 from common import ring
 from common.atomics import load_acquire
@@ -49,9 +49,9 @@ def work(dev: Blkback, looks: int, stops: int) -> int:
     while at <= NO_STEP:
         # The usual ones in their usual order, so that the CPU foresees each: the table decides.
         if at == steps.LOOK:
-            at = follow(dev.next, at, phases.look(dev), stops)
+            at = follow(dev.next, at, taking.look(dev), stops)
         if at == steps.TAKE:
-            at = follow(dev.next, at, phases.take(dev), stops)
+            at = follow(dev.next, at, taking.take(dev), stops)
         if at == steps.MOVE:
             at = follow(dev.next, at, phases.move(dev), stops)
         if at == steps.RELEASE:

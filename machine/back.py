@@ -78,7 +78,7 @@ def build_back(
         spin,
         gate,
         nr_sectors=store.nr_sectors,
-        store_address=0 if store.memory is None else address_of(store.memory),
+        store=0 if store.memory is None else address_of(store.memory),
         balloon=reach.balloon,
         bounce_frame=reach.bounce_frame,
         **reach.door,

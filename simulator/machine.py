@@ -1,12 +1,11 @@
 """A whole machine in virtual time: built, connected, loaded, closed.
 
-Owns: the plain memory that stands for each domain's, who is put together with whom, the order of a
-run, and its counters. The hypervisor, blkfront, blkback and the load are the real ones; so is the
-handshake (`handshake.py`), which has a clock of its own: the load begins at 0.
+Owns: the memory that stands for each domain's, the order of a run, and its counters. All cores are
+the real ones, and the handshake, which has a clock of its own: the load begins at 0.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, cast
 
@@ -104,8 +103,7 @@ class Machine:
 
     def ends(self, domid: int) -> tuple[Guest, BackendThread]:
         """Who runs both ends of a guest's disk."""
-        disk = self._disks[domid]
-        return disk.guest, disk.thread
+        return (disk := self._disks[domid]).guest, disk.thread
 
     def run(self) -> "Machine":
         """The load, from its first request to its last answer, and then the disks are closed."""
@@ -218,17 +216,16 @@ class Machine:
         assert isinstance(vbd, FrontendVbd) and vbd.dev is not None
         assert vbd.state == self.world.backs[domid].vbd.state == CONNECTED
         front = vbd.dev
-        assert front.front["grant_mode"] == grant_mode
         lay_out_buffers(front, BUFFER_FRAME, frames_per_io)
         for page in memory.event.reshape(2, abi.XEN_PAGE_SIZE):
             pending, mask = event_words(page)
             clear_mask(mask, vbd.port)  # each end listens, and has looked: a new one is pending
             clear_pending(pending, vbd.port)
         thread = self._new_thread(domid, memory, store, vbd.port)
-        own_plan = plan.__class__(**{**plan.__dict__, "seed": plan.seed + domid})
+        own_plan = replace(plan, seed=plan.seed + domid)
         versions = arena.array(config.disk_sectors, np.uint32)
-        latency = stats["latency"][0]
-        job = new_load(arena, own_plan, front, versions, latency, domid, 0, real_time=False)
+        counted = (versions, stats["latency"][0], domid, 0)
+        job = new_load(arena, own_plan, front, *counted, real_time=False)
         self._run = self._run or direct(run, front, job, 0, 0)
         guest = Guest(
             self.cpus[config.guest_cpu(domid)],
@@ -273,9 +270,9 @@ class Machine:
             cpu=vcpu,
             notes_wakes=True,
         )
-        seed = config.plan.seed
         self._work = self._work or direct(work, dev, 0, 0)
-        return BackendThread(self.cpus[vcpu], domid, self.costs, seed, dev, self._work, self.dom0)
+        given = (self.costs, config.plan.seed, dev, self._work, self.dom0)
+        return BackendThread(self.cpus[vcpu], domid, *given)
 
     def _disconnect(self, domid: int) -> None:
         """The guest unplugs its disk: both ends close, and nothing stays mapped or granted."""

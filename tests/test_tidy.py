@@ -24,8 +24,11 @@ MAY_IMPORT = {
     "toolstack": {"common", *SIBLINGS, "hostile", "machine", "simulator", "toolstack"},
     "bench": set(PACKAGES),
 }
-FILE_LINES_MAX = 400
-FUNCTION_LINES_MAX = 70
+FILE_LINES_MAX = 300
+FUNCTION_LINES_MAX = 60
+LONGER = {
+    "bench/__main__.py": 310,  # every flag of the command, and its help
+}
 
 MAY_SET_STEP = ("common/steps.py", "backend/blkback.py")
 
@@ -53,6 +56,7 @@ CORES = (
     "backend/red_black.py",
     "backend/doors.py",
     "backend/steps.py",
+    "backend/taking.py",
     "backend/vbd.py",
     "backend/worker.py",
     "hypervisor/cpus.py",
@@ -122,7 +126,7 @@ def test_a_core_knows_no_outside_world(name: str) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text()
-    assert text.count("\n") <= FILE_LINES_MAX
+    assert text.count("\n") <= LONGER.get(name_of(path), FILE_LINES_MAX)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
@@ -205,7 +209,7 @@ def test_only_the_tables_order_phases(path: Path) -> None:
                 assert name_of(path) in MAY_SET_STEP, f"line {node.lineno}"
 
 
-PHASES_OF = ("frontend.blkfront", "frontend.responses", "backend.phases")
+PHASES_OF = ("frontend.blkfront", "frontend.responses", "backend.phases", "backend.taking")
 MAY_RUN_PHASES = (
     "frontend/stepper.py",  # the guest's loop over the table
     "frontend/load.py",
@@ -231,6 +235,21 @@ def test_only_the_loops_run_phases(path: Path) -> None:
         if isinstance(node, ast.ImportFrom) and node.module in PHASES_OF:
             named = {alias.name for alias in node.names} - NOT_PHASES
             assert not named or name in MAY_RUN_PHASES, f"{name}: {named}"
+
+
+def test_the_readme_has_a_row_for_each_room() -> None:
+    rows = (ROOT / "README.md").read_text().splitlines()
+    for room in (*PACKAGES, "docs", "tests"):
+        assert sum(row.startswith(f"| `{room}/` |") for row in rows) == 1, room
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_every_file_that_is_named_is_there(document: str) -> None:
+    text = (ROOT / document).read_text()
+    for name in re.findall(r"`((?:[a-z_]+/)+[a-z_0-9]+\.[a-z]+)", text):
+        assert (ROOT / name).exists() or (ROOT / "docs" / name).exists(), name
 
 
 def test_no_machine_path_or_registry_is_named() -> None:

@@ -91,7 +91,7 @@ def test_who_is_told_that_a_ring_has_ended_finds_it_ended(
         no_gate(),
         remote_domid=1,
         nr_sectors=64,
-        store_address=address_of(disk.memory),
+        store=address_of(disk.memory),
     )
     told: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
     thread = RingThread(
