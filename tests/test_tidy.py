@@ -30,7 +30,7 @@ LONGER = {
     "bench/__main__.py": 310,  # every flag of the command, and its help
 }
 
-MAY_SET_STEP = ("common/steps.py", "backend/blkback.py")
+MAY_SET_STEP = ("common/steps.py", "backend/blkback.py", "frontend/blkfront_info.py")
 
 # The sans-I/O cores: no clock, no randomness, no thread, no socket, no file.
 CORES = (
