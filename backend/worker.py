@@ -6,29 +6,14 @@ requests coming there is no effect but SLICE.
 
 from typing import Final
 
+import numpy as np
+
 from backend import doors, phases, steps, taking
 from backend.blkback import Blkback
-from common import ring
-from common.atomics import load_acquire
+from common import notifying, ring
 from common.compiled import kernel
-from common.event_channel import become_pending, clear_pending, is_masked
 from common.ring import REQ, RSP
-from common.spinning import spin_until_changed, spins
-from common.steps import (
-    AGAIN,
-    EVENT,
-    LOOKS_LEFT,
-    NEXT,
-    NO_STEP,
-    NONE,
-    ON,
-    STEP,
-    WOKE,
-    WRITTEN,
-    follow,
-    leave,
-    mask_of,
-)
+from common.steps import EVENT, LOOKS_LEFT, NO_STEP, ON, STEP, WRITTEN, follow, leave, mask_of
 
 LOOKS_PER_SLICE: Final = 10_000  # at the ring: as many requests, or more
 BETWEEN_REQUESTS: Final = mask_of(steps.CLEAR, steps.LOOK)
@@ -94,33 +79,23 @@ def _publish(dev: Blkback) -> int:
 
 @kernel
 def _check_event(dev: Blkback) -> int:
-    if not ring.check_notify(dev.words, dev.half, RSP):
-        return NEXT if spins(dev.spin) else NONE
-    dev.counters[0].notify_to_front += 1
-    return ON
+    outcome = notifying.check_event(dev, RSP)
+    dev.counters[0].notify_to_front += np.uint64(outcome == ON)
+    return outcome
 
 
 @kernel
 def _notify_or_wait(dev: Blkback, step: int) -> int:
     if step == steps.CLEAR:
         dev.turn[EVENT] = 0
-        if not spins(dev.spin):
-            dev.turn[EVENT] = clear_pending(dev.events.pending, dev.events.port[0])
-        return ON
+        return notifying.clear(dev)
     if step == steps.SET_PENDING:
-        return ON if become_pending(dev.events.far_pending, dev.events.port[0]) else NONE
+        return notifying.set_pending(dev)
     if step == steps.READ_MASK:
-        if is_masked(dev.events.far_mask, dev.events.port[0]):
-            return NONE
-        dev.turn[WOKE] = 1
-        return NONE if dev.back[0].notes_wakes else ON
+        return notifying.read_mask(dev, dev.back[0].notes_wakes)
     if step == steps.WATCH:
-        seen = dev.half[0].cons
-        if load_acquire(dev.words, REQ) != seen:
-            return AGAIN
-        return AGAIN if spin_until_changed(dev.words, REQ, seen, dev.spin) else ON
+        return notifying.watch(dev, REQ)
     if step in (steps.ARM, steps.ARM_TAKEN):
-        ring.arm(dev.words, dev.half, REQ)
-        return ON
+        return notifying.arm(dev, REQ)
     assert step == steps.LOOK_AGAIN, "no such step"
-    return NONE if ring.unconsumed(dev.words, dev.half, REQ, dev.half[0].nr_ents) == 0 else ON
+    return notifying.look_again(dev, REQ, dev.half[0].nr_ents)

@@ -15,7 +15,7 @@ Source: Xen's `io/blkif.h`; behaviour after Linux's blkfront (2012 and 6.1, see 
 
 import numpy as np
 
-from common import ring
+from common import notifying, ring
 from common.abi import (
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
     BLKIF_OP_WRITE,
@@ -28,7 +28,6 @@ from common.compiled import kernel
 from common.copying import copy_bytes, copy_page
 from common.not_done import NOT_DONE
 from common.ring import REQ
-from common.spinning import spins
 from common.steps import (
     AGAIN,
     COPY,
@@ -260,11 +259,10 @@ def publish(dev: Blkfront) -> int:
 
 @kernel
 def check_event(dev: Blkfront) -> int:
-    """CHECK_EVENT: did the backend ask to be notified of that? NEXT: no, and we spin."""
-    if not ring.check_notify(dev.words, dev.half, REQ):
-        return NEXT if spins(dev.spin) else NONE
-    dev.counters[0].notify_to_back += 1
-    return ON
+    """CHECK_EVENT: see `common/notifying.py`."""
+    outcome = notifying.check_event(dev, REQ)
+    dev.counters[0].notify_to_back += np.uint64(outcome == ON)
+    return outcome
 
 
 def end_every_access(dev: Blkfront) -> int:

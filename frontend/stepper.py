@@ -5,25 +5,10 @@ Owns: which function a step of `frontend/steps.py` is, and the loop.
 
 from typing import Final
 
-from common import ring
-from common.atomics import load_acquire
+from common import notifying
 from common.compiled import kernel
-from common.event_channel import become_pending, clear_pending, is_masked
 from common.ring import RSP
-from common.spinning import spin_until_changed, spins
-from common.steps import (
-    AGAIN,
-    EVENT,
-    LOOKS_LEFT,
-    NO_STEP,
-    NONE,
-    ON,
-    STEP,
-    WOKE,
-    follow,
-    leave,
-    mask_of,
-)
+from common.steps import LOOKS_LEFT, NO_STEP, ON, STEP, follow, leave, mask_of
 from frontend import blkfront, responses, steps
 from frontend.blkfront_info import Blkfront
 from frontend.load import STALE, Load, turn
@@ -86,24 +71,14 @@ def _advance(dev: Blkfront, step: int) -> int:
         blkfront.new_turn(dev)
         return ON
     if step == steps.CLEAR:
-        if not spins(dev.spin):
-            dev.turn[EVENT] += clear_pending(dev.events.pending, dev.events.port[0])
-        return ON
+        return notifying.clear(dev)
     if step == steps.SET_PENDING:
-        return ON if become_pending(dev.events.far_pending, dev.events.port[0]) else NONE
+        return notifying.set_pending(dev)
     if step == steps.READ_MASK:
-        if is_masked(dev.events.far_mask, dev.events.port[0]):
-            return NONE
-        dev.turn[WOKE] += 1
-        return NONE if dev.front[0].notes_wakes else ON
+        return notifying.read_mask(dev, dev.front[0].notes_wakes)
     if step == steps.WATCH:
-        seen = dev.half[0].cons
-        if load_acquire(dev.words, RSP) != seen:
-            return AGAIN
-        return AGAIN if spin_until_changed(dev.words, RSP, seen, dev.spin) else ON
+        return notifying.watch(dev, RSP)
     if step in (steps.ARM, steps.ARM_TAKEN):
-        ring.arm(dev.words, dev.half, RSP)
-        return ON
+        return notifying.arm(dev, RSP)
     assert step == steps.LOOK_AGAIN, "no such step"
-    seen = ring.unconsumed(dev.words, dev.half, RSP, dev.front[0].outstanding)
-    return NONE if seen == 0 else ON
+    return notifying.look_again(dev, RSP, dev.front[0].outstanding)

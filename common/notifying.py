@@ -1,0 +1,70 @@
+"""The phases of notifying and of waiting, which both ends of a ring have alike.
+
+Owns: each such phase, with its one access; which follows which is the ends' tables'. `own` and
+`peer` name the two producers by their word, as in `common/ring.py`.
+"""
+
+from typing import Any
+
+from common import ring
+from common.atomics import load_acquire
+from common.compiled import kernel
+from common.event_channel import become_pending, clear_pending, is_masked
+from common.spinning import spin_until_changed, spins
+from common.steps import AGAIN, EVENT, NEXT, NONE, ON, WOKE
+
+# A ring's end: a Blkfront or a Blkback, whose words, half, turn, events and spin are used.
+End = Any
+
+
+@kernel
+def clear(end: End) -> int:
+    """CLEAR: take our event. Who spins has none to take until it has slept."""
+    if not spins(end.spin):
+        end.turn[EVENT] += clear_pending(end.events.pending, end.events.port[0])
+    return ON
+
+
+@kernel
+def check_event(end: End, own: int) -> int:
+    """CHECK_EVENT: did the peer ask to be notified of what is published? NEXT: no, and we spin."""
+    if ring.check_notify(end.words, end.half, own):
+        return ON
+    return NEXT if spins(end.spin) else NONE
+
+
+@kernel
+def set_pending(end: End) -> int:
+    """SET_PENDING: NONE if the far end's event was pending."""
+    return ON if become_pending(end.events.far_pending, end.events.port[0]) else NONE
+
+
+@kernel
+def read_mask(end: End, notes_wakes: int) -> int:
+    """READ_MASK: ON if the far end is to be woken by the driver, who may have it noted instead."""
+    if is_masked(end.events.far_mask, end.events.port[0]):
+        return NONE
+    end.turn[WOKE] += 1
+    return NONE if notes_wakes else ON
+
+
+@kernel
+def watch(end: End, peer: int) -> int:
+    """WATCH: AGAIN once the peer has produced something, ON if it does not pay to look longer."""
+    seen = end.half[0].cons
+    if load_acquire(end.words, peer) != seen:
+        return AGAIN
+    return AGAIN if spin_until_changed(end.words, peer, seen, end.spin) else ON
+
+
+@kernel
+def arm(end: End, peer: int) -> int:
+    """ARM, ARM_TAKEN: ask to be notified of the peer's next."""
+    ring.arm(end.words, end.half, peer)
+    return ON
+
+
+@kernel
+def look_again(end: End, peer: int, limit: int) -> int:
+    """LOOK_AGAIN: NONE if the peer has produced nothing, and we may sleep."""
+    return NONE if ring.unconsumed(end.words, end.half, peer, limit) == 0 else ON
