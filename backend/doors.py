@@ -29,7 +29,7 @@ from common.abi import (
     GNTTABOP_UNMAP_GRANT_REF,
     HYPERVISOR_GRANT_TABLE_OP,
 )
-from common.compiled import kernel
+from common.compiled import part
 from common.hypercall import HYPERCALL, MESSAGE_MAX
 from common.hypercall_gate import MADE, PAYLOAD_MAX, PENDING, call
 from common.steps import AGAIN, COPY, GRANT, NEXT, NONE, ON
@@ -51,7 +51,7 @@ UNMAP_OP_BYTES: Final = GNTTAB_UNMAP_GRANT_REF.itemsize
 COPY_OP_BYTES: Final = GNTTAB_COPY.itemsize
 
 
-@kernel
+@part
 def plan(dev: Blkback) -> int:
     """PLAN: what do the requests taken need of the grant table?"""
     back = dev.back[0]
@@ -64,13 +64,13 @@ def plan(dev: Blkback) -> int:
     return GRANT
 
 
-@kernel
+@part
 def list_out(dev: Blkback) -> int:
     """LIST_OUT: reads that the store has done are still to be copied to the guest."""
     return _prepare_copies(dev, True)
 
 
-@kernel
+@part
 def _prepare_copies(dev: Blkback, to_guest: bool) -> int:
     if list_copies(dev, to_guest) == 0:
         return ON
@@ -78,7 +78,7 @@ def _prepare_copies(dev: Blkback, to_guest: bool) -> int:
     return COPY
 
 
-@kernel
+@part
 def empty_slots(dev: Blkback) -> int:
     """EMPTY: nothing is reached any more through the slots that are to be unmapped.
 
@@ -96,7 +96,7 @@ def empty_slots(dev: Blkback) -> int:
     return ON
 
 
-@kernel
+@part
 def _prepare(dev: Blkback, cmd: int, ops: int, op_bytes: int, most: int) -> None:
     """The calls that come next take, `most` at a time, the operations listed at address `ops`."""
     back = dev.back[0]
@@ -105,7 +105,7 @@ def _prepare(dev: Blkback, cmd: int, ops: int, op_bytes: int, most: int) -> None
     back.call_first = np.uint32(0)
 
 
-@kernel
+@part
 def grant_op(dev: Blkback) -> int:
     """MAP, UNMAP, COPY_IN, COPY_OUT: make the hypercall for the next of what is listed.
 
@@ -127,7 +127,7 @@ def grant_op(dev: Blkback) -> int:
     return ON if made == MADE else NONE
 
 
-@kernel
+@part
 def granted(dev: Blkback, step: int) -> int:
     """MAPPED, UNMAPPED, COPIED_IN, COPIED_OUT: the call has been made; AGAIN if one more is due."""
     back = dev.back[0]
@@ -150,7 +150,7 @@ def granted(dev: Blkback, step: int) -> int:
     return ON
 
 
-@kernel
+@part
 def _reach(dev: Blkback, first: int, end: int) -> None:
     """Make what was granted reachable through its slots."""
     back = dev.back[0]

@@ -25,7 +25,7 @@ from common.abi import (
     GNTST_OKAY,
     SECTOR_SIZE,
 )
-from common.compiled import kernel
+from common.compiled import kernel, part
 from common.not_done import GNTST_UNFILLED, NOT_DONE
 
 
@@ -60,7 +60,7 @@ def list_copies(dev: Blkback, to_guest: bool) -> np.int64:
     return np.int64(back.copy_ops)
 
 
-@kernel
+@part
 def finish_copies(dev: Blkback, first: int, end: int) -> None:
     """After the copy hypercall for `copy_ops[first:end]`: whose copy was refused has failed."""
     for done in range(first, end):
@@ -68,7 +68,7 @@ def finish_copies(dev: Blkback, first: int, end: int) -> None:
             dev.requests[_request_of(dev, done)].status = np.int32(BLKIF_RSP_ERROR)
 
 
-@kernel
+@part
 def finish_reads(dev: Blkback) -> None:
     """All copies to the guest have been made: a read none of whose was refused is done."""
     for done in range(dev.back[0].copy_ops):
@@ -77,12 +77,12 @@ def finish_reads(dev: Blkback) -> None:
             request.status = np.int32(BLKIF_RSP_OKAY)
 
 
-@kernel
+@part
 def _request_of(dev: Blkback, op: int) -> np.int64:
     return np.int64(dev.op_segments[op]) // BLKIF_MAX_SEGMENTS_PER_REQUEST
 
 
-@kernel
+@part
 def settle(dev: Blkback) -> None:
     """The gathered pages are dom0's own: what `take` asked to have mapped is there as it is.
 

@@ -27,7 +27,7 @@ from common.abi import (
 from common.blkif import (
     put_response,
 )
-from common.compiled import kernel
+from common.compiled import kernel, part
 from common.copying import copy_bytes, copy_page
 from common.not_done import GNTST_UNFILLED, NOT_DONE
 from common.steps import (
@@ -81,7 +81,7 @@ def keep_mapped(dev: Blkback, first: int, end: int) -> None:
     dev.counters[0].persistent_max = np.uint64(dev.tree[0].count_max)
 
 
-@kernel
+@part
 def move(dev: Blkback) -> int:
     """MOVE: copy one segment between its page and the store's memory; AGAIN while there are more.
 
@@ -111,12 +111,12 @@ def move(dev: Blkback) -> int:
     return AGAIN
 
 
-@kernel
+@part
 def _is_to_move(dev: Blkback) -> bool:
     return dev.requests[dev.back[0].request].status == NOT_DONE
 
 
-@kernel
+@part
 def _next_to_move(dev: Blkback) -> bool:
     """Go to the next sound request; False if there is none."""
     back = dev.back[0]
@@ -127,7 +127,7 @@ def _next_to_move(dev: Blkback) -> bool:
     return back.request < back.gathered
 
 
-@kernel
+@part
 def _moved(dev: Blkback) -> int:
     return COPY if dev.back[0].copies else ON
 
@@ -146,7 +146,7 @@ def touch(dev: Blkback, handle: int) -> None:
     dev.accessed[handle * ACCESSED_WORDS + (cpu >> 6)] |= np.uint64(1) << np.uint64(cpu & 63)
 
 
-@kernel
+@part
 def _copy(dest: int, source: int, nr_bytes: int) -> None:
     if nr_bytes == XEN_PAGE_SIZE:
         copy_page(dest, source)
@@ -154,7 +154,7 @@ def _copy(dest: int, source: int, nr_bytes: int) -> None:
         copy_bytes(dest, source, nr_bytes)
 
 
-@kernel
+@part
 def release(dev: Blkback) -> int:
     """RELEASE: the pages are no longer needed: clear in-flight marks, list what is to be unmapped
     before the responses go out. GRANT if there is any.
@@ -176,7 +176,7 @@ def release(dev: Blkback) -> int:
     return GRANT if back.unmap_ops > 0 else ON
 
 
-@kernel
+@part
 def _list_unmap(dev: Blkback, slot: int, handle: int) -> None:
     back = dev.back[0]
     op = dev.unmap_ops[back.unmap_ops]
@@ -201,7 +201,7 @@ def _free_slot(dev: Blkback, slot: int) -> None:
     dev.back[0].free_slots += np.uint32(1)
 
 
-@kernel
+@part
 def respond(dev: Blkback) -> int:
     """RESPOND: write one response, in the order the requests came; AGAIN while there are more."""
     back = dev.back[0]
@@ -218,7 +218,7 @@ def respond(dev: Blkback) -> int:
     return ON
 
 
-@kernel
+@part
 def release_kept(dev: Blkback) -> int:
     """RELEASE_KEPT: take up to 11 mappings out of the tree, to be unmapped; NONE if it is empty.
 

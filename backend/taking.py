@@ -32,7 +32,7 @@ from common.blkif import (
     nr_segments_of,
     operation_of,
 )
-from common.compiled import kernel
+from common.compiled import part
 from common.not_done import GNTST_UNFILLED, NOT_DONE
 from common.ring import REQ, RING_BROKEN
 from common.spinning import spins
@@ -52,7 +52,7 @@ from common.steps import SEGMENTS as SEGMENTS_TAKEN
 from common.u32 import u32_add
 
 
-@kernel
+@part
 def look(dev: Blkback) -> int:
     """LOOK: how many requests are there? END if the frontend claims more than the ring holds; AGAIN
     if the driver has something else to look at first.
@@ -74,7 +74,7 @@ def look(dev: Blkback) -> int:
     return ON if waiting > 0 else NONE
 
 
-@kernel
+@part
 def take(dev: Blkback) -> int:
     """TAKE: copy one request, check it, look its grefs up; AGAIN while there are more. Then GRANT
     if pages are missing.
@@ -99,7 +99,7 @@ def take(dev: Blkback) -> int:
     return GRANT if back.map_ops > 0 or back.copies else ON
 
 
-@kernel
+@part
 def _parse(dev: Blkback, index: int) -> None:
     """Fill request `index` and its segments from the copy; `status` is NOT_DONE if it is sound."""
     word = dev.copy[0]
@@ -124,7 +124,7 @@ def _parse(dev: Blkback, index: int) -> None:
     dev.turn[SEGMENTS_TAKEN] += nr_segments
 
 
-@kernel
+@part
 def _verdict(dev: Blkback) -> int:
     """The status that the copied request deserves before anything of it is tried."""
     operation = operation_of(dev.copy[0])
@@ -150,7 +150,7 @@ def _verdict(dev: Blkback) -> int:
     return NOT_DONE
 
 
-@kernel
+@part
 def _find_pages(dev: Blkback, index: int) -> None:
     """Look each gref of a request up in the tree; what is not there becomes a map op."""
     back = dev.back[0]

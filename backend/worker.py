@@ -11,7 +11,7 @@ import numpy as np
 from backend import doors, phases, steps, taking
 from backend.blkback import Blkback
 from common import notifying, ring
-from common.compiled import kernel
+from common.compiled import kernel, part
 from common.ring import REQ, RSP
 from common.steps import EVENT, LOOKS_LEFT, NO_STEP, ON, STEP, WRITTEN, follow, leave, mask_of
 
@@ -52,7 +52,7 @@ def work(dev: Blkback, looks: int, stops: int) -> int:
     return leave(dev.turn, at)
 
 
-@kernel
+@part
 def _advance(dev: Blkback, step: int) -> int:
     """Do the phase `step`, none of the usual ones; its outcome."""
     if step == steps.PLAN:
@@ -70,21 +70,21 @@ def _advance(dev: Blkback, step: int) -> int:
     return _notify_or_wait(dev, step)
 
 
-@kernel
+@part
 def _publish(dev: Blkback) -> int:
     dev.turn[WRITTEN] = 0
     ring.publish(dev.words, dev.half, RSP)
     return ON
 
 
-@kernel
+@part
 def _check_event(dev: Blkback) -> int:
     outcome = notifying.check_event(dev, RSP)
     dev.counters[0].notify_to_front += np.uint64(outcome == ON)
     return outcome
 
 
-@kernel
+@part
 def _notify_or_wait(dev: Blkback, step: int) -> int:
     if step == steps.CLEAR:
         dev.turn[EVENT] = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from common import ring
 from common.atomics import load_acquire
-from common.compiled import kernel
+from common.compiled import part
 from common.event_channel import become_pending, clear_pending, is_masked
 from common.spinning import spin_until_changed, spins
 from common.steps import AGAIN, EVENT, NEXT, NONE, ON, WOKE
@@ -17,7 +17,7 @@ from common.steps import AGAIN, EVENT, NEXT, NONE, ON, WOKE
 End = Any
 
 
-@kernel
+@part
 def clear(end: End) -> int:
     """CLEAR: take our event. Who spins has none to take until it has slept."""
     if not spins(end.spin):
@@ -25,7 +25,7 @@ def clear(end: End) -> int:
     return ON
 
 
-@kernel
+@part
 def check_event(end: End, own: int) -> int:
     """CHECK_EVENT: did the peer ask to be notified of what is published? NEXT: no, and we spin."""
     if ring.check_notify(end.words, end.half, own):
@@ -33,13 +33,13 @@ def check_event(end: End, own: int) -> int:
     return NEXT if spins(end.spin) else NONE
 
 
-@kernel
+@part
 def set_pending(end: End) -> int:
     """SET_PENDING: NONE if the far end's event was pending."""
     return ON if become_pending(end.events.far_pending, end.events.port[0]) else NONE
 
 
-@kernel
+@part
 def read_mask(end: End, notes_wakes: int) -> int:
     """READ_MASK: ON if the far end is to be woken by the driver, who may have it noted instead."""
     if is_masked(end.events.far_mask, end.events.port[0]):
@@ -48,7 +48,7 @@ def read_mask(end: End, notes_wakes: int) -> int:
     return NONE if notes_wakes else ON
 
 
-@kernel
+@part
 def watch(end: End, peer: int) -> int:
     """WATCH: AGAIN once the peer has produced something, ON if it does not pay to look longer."""
     seen = end.half[0].cons
@@ -57,14 +57,14 @@ def watch(end: End, peer: int) -> int:
     return AGAIN if spin_until_changed(end.words, peer, seen, end.spin) else ON
 
 
-@kernel
+@part
 def arm(end: End, peer: int) -> int:
     """ARM, ARM_TAKEN: ask to be notified of the peer's next."""
     ring.arm(end.words, end.half, peer)
     return ON
 
 
-@kernel
+@part
 def look_again(end: End, peer: int, limit: int) -> int:
     """LOOK_AGAIN: NONE if the peer has produced nothing, and we may sleep."""
     return NONE if ring.unconsumed(end.words, end.half, peer, limit) == 0 else ON

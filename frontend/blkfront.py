@@ -24,7 +24,7 @@ from common.abi import (
     XEN_PAGE_SIZE,
 )
 from common.blkif import put_request, put_segment
-from common.compiled import kernel
+from common.compiled import kernel, part
 from common.copying import copy_bytes, copy_page
 from common.not_done import NOT_DONE
 from common.ring import REQ
@@ -73,14 +73,14 @@ def enqueue(dev: Blkfront, io: int) -> None:
     front.queued += np.uint32(1)
 
 
-@kernel
+@part
 def rest(dev: Blkfront) -> int:
     """Nothing can be put on the ring now: AGAIN if this turn has done anything, else NONE."""
     turn = dev.turn
     return AGAIN if turn[TAKEN] + turn[EVENT] + turn[WOKE] > 0 else NONE
 
 
-@kernel
+@part
 def new_turn(dev: Blkfront) -> None:
     """Forget what the last turn has done."""
     dev.turn[TAKEN], dev.turn[WRITTEN] = 0, 0
@@ -94,7 +94,7 @@ def finish_io(dev: Blkfront, io: int) -> None:
     dev.front[0].done += np.uint32(1)
 
 
-@kernel
+@part
 def _dequeue(dev: Blkfront) -> None:
     front = dev.front[0]
     front.queue_first = np.uint32((np.int64(front.queue_first) + 1) % len(dev.queue))
@@ -104,7 +104,7 @@ def _dequeue(dev: Blkfront) -> None:
 # --- I/Os into requests -----------------------------------------------------------------------
 
 
-@kernel
+@part
 def submit(dev: Blkfront) -> int:
     """SUBMIT: begin the next request of the first queued I/O, if there is room for it.
 
@@ -132,7 +132,7 @@ def submit(dev: Blkfront) -> int:
     return prepare(dev)
 
 
-@kernel
+@part
 def _segments_left(dev: Blkfront, io: int) -> np.int64:
     """Of the next request of `io`."""
     remaining = np.int64(dev.ios[io].nr_sectors) - np.int64(dev.ios[io].issued_sectors)
@@ -140,7 +140,7 @@ def _segments_left(dev: Blkfront, io: int) -> np.int64:
     return min(pages, np.int64(BLKIF_MAX_SEGMENTS_PER_REQUEST))
 
 
-@kernel
+@part
 def _is_room(dev: Blkfront, nr_segments: int) -> bool:
     """A slot, pages and grant entries for a request."""
     bounce = dev.front[0].grant_mode != PER_REQUEST
@@ -150,7 +150,7 @@ def _is_room(dev: Blkfront, nr_segments: int) -> bool:
     return dev.grants.list[0].free >= wanted
 
 
-@kernel
+@part
 def prepare(dev: Blkfront) -> int:
     """PREPARE: give the request's segments their pages, up to the first that needs an access."""
     front = dev.front[0]
@@ -175,7 +175,7 @@ def prepare(dev: Blkfront) -> int:
     return ON
 
 
-@kernel
+@part
 def grant(dev: Blkfront) -> int:
     """GRANT_ACCESS: let the backend map the segment's page."""
     front = dev.front[0]
@@ -196,7 +196,7 @@ def grant(dev: Blkfront) -> int:
     return ON
 
 
-@kernel
+@part
 def copy_in(dev: Blkfront) -> int:
     """COPY_IN: what is to be written, into the pool page."""
     front = dev.front[0]
@@ -219,7 +219,7 @@ def copy_sectors(dev: Blkfront, to_frame: int, from_frame: int, nr_sectors: int)
     dev.counters[0].bytes_copied_by_guest += np.uint64(nr_sectors) * np.uint64(SECTOR_SIZE)
 
 
-@kernel
+@part
 def put(dev: Blkfront) -> int:
     """PUT: write the request into its slot; AGAIN if its I/O takes another one."""
     front = dev.front[0]
@@ -249,7 +249,7 @@ def put(dev: Blkfront) -> int:
     return ON
 
 
-@kernel
+@part
 def publish(dev: Blkfront) -> int:
     """PUBLISH: let the backend see what has been put; a turn begins."""
     new_turn(dev)
@@ -257,7 +257,7 @@ def publish(dev: Blkfront) -> int:
     return ON
 
 
-@kernel
+@part
 def check_event(dev: Blkfront) -> int:
     """CHECK_EVENT: see `common/notifying.py`."""
     outcome = notifying.check_event(dev, REQ)

@@ -14,7 +14,7 @@ import numpy as np
 from common.abi import BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_RSP_OKAY, SECTOR_SIZE, XEN_PAGE_SIZE
 from common.arena import Arena
 from common.clock import monotonic_ns
-from common.compiled import kernel
+from common.compiled import part
 from common.histogram import BUCKETS, bucket_of
 from common.steps import END, NEXT, NONE
 from frontend import blkfront
@@ -123,7 +123,7 @@ def new_load(
     return Load(state, versions, busy, idle, latency, clock)
 
 
-@kernel
+@part
 def turn(dev: Blkfront, job: Load) -> int:
     """TURN: look at what is done, and queue one more I/O if none waits."""
     front = dev.front[0]
@@ -140,7 +140,7 @@ def turn(dev: Blkfront, job: Load) -> int:
     return rest
 
 
-@kernel
+@part
 def _now_ns(dev: Blkfront, job: Load) -> np.int64:
     """The time: read once a turn in which something has happened."""
     clock = job.clock
@@ -150,13 +150,13 @@ def _now_ns(dev: Blkfront, job: Load) -> np.int64:
     return clock[NOW_NS]
 
 
-@kernel
+@part
 def _over(job: Load, now_ns: int) -> bool:
     load = job.load[0]
     return load.ios_left == 0 or load.stop != 0 or np.uint64(now_ns) >= load.deadline_ns
 
 
-@kernel
+@part
 def _random(job: Load) -> np.uint64:
     """The next of a xorshift64* sequence."""
     x = job.load[0].random
@@ -167,7 +167,7 @@ def _random(job: Load) -> np.uint64:
     return x * np.uint64(0x2545F4914F6CDD1D)
 
 
-@kernel
+@part
 def _choose_block(job: Load) -> np.int64:
     """A block no I/O in flight touches, or -1 if none was found."""
     load = job.load[0]
@@ -182,7 +182,7 @@ def _choose_block(job: Load) -> np.int64:
     return np.int64(-1)
 
 
-@kernel
+@part
 def _start(dev: Blkfront, job: Load, now_ns: int) -> bool:
     """Queue one more I/O; False if the depth is reached or the load is over."""
     load = job.load[0]
@@ -215,14 +215,14 @@ def _start(dev: Blkfront, job: Load, now_ns: int) -> bool:
     return True
 
 
-@kernel
+@part
 def _forget(job: Load, sector: int, nr_sectors: int) -> None:
     """Nobody knows what these sectors hold now: not checked until they are written again."""
     for at in range(np.int64(sector), np.int64(sector) + np.int64(nr_sectors)):
         job.versions[at] = np.uint32(UNKNOWN)
 
 
-@kernel
+@part
 def _finish(dev: Blkfront, job: Load, now_ns: int) -> None:
     """Check, count and free every I/O that is done."""
     front = dev.front[0]

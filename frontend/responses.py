@@ -17,7 +17,7 @@ from common.abi import (
 )
 from common.atomics import load_acquire
 from common.blkif import operation_of, status_of
-from common.compiled import kernel
+from common.compiled import part
 from common.not_done import NOT_DONE
 from common.ring import RSP
 from common.spinning import spins
@@ -57,7 +57,7 @@ from frontend.page_pool import (
 )
 
 
-@kernel
+@part
 def look(dev: Blkfront) -> int:
     """LOOK: how many responses are there? No more can have come than requests are out.
 
@@ -77,7 +77,7 @@ def look(dev: Blkfront) -> int:
     return ON if waiting > 0 else NONE
 
 
-@kernel
+@part
 def take(dev: Blkfront) -> int:
     """TAKE: copy a response, and check it against the shadow; NONE if the device is broken."""
     front = dev.front[0]
@@ -95,7 +95,7 @@ def take(dev: Blkfront) -> int:
     return _needed(dev)
 
 
-@kernel
+@part
 def _needed(dev: Blkfront) -> int:
     """What a segment of the answered request needs before its page is given back; ON: nothing."""
     front = dev.front[0]
@@ -107,7 +107,7 @@ def _needed(dev: Blkfront) -> int:
     return END if front.grant_mode == PERSISTENT else ON
 
 
-@kernel
+@part
 def finish(dev: Blkfront) -> int:
     """FINISH: what the next of the answered request's segments needs; after the last, the rest."""
     front = dev.front[0]
@@ -126,7 +126,7 @@ def finish(dev: Blkfront) -> int:
     return ON if spins(dev.spin) else ARM
 
 
-@kernel
+@part
 def _complete(dev: Blkfront) -> None:
     """A request is answered and its pages are given back: maybe its I/O is done."""
     front = dev.front[0]
@@ -144,7 +144,7 @@ def _complete(dev: Blkfront) -> None:
     front.outstanding -= np.uint32(1)
 
 
-@kernel
+@part
 def copy_out(dev: Blkfront) -> int:
     """COPY_OUT: what was read, out of the pool page."""
     front = dev.front[0]
@@ -157,7 +157,7 @@ def copy_out(dev: Blkfront) -> int:
     return ON
 
 
-@kernel
+@part
 def _keep_page(dev: Blkfront) -> None:
     """The segment's page goes back to the head of the pool, with its grant."""
     segment = dev.segments[np.int64(dev.front[0].ident), dev.front[0].at]
@@ -166,7 +166,7 @@ def _keep_page(dev: Blkfront) -> None:
     dev.front[0].at += np.uint32(1)
 
 
-@kernel
+@part
 def end_look(dev: Blkfront) -> int:
     """END_LOOK: is the segment's page still mapped? NONE if the device is broken by that."""
     front = dev.front[0]
@@ -184,7 +184,7 @@ def end_look(dev: Blkfront) -> int:
     return ON
 
 
-@kernel
+@part
 def end_swap(dev: Blkfront) -> int:
     """END_SWAP: take the grant back, if it is as it was seen; AGAIN if it is not."""
     front = dev.front[0]

@@ -6,7 +6,7 @@ Owns: which function a step of `frontend/steps.py` is, and the loop.
 from typing import Final
 
 from common import notifying
-from common.compiled import kernel
+from common.compiled import kernel, part
 from common.ring import RSP
 from common.steps import LOOKS_LEFT, NO_STEP, ON, STEP, follow, leave, mask_of
 from frontend import blkfront, responses, steps
@@ -58,7 +58,7 @@ def run(dev: Blkfront, job: Load, looks: int, stops: int) -> int:
     return leave(dev.turn, at)
 
 
-@kernel
+@part
 def _advance(dev: Blkfront, step: int) -> int:
     """Do the phase `step`, none of the usual ones; its outcome."""
     if step == steps.END_SWAP:
