@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common import abi
+from common.arena import Arena
 from common.counters import FRONTEND_COUNTERS
 from common.handshake import (
     Committed,
@@ -26,9 +27,12 @@ from common.handshake import (
     Timer,
     Write,
 )
+from common.spinning import new_spin
 from common.xenbus import CLOSED, CLOSING, CONNECTED, INIT_WAIT, INITIALISED
 from frontend.blkfront_info import REUSE
-from frontend.vbd import Disk, Domain, FrontendVbd
+from frontend.vbd import Disk, FrontendVbd
+from machine.front import guest_domain
+from machine.hypervisor import domain_memory
 
 T = TypeVar("T", bound=Intent)
 
@@ -41,9 +45,10 @@ class End:
     """The driver, and what it wants now. `flags`: of the guest's grant table."""
 
     def __init__(self) -> None:
-        ram, grant = (np.zeros(n * abi.XEN_PAGE_SIZE, np.uint8) for n in (1 + PAGES, 1))
-        self.flags = grant.view(abi.GRANT_ENTRY_V1)["flags"]
-        domain = Domain(1, ram, grant, np.zeros(1, FRONTEND_COUNTERS), 1, PAGES)
+        memory = domain_memory(Arena(), 1 + PAGES)
+        self.flags = memory.grant.view(abi.GRANT_ENTRY_V1)["flags"]
+        counters, spin = np.zeros(1, FRONTEND_COUNTERS), new_spin(adaptive=False)
+        domain = guest_domain(1, *memory, counters, spin, nr_ios=1, pool_pages=PAGES)
         self.vbd = FrontendVbd(domain, 51712, True, BACK, itertools.count(1))
         self.wants: list[Intent] = []
 
