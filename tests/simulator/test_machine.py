@@ -9,7 +9,7 @@ import pytest
 from backend.steps import CLEAR, LOOK_AGAIN, PHASES
 from common.effects import WAIT
 from common.steps import NONE, ON, next_steps
-from machine.front import build_front
+from machine.front import guest_domain
 from simulator import backend_thread
 from simulator.config import MODES, Config
 from simulator.machine import Machine
@@ -57,7 +57,7 @@ def test_every_io_is_answered_with_the_right_bytes(
 def test_a_load_whose_ios_can_never_fit_ends_too(
     mode: str, iodepth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(build_front.__kwdefaults__, "pool_pages", 5)
+    monkeypatch.setitem(guest_domain.__kwdefaults__, "pool_pages", 5)
     machine = run(mode, plan(iodepth=iodepth, bs=6 * 4096))
     assert total(machine, "frontend", "ios") == total(machine, "frontend", "io_errors") == 200
     assert total(machine, "frontend", "requests") == 0
