@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("common", "hypervisor", "xenstored", "frontend", "backend", "simulator")
+PACKAGES = ("common", "hypervisor", "xenstored", "frontend", "backend", "machine", "simulator")
 VERSION = "{}.{}".format(*sys.version_info[:2])
 REAL_PYTHON = os.path.realpath(sys.executable)
 HOUR_S = 3600
