@@ -69,6 +69,7 @@ BACK: Final = np.dtype(
         ("call_cmd", "<u4"),  # GNTTABOP_*
         ("call_ops", "<u8"),  # address of what is listed
         ("call_op_bytes", "<u4"),
+        ("call_listed", "<u4"),  # operations
         ("call_max", "<u4"),  # operations that one call takes
         ("call_first", "<u4"),
         ("call_count", "<u4"),

@@ -60,7 +60,8 @@ def plan(dev: Blkback) -> int:
         return _prepare_copies(dev, False)
     if back.map_ops == 0:
         return ON
-    _prepare(dev, GNTTABOP_MAP_GRANT_REF, dev.map_ops.ctypes.data, MAP_OP_BYTES, MAPS_MAX)
+    back.call_cmd, back.call_listed = np.uint32(GNTTABOP_MAP_GRANT_REF), back.map_ops
+    _prepare(dev, dev.map_ops.ctypes.data, MAP_OP_BYTES, MAPS_MAX)
     return GRANT
 
 
@@ -72,9 +73,11 @@ def list_out(dev: Blkback) -> int:
 
 @part
 def _prepare_copies(dev: Blkback, to_guest: bool) -> int:
+    back = dev.back[0]
     if list_copies(dev, to_guest) == 0:
         return ON
-    _prepare(dev, GNTTABOP_COPY, dev.copy_ops.ctypes.data, COPY_OP_BYTES, COPIES_MAX)
+    back.call_cmd, back.call_listed = np.uint32(GNTTABOP_COPY), back.copy_ops
+    _prepare(dev, dev.copy_ops.ctypes.data, COPY_OP_BYTES, COPIES_MAX)
     return COPY
 
 
@@ -85,7 +88,8 @@ def empty_slots(dev: Blkback) -> int:
     Before the hypercall: once that returns, the guest may use the pages for something else.
     """
     back = dev.back[0]
-    _prepare(dev, GNTTABOP_UNMAP_GRANT_REF, dev.unmap_ops.ctypes.data, UNMAP_OP_BYTES, UNMAPS_MAX)
+    back.call_cmd, back.call_listed = np.uint32(GNTTABOP_UNMAP_GRANT_REF), back.unmap_ops
+    _prepare(dev, dev.unmap_ops.ctypes.data, UNMAP_OP_BYTES, UNMAPS_MAX)
     if back.map_door == REAL:
         failed = unmap_slots(dev.unmap_ops, np.int64(back.unmap_ops))
         assert failed == 0, "a page could not be unmapped"
@@ -97,12 +101,11 @@ def empty_slots(dev: Blkback) -> int:
 
 
 @part
-def _prepare(dev: Blkback, cmd: int, ops: int, op_bytes: int, most: int) -> None:
+def _prepare(dev: Blkback, ops: int, op_bytes: int, most: int) -> None:
     """The calls that come next take, `most` at a time, the operations listed at address `ops`."""
     back = dev.back[0]
-    back.call_cmd, back.call_ops = np.uint32(cmd), np.uint64(ops)
+    back.call_ops, back.call_first = np.uint64(ops), np.uint32(0)
     back.call_op_bytes, back.call_max = np.uint32(op_bytes), np.uint32(most)
-    back.call_first = np.uint32(0)
 
 
 @part
@@ -112,13 +115,7 @@ def grant_op(dev: Blkback) -> int:
     NONE if the driver has to make it, or, if it is `posted`, to wait for it.
     """
     back = dev.back[0]
-    if back.call_cmd == GNTTABOP_MAP_GRANT_REF:
-        listed = back.map_ops
-    elif back.call_cmd == GNTTABOP_UNMAP_GRANT_REF:
-        listed = back.unmap_ops
-    else:
-        listed = back.copy_ops
-    back.call_count = min(listed - back.call_first, back.call_max)
+    back.call_count = min(back.call_listed - back.call_first, back.call_max)
     op_bytes = np.int64(back.call_op_bytes)
     args = np.int64(back.call_ops) + np.int64(back.call_first) * op_bytes
     number, cmd = HYPERVISOR_GRANT_TABLE_OP, np.int64(back.call_cmd)
@@ -136,18 +133,15 @@ def granted(dev: Blkback, step: int) -> int:
     if step == steps.MAPPED:
         _reach(dev, first, end)
         phases.keep_mapped(dev, first, end)
-        return AGAIN if end < back.map_ops else ON
-    if step == steps.UNMAPPED:
+    elif step == steps.UNMAPPED:
         phases.free_unmapped(dev, first, end)
-        if end < back.unmap_ops:
-            return AGAIN
-        return NEXT if back.closing else ON
-    finish_copies(dev, first, end)
-    if end < back.copy_ops:
+    else:
+        finish_copies(dev, first, end)
+    if end < back.call_listed:
         return AGAIN
     if step == steps.COPIED_OUT:
         finish_reads(dev)
-    return ON
+    return NEXT if back.closing else ON
 
 
 @part
