@@ -1,4 +1,5 @@
-"""blkback's order: which phase of a ring's worker follows which. The phases are in `phases.py`.
+"""blkback's order: which phase of a ring's worker follows which. What each does is in `taking.py`,
+`phases.py` and `doors.py`, and in `common/notifying.py`.
 
 Rules
 1. A request is copied once, checked, and only then acted on. A bad one is answered, never dropped.

@@ -11,7 +11,7 @@ Rules
    or none: this one disconnects, and is finished once its frontend has let go, too.
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from common import abi, xenbus
@@ -46,6 +46,7 @@ class BackendVbd(End):
     """
 
     role = "backend"
+    theirs, ours = THEIRS, OURS
 
     def __init__(
         self,
@@ -76,10 +77,6 @@ class BackendVbd(End):
         if self._gone:
             return self._let_go
         return self.state == xenbus.CLOSED and not self._online
-
-    def paths(self) -> Sequence[str]:
-        """What a look is at."""
-        return [f"{self.other}/{key}" for key in THEIRS] + [f"{self.path}/{key}" for key in OURS]
 
     def heed(self, event: Leave | Timeout | Done) -> None:
         """What an old connection reports is nothing to the new one."""

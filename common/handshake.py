@@ -168,11 +168,14 @@ Task = Generator[Intent, Answer, None]
 class End:
     """One end of a device: `handle` is told of events and answers with intents.
 
-    path: its own directory; other: the other end's; state: as last announced; awaited: the number
-    of the answer it waits for, 0 while at rest.
+    theirs, ours: the keys of both directories that a look is at; path: its own directory; other:
+    the other end's; state: as last announced; awaited: the number of the answer it waits for, 0
+    while at rest.
     """
 
     role: str
+    theirs: Sequence[str]
+    ours: Sequence[str]
 
     def __init__(self, path: str, other: str, numbers: Iterator[int]) -> None:
         self.path, self.other = path, other
@@ -214,12 +217,10 @@ class End:
         """Take the step that is due, `values` being seen; False if none is."""
         raise NotImplementedError
 
-    def paths(self) -> Sequence[str]:
-        """What a look is at."""
-        raise NotImplementedError
-
     def _look(self) -> Task:
-        seen = yield Look(self.number(), self.paths())
+        paths = [f"{self.other}/{key}" for key in self.theirs]
+        paths += [f"{self.path}/{key}" for key in self.ours]
+        seen = yield Look(self.number(), paths)
         if not isinstance(seen, Seen) or (yield from self.step(seen.values)):
             self.stir()  # another may be due
 

@@ -1,6 +1,6 @@
 """The real runtime's hands for a guest's compiled loop: wake the backend, sleep, count.
 
-Owns: what is done for each effect of `frontend/load.py:run`, with a real event channel.
+Owns: what is done for each effect of `frontend/stepper.py:run`, with a real event channel.
 """
 
 import time

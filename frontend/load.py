@@ -23,8 +23,7 @@ from frontend.pattern import UNKNOWN, fill, mismatches
 
 BLOCK_TRIES: Final = 8  # a depth near the number of blocks finds most of them busy
 
-# Words of `clock`.
-TIMESPEC: Final = 0  # two words of scratch
+# Words of `clock`; before them two of scratch.
 NOW_NS: Final = 2
 STALE: Final = 3  # NOW_NS is to be read anew
 CLOCK_WORDS: Final = 4
@@ -119,7 +118,10 @@ def new_load(
         dev.ios[io]["nr_sectors"] = plan.bs // SECTOR_SIZE
     idle = arena.array(plan.iodepth, np.int32)
     idle[:] = np.arange(plan.iodepth)[::-1]
-    busy, clock = arena.array(int(state["nr_blocks"][0]), np.uint8), arena.array(4, np.int64)
+    busy, clock = (
+        arena.array(int(state["nr_blocks"][0]), np.uint8),
+        arena.array(CLOCK_WORDS, np.int64),
+    )
     return Load(state, versions, busy, idle, latency, clock)
 
 

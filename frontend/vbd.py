@@ -6,7 +6,7 @@ Rule: what is read from the backend's directory is parsed; what does not parse c
 and says why in the frontend's `error` node.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,6 +73,7 @@ class FrontendVbd(End):
     """
 
     role = "frontend"
+    theirs, ours = THEIRS, OURS
 
     def __init__(
         self,
@@ -99,10 +100,6 @@ class FrontendVbd(End):
     def finished(self) -> bool:
         """Closed, and every access ended."""
         return self.state == xenbus.CLOSED and not self.stuck_grants
-
-    def paths(self) -> Sequence[str]:
-        """What a look is at."""
-        return [f"{self.other}/{key}" for key in THEIRS] + [f"{self.path}/{key}" for key in OURS]
 
     def heed(self, event: Leave | Timeout | Done) -> None:
         """The guest unplugs its disk; the backend broke the ring; time to try again."""

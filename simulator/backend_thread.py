@@ -17,7 +17,6 @@ from backend.blkback import BROKEN_REASONS, Blkback
 from backend.doors import called_for
 from backend.worker import BETWEEN_REQUESTS
 from common import abi, effects
-from common.event_channel import clear_pending
 from common.faults import PeerFault
 from common.steps import ANY_STEP, STEP, WOKE, mask_of
 from simulator.costs import Costs, Era
@@ -95,7 +94,7 @@ class BackendThread(Thread):
                 pool.give(taken)
                 self._notify()
             elif effect == effects.WAIT:
-                yield from self._wait()
+                yield from self.wait(dev.events, dev.counters)
             elif place == steps.LOOK_AGAIN:  # else a request has come between two phases
                 yield from self._idle(bool(event))
             if self.cpu.slice_is_over():
@@ -203,12 +202,4 @@ class BackendThread(Thread):
         ns = self.costs.hypercall_ns + self.costs.interrupt_ns * interrupted
         yield from self.work(int(ns), EVENTS)
         if self._loop(ANY_STEP) == effects.WAIT:
-            yield from self._wait()
-
-    def _wait(self) -> Steps:
-        """Sleep until our event is pending, and take it."""
-        events = self.dev.events
-        self.dev.counters["waits"] += np.uint64(1)
-        if not clear_pending(events.pending, events.port[0]):
-            yield from self.sleep()
-            clear_pending(events.pending, events.port[0])
+            yield from self.wait(self.dev.events, self.dev.counters)

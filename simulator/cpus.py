@@ -19,6 +19,7 @@ import numpy as np
 import simpy
 
 from common.effects import STOP
+from common.event_channel import EventWords, clear_pending
 from common.steps import ANY_STEP, STEP
 from simulator.costs import Costs
 
@@ -149,6 +150,13 @@ class Thread:
         yield self.env.timeout(int(self.costs.ipi_delivery_ns))
         yield from self.cpu.take(self)
         yield from self.work(int(self.costs.wakeup_ns), EVENTS)
+
+    def wait(self, events: EventWords, counters: np.ndarray) -> Steps:
+        """The effect WAIT: sleep until our event is pending, and take it. counters: `waits` too."""
+        counters["waits"] += np.uint64(1)
+        if not clear_pending(events.pending, events.port[0]):
+            yield from self.sleep()
+            clear_pending(events.pending, events.port[0])
 
     def wake(self) -> None:
         """The thread's event has become pending."""

@@ -8,10 +8,7 @@ runtime's default, it never spins: it arms the ring's event, looks again, and sl
 from collections.abc import Callable
 from typing import Final, Protocol
 
-import numpy as np
-
 from common import effects
-from common.event_channel import clear_pending
 from common.faults import PeerFault
 from common.steps import ANY_STEP, mask_of
 from frontend import steps
@@ -77,7 +74,7 @@ class Guest(Thread):
             elif effect == effects.STOP:
                 yield from self.work(self._idle_ns, EVENTS)
                 if self._loop(ANY_STEP) == effects.WAIT:
-                    yield from self._wait()
+                    yield from self.wait(dev.events, dev.counters)
             elif effect == effects.BROKEN:
                 raise PeerFault(BROKEN_REASONS[int(dev.front["broken"][0])])
             else:
@@ -106,11 +103,3 @@ class Guest(Thread):
             ]
             self._trace.add_each(self.name, self.cpu.number, self.env.now, parts)
         yield from self.work(completing + submitting, REQUESTS, copying + notifying)
-
-    def _wait(self) -> Steps:
-        """Sleep until our event is pending, and take it."""
-        events = self.dev.events
-        self.dev.counters["waits"] += np.uint64(1)
-        if not clear_pending(events.pending, events.port[0]):
-            yield from self.sleep()
-            clear_pending(events.pending, events.port[0])

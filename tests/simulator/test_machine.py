@@ -10,7 +10,6 @@ from backend.steps import CLEAR, LOOK_AGAIN, PHASES
 from common.effects import WAIT
 from common.steps import NONE, ON, next_steps
 from machine.front import guest_domain
-from simulator import backend_thread
 from simulator.config import MODES, Config
 from simulator.machine import Machine
 from tests.simulator.points import plan, run, total
@@ -206,9 +205,9 @@ def test_a_worker_that_does_not_look_again_before_it_sleeps_is_found_out(
         else phase
         for phase in PHASES
     ]
-    monkeypatch.setattr(backend_thread, "clear_pending", lambda *_: False)
     machine = Machine(Config(plan(ios=2000), mode="persistent", guests=2))
     for disk in machine._disks.values():
+        monkeypatch.setattr(disk.thread, "wait", lambda *_, thread=disk.thread: thread.sleep())
         disk.thread.dev = disk.thread.dev._replace(next=next_steps(blind))
     with pytest.raises(AssertionError, match="a wake-up was lost"):
         machine.run()
