@@ -132,7 +132,8 @@ test)
     "$env/bin/ruff" check .
     "$env/bin/ruff" format --check .
     "$env/bin/mypy"
-    exec "$env/bin/pytest" -n "$(nproc)" "$@"
+    # A worker for each CPU that we may use: OMP_NUM_THREADS, which nproc obeys, says something else.
+    exec "$env/bin/pytest" -n "$(env -u OMP_NUM_THREADS nproc)" "$@"
     ;;
 bench)
     shift

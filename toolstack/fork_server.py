@@ -75,6 +75,12 @@ class ForkServer:
 
     def serve(self, mains: "Mapping[str, Main]") -> None:
         """Say that we are ready, and serve."""
+        try:
+            self._serve(mains)
+        finally:  # children end as we do: by then the signal has nowhere to write
+            signal.set_wakeup_fd(-1)
+
+    def _serve(self, mains: "Mapping[str, Main]") -> None:
         self._control.send("ready")
         poller = select.poll()
         for end in (self._control, self._wake):

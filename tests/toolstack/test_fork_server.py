@@ -169,3 +169,34 @@ def test_it_ends_with_its_supervisor_and_so_does_every_child(directory: str) -> 
     for each in forked:
         assert readable(each.pidfd, PATIENCE_S)
         each.close()
+
+
+LEFT_BY_ITS_SUPERVISOR = """
+import os
+from common.control import Control, ControlLost, control_pair
+from toolstack.fork_server import ForkServer
+
+ours, theirs = control_pair()
+server = ForkServer(Control(theirs))
+ours.close()
+try:
+    server.serve({})
+except ControlLost:
+    pass
+del server  # and the descriptors that it was woken by
+if os.fork() == 0:
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_child_that_ends_after_it_has_stopped_serving_is_no_error() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_BY_ITS_SUPERVISOR],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
