@@ -13,6 +13,7 @@ import numpy as np
 import simpy
 
 from backend.blkback import BLKBACK
+from backend.ring_numbers import RingNumbers
 from backend.stores import RamStore
 from backend.worker import work
 from common import abi
@@ -21,7 +22,7 @@ from common.compiled import direct
 from common.event_channel import clear_mask, clear_pending, event_words
 from common.handshake import Leave
 from common.hypercall_gate import no_gate
-from common.machine_memory import STATS
+from common.machine_memory import STATS, backend_sum
 from common.spinning import new_spin
 from common.xenbus import CLOSED, CONNECTED
 from frontend.blkfront_info import PER_REQUEST
@@ -33,7 +34,7 @@ from hypervisor.domains import DomainMemory
 from machine.back import build_back, in_table, own_frames, slots_of
 from machine.front import channel_words, guest_domain, lay_out_buffers
 from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
-from machine.plug import plug
+from machine.plug import XVDA, plug
 from simulator.backend_thread import BackendThread, Dom0
 from simulator.config import MODES, Config
 from simulator.costs import COSTS, ERAS, Costs
@@ -126,7 +127,7 @@ class Machine:
         return Counts(
             int(self.env.now),
             {domid: stats.get(domid, none)["counters"].copy() for domid in domids},
-            {domid: host["backend"][0, domid : domid + 1].copy() for domid in domids},
+            {domid: backend_sum(host[0], domid) for domid in domids},
             {domid: host["hypervisor"][0, domid : domid + 1].copy() for domid in domids},
             {domid: stats.get(domid, none)["latency"][0].copy() for domid in domids},
             host["cpus"][0, : self.config.dom0_vcpus].copy(),
@@ -168,6 +169,7 @@ class Machine:
             cpu.pin(dirty, running)
         self.world = World(self.hypervisor)
         self._rings = BLKBACK.rows(self.arena, config.guests)
+        self._numbers = RingNumbers(self.host["backend"][0])
         self._work = direct(work, self._rings, 0, 0, 0)
         hole = self.arena.array(abi.XEN_PAGE_SIZE, np.uint8)
         hole[:] = 0xA5
@@ -258,7 +260,7 @@ class Machine:
             reach,
             store,
             self.dom0.accessed,
-            self.host["backend"][0, domid : domid + 1],
+            self._numbers.take(domid, XVDA)[1],
             words,
             new_spin(adaptive=False),
             no_gate(),

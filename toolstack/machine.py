@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 from common.abi import BLKIF_RING_SIZE
 from common.hypercall import HypercallError
-from common.machine_memory import host_of
+from common.machine_memory import backend_sum, host_of
 from common.xenstore import XenStoreError
 from machine.connection import BackendOptions
 from machine.plug import XVDA
@@ -168,7 +168,7 @@ class Machine:
         return Snapshot(
             at_s=time.monotonic(),
             frontend={domid: stats[domid].counters for domid in self._domids},
-            backend={d: host["backend"][d : d + 1].copy() for d in self._domids},
+            backend={d: backend_sum(host, d) for d in self._domids},
             hypervisor={d: host["hypervisor"][d : d + 1].copy() for d in self._domids},
             latency={domid: stats[domid].latency for domid in self._domids},
             cpus=host["cpus"][: self.topology.dom0_vcpus].copy(),
