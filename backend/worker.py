@@ -59,7 +59,7 @@ def work(rings: np.ndarray, ring: int, looks: int, stops: int) -> int:
 
 
 @whole
-def serve(turns: Turns, rings: np.ndarray, ending: int) -> int:
+def serve(turns: Turns, rings: np.ndarray, ending: int) -> np.int64:
     """Serve all rings that have turns, for a slice; what for (`both_of`) the driver is needed.
 
     ending: a ring that is to stop between two requests, or NOBODY: it looks for no more of them,

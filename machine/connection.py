@@ -113,10 +113,11 @@ class Connection:
         cap = self._options.max_persistent_grants if keeps else 0
         try:
             self._kept = Balloon(slots_of(cap))
-            dev = self._new_device(self._kept, keeps, cap)
+            number, counters = self._place.numbers.take(self._place.domid, self._place.device)
+            self._number = number
+            dev = self._new_device(self._kept, number, counters, keeps, cap)
             hands = RingHands(dev, self._disk, self._channel, self._place.vcpu.hypercalls)
-            told = partial(self._tell, ended)
-            self._place.vcpu.add(self._number, hands, told)
+            self._place.vcpu.add(number, hands, partial(self._tell, ended))
         except (OSError, RuntimeError) as error:  # no thread can be started
             raise LocalFault(f"the ring cannot be served: {error}") from error
 
@@ -138,13 +139,14 @@ class Connection:
             return no_gate()
         return new_gate(self._place.memory.segment("gate"), self._place.vcpu.cpu)
 
-    def _new_device(self, kept: Balloon, keeps: bool, cap: int) -> Blkback:
+    def _new_device(
+        self, kept: Balloon, number: int, counters: np.ndarray, keeps: bool, cap: int
+    ) -> Blkback:
         domid, segment, options = self._place.domid, self._place.memory.segment, self._options
-        self._number, counters = self._place.numbers.take(domid, self._place.device)
         reach = mapped(kept, self._ram_fd)
         if options.grant_copy:
             ram = segment("ram")
-            reach = own_frames(kept.nr_slots, ram, bounce_frame_of(self._number, ram))
+            reach = own_frames(kept.nr_slots, ram, bounce_frame_of(number, ram))
         return build_back(
             Arena(),
             self._ring.view(0),
