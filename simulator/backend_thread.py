@@ -84,7 +84,7 @@ class BackendThread(Thread):
         while True:
             if self._dom0.era.requests_max is not None:
                 yield from self._wait_for_room()
-            effect = yield from self.phases(self._loop, dev.turn, TAKEN)
+            effect = yield from self.phases(self.advance, dev.turn, TAKEN)
             place, taken, _, event, _, sectors, segments, *_ = dev.turn.tolist()
             if effect == effects.BROKEN:
                 raise PeerFault(BROKEN_REASONS[int(dev.back["broken"][0])])
@@ -100,7 +100,7 @@ class BackendThread(Thread):
             if self.cpu.slice_is_over():
                 yield from self.yield_cpu()
 
-    def _loop(self, stops: int) -> int:
+    def advance(self, stops: int) -> int:
         return self._work(self.dev, FOR_EVER, stops)
 
     # --- one batch --------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class BackendThread(Thread):
                     yield from self._unmap(ops)
                 else:
                     self._dom0.hypercall(self.cpu.number, cmd, ops, False)
-            effect = yield from self.phases(self._loop, dev.turn, BETWEEN_REQUESTS)
+            effect = yield from self.phases(self.advance, dev.turn, BETWEEN_REQUESTS)
 
     def _unmap(self, ops: np.ndarray) -> Steps:
         """One unmap hypercall; under the flush lock if its flush goes to another CPU."""
@@ -201,5 +201,5 @@ class BackendThread(Thread):
         """While arming: then look again, and wait if there is nothing."""
         ns = self.costs.hypercall_ns + self.costs.interrupt_ns * interrupted
         yield from self.work(int(ns), EVENTS)
-        if self._loop(ANY_STEP) == effects.WAIT:
+        if self.advance(ANY_STEP) == effects.WAIT:
             yield from self.wait(self.dev.events, self.dev.counters)

@@ -64,7 +64,7 @@ class Guest(Thread):
         copied = self._copied[0]
         while True:
             job.clock[NOW_NS] = self.env.now
-            effect = yield from self.phases(self._loop, turn, STOPS)
+            effect = yield from self.phases(self.advance, turn, STOPS)
             place, taken, written, event, woke, *_ = turn.tolist()
             if woke:
                 self.peer.wake()
@@ -73,7 +73,7 @@ class Guest(Thread):
                 yield from self._pay(taken, written, event + woke, copied - before)
             elif effect == effects.STOP:
                 yield from self.work(self._idle_ns, EVENTS)
-                if self._loop(ANY_STEP) == effects.WAIT:
+                if self.advance(ANY_STEP) == effects.WAIT:
                     yield from self.wait(dev.events, dev.counters)
             elif effect == effects.BROKEN:
                 raise PeerFault(BROKEN_REASONS[int(dev.front["broken"][0])])
@@ -83,7 +83,7 @@ class Guest(Thread):
                 yield from self.yield_cpu()
         self.cpu.leave()
 
-    def _loop(self, stops: int) -> int:
+    def advance(self, stops: int) -> int:
         return self._run(self.dev, self.job, FOR_EVER, stops)
 
     def _pay(self, taken: int, written: int, events: int, copied: int) -> Steps:

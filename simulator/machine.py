@@ -173,7 +173,7 @@ class Machine:
         hole = self.arena.array(abi.XEN_PAGE_SIZE, np.uint8)
         hole[:] = 0xA5
         self.dom0 = Dom0(
-            self._grant_table_op,
+            self.grant_table_op,
             self.cpus,
             self.worker_cpus,
             POLICIES[config.flush_policy],
@@ -290,9 +290,9 @@ class Machine:
             work(thread.dev, FOR_EVER, BETWEEN_REQUESTS)
         begin_close(thread.dev)
         while work(thread.dev, FOR_EVER, 0) != effects.DONE:
-            self._grant_table_op(thread.cpu.number, *called_for(thread.dev), False)
+            self.grant_table_op(thread.cpu.number, *called_for(thread.dev), False)
 
-    def _grant_table_op(self, vcpu: int, cmd: int, ops: np.ndarray, waited: bool) -> None:
+    def grant_table_op(self, vcpu: int, cmd: int, ops: np.ndarray, waited: bool) -> None:
         """One hypercall of dom0's `vcpu`, its arguments changed in place."""
         payload = cast(bytearray, ops.view(np.uint8).data)
         number = abi.HYPERVISOR_GRANT_TABLE_OP
