@@ -12,11 +12,10 @@ from typing import Final, cast
 import numpy as np
 import simpy
 
-from backend.blkback import begin_close
-from backend.doors import called_for
+from backend.blkback import BLKBACK
 from backend.stores import RamStore
-from backend.worker import BETWEEN_REQUESTS, work
-from common import abi, effects
+from backend.worker import work
+from common import abi
 from common.arena import Arena
 from common.compiled import direct
 from common.event_channel import clear_mask, clear_pending, event_words
@@ -24,7 +23,6 @@ from common.handshake import Leave
 from common.hypercall_gate import no_gate
 from common.machine_memory import STATS
 from common.spinning import new_spin
-from common.steps import STEP
 from common.xenbus import CLOSED, CONNECTED
 from frontend.blkfront_info import PER_REQUEST
 from frontend.load import new_load
@@ -89,8 +87,7 @@ class Machine:
         self.lock = FlushLock(self.env, costs, era.byte_lock, seed)
         self.memory = Memory(self.env, costs)
         self.pool = RequestPool(self.env, era.requests_max)
-        self._run: Callable[..., int] | None = None  # the compiled loops, once for all
-        self._work: Callable[..., int] | None = None
+        self._run: Callable[..., int] | None = None  # the compiled loop, once for all
         self._boot(trace or Trace())
         self.booted = self.counts()
         self._disks = {domid: self._connect(domid) for domid in self.domids}
@@ -170,6 +167,8 @@ class Machine:
         for cpu in self.cpus[:nr]:
             cpu.pin(dirty, running)
         self.world = World(self.hypervisor)
+        self._rings = BLKBACK.rows(self.arena, config.guests)
+        self._work = direct(work, self._rings, 0, 0, 0)
         hole = self.arena.array(abi.XEN_PAGE_SIZE, np.uint8)
         hole[:] = 0xA5
         self.dom0 = Dom0(
@@ -270,8 +269,9 @@ class Machine:
             cpu=vcpu,
             notes_wakes=True,
         )
-        self._work = self._work or direct(work, dev, 0, 0)
-        given = (self.costs, config.plan.seed, dev, self._work, self.dom0)
+        BLKBACK.write(self._rings[domid - 1], dev)
+        loop = partial(self._work, self._rings, domid - 1, FOR_EVER)
+        given = (self.costs, config.plan.seed, dev, loop, self.dom0)
         return BackendThread(self.cpus[vcpu], domid, *given)
 
     def _disconnect(self, domid: int) -> None:
@@ -284,13 +284,7 @@ class Machine:
         self._disks[domid].store.close()
 
     def _let_go(self, domid: int) -> None:
-        """The ring's thread ends: it unmaps all it has kept."""
-        thread = self._disks[domid].thread
-        while not BETWEEN_REQUESTS >> int(thread.dev.turn[STEP]) & 1:
-            work(thread.dev, FOR_EVER, BETWEEN_REQUESTS)
-        begin_close(thread.dev)
-        while work(thread.dev, FOR_EVER, 0) != effects.DONE:
-            self.grant_table_op(thread.cpu.number, *called_for(thread.dev), False)
+        self._disks[domid].thread.end()
 
     def grant_table_op(self, vcpu: int, cmd: int, ops: np.ndarray, waited: bool) -> None:
         """One hypercall of dom0's `vcpu`, its arguments changed in place."""

@@ -159,8 +159,8 @@ class _Life:
         front, back = self._guest.dev, self._thread.dev
         port = int(front.events.port[0])
         self._shared = _Shared(front)
-        guest = (lambda: self._guest.advance(ANY_STEP), front.events.pending, port)
-        dom0 = (lambda: self._thread.advance(ANY_STEP), front.events.far_pending, port)
+        guest = (lambda: self._guest.loop(ANY_STEP), front.events.pending, port)
+        dom0 = (lambda: self._thread.loop(ANY_STEP), front.events.far_pending, port)
         self._runners = (
             _Runner(f"guest-{domid}", FRONT_PHASES, front.turn, *guest),
             _Runner("dom0", BACK_PHASES, back.turn, *dom0),

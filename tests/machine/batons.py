@@ -55,7 +55,7 @@ class Batons:
             Vcpu(0, words[:1], words[1:]),
             lambda _: None,
         )
-        hands._work = self._stepped(BACK, lambda dev: int(work(dev, LOOKS_MAX, ANY_STEP)))
+        hands._work = self._stepped(BACK, lambda rings: int(work(rings, 0, LOOKS_MAX, ANY_STEP)))
         thread = threading.Thread(target=self._serve, args=(hands,))
         thread.start()
         stepped = self._stepped(FRONT, lambda dev: int(run(dev, job, LOOKS_MAX, ANY_STEP)))
