@@ -6,6 +6,7 @@ runtime's default, it never spins: it arms the ring's event, looks again, and sl
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from common import effects
@@ -33,7 +34,10 @@ class Waker(Protocol):
 
 
 class Guest(Thread):
-    """The vCPU of guest `domid`; `run` is its life until its load is over. loop: `stepper.run`."""
+    """The vCPU of guest `domid`; `run` is its life until its load is over.
+
+    loop: `stepper.run` of its ring's row.
+    """
 
     def __init__(
         self,
@@ -43,7 +47,7 @@ class Guest(Thread):
         seed: int,
         dev: Blkfront,
         job: Load,
-        loop: Callable[[Blkfront, Load, int, int], int],
+        loop: Callable[[int, int], int],
         memory: Memory,
         trace: Trace,
     ) -> None:
@@ -52,7 +56,7 @@ class Guest(Thread):
         self.peer: Waker | None = None
         self._memory, self._trace = memory, trace
         self._copied = dev.counters["bytes_copied_by_guest"].data
-        self._run = loop
+        self._loop = partial(loop, FOR_EVER)
         self._io_ns = costs.guest_io_ns + costs.block_layer_ns
         self._idle_ns = int(costs.hypercall_ns)
 
@@ -82,9 +86,6 @@ class Guest(Thread):
             if self.cpu.slice_is_over():
                 yield from self.yield_cpu()
         self.cpu.leave()
-
-    def _loop(self, stops: int) -> int:
-        return self._run(self.dev, self.job, FOR_EVER, stops)
 
     def _pay(self, taken: int, written: int, events: int, copied: int) -> Steps:
         costs, spent = self.costs, self.cpu.spent

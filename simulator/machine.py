@@ -26,8 +26,8 @@ from common.machine_memory import STATS
 from common.spinning import new_spin
 from common.steps import STEP
 from common.xenbus import CLOSED, CONNECTED
-from frontend.blkfront_info import PER_REQUEST
-from frontend.load import new_load
+from frontend.blkfront_info import BLKFRONT, PER_REQUEST
+from frontend.load import LOAD, new_load
 from frontend.stepper import run
 from frontend.vbd import BUFFER_FRAME, FrontendVbd
 from hypervisor.cpus import POLICIES
@@ -89,7 +89,10 @@ class Machine:
         self.lock = FlushLock(self.env, costs, era.byte_lock, seed)
         self.memory = Memory(self.env, costs)
         self.pool = RequestPool(self.env, era.requests_max)
-        self._run: Callable[..., int] | None = None  # the compiled loops, once for all
+        # The compiled loops, once for all; the guests' rings and loads, by domid.
+        self._rings = BLKFRONT.rows(self.arena, config.guests + 1)
+        self._jobs = LOAD.rows(self.arena, config.guests + 1)
+        self._run = direct(run, self._rings, self._jobs, 0, 0, 0)
         self._work: Callable[..., int] | None = None
         self._boot(trace or Trace())
         self.booted = self.counts()
@@ -226,7 +229,8 @@ class Machine:
         versions = arena.array(config.disk_sectors, np.uint32)
         counted = (versions, stats["latency"][0], domid, 0)
         job = new_load(arena, own_plan, front, *counted, real_time=False)
-        self._run = self._run or direct(run, front, job, 0, 0)
+        BLKFRONT.write(self._rings[domid], front)
+        LOAD.write(self._jobs[domid], job)
         guest = Guest(
             self.cpus[config.guest_cpu(domid)],
             domid,
@@ -234,7 +238,7 @@ class Machine:
             plan.seed,
             front,
             job,
-            self._run,
+            partial(self._run, self._rings, self._jobs, domid),
             self.memory,
             self.dom0.trace,
         )
