@@ -85,7 +85,7 @@ class BackendThread(Thread):
             if self._dom0.era.requests_max is not None:
                 yield from self._wait_for_room()
             effect = yield from self.phases(self._loop, dev.turn, TAKEN)
-            place, taken, _, event, _, sectors, segments, _ = dev.turn.tolist()
+            place, taken, _, event, _, sectors, segments, *_ = dev.turn.tolist()
             if effect == effects.BROKEN:
                 raise PeerFault(BROKEN_REASONS[int(dev.back["broken"][0])])
             if taken:
