@@ -4,7 +4,6 @@ Owns: the memory that stands for each domain's, the order of a run, and its coun
 the real ones, and the handshake, which has a clock of its own: the load begins at 0.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, cast
@@ -24,8 +23,8 @@ from common.hypercall_gate import no_gate
 from common.machine_memory import STATS
 from common.spinning import new_spin
 from common.xenbus import CLOSED, CONNECTED
-from frontend.blkfront_info import PER_REQUEST
-from frontend.load import new_load
+from frontend.blkfront_info import BLKFRONT, PER_REQUEST
+from frontend.load import LOAD, new_load
 from frontend.stepper import run
 from frontend.vbd import BUFFER_FRAME, FrontendVbd
 from hypervisor.cpus import POLICIES
@@ -87,7 +86,12 @@ class Machine:
         self.lock = FlushLock(self.env, costs, era.byte_lock, seed)
         self.memory = Memory(self.env, costs)
         self.pool = RequestPool(self.env, era.requests_max)
-        self._run: Callable[..., int] | None = None  # the compiled loop, once for all
+        # Both ends' rings and the guests' loads, by domid.
+        self._fronts = BLKFRONT.rows(self.arena, config.guests + 1)
+        self._jobs = LOAD.rows(self.arena, config.guests + 1)
+        self._backs = BLKBACK.rows(self.arena, config.guests + 1)
+        self._run = direct(run, self._fronts, self._jobs, 0, 0, 0)
+        self._work = direct(work, self._backs, 0, 0, 0)
         self._boot(trace or Trace())
         self.booted = self.counts()
         self._disks = {domid: self._connect(domid) for domid in self.domids}
@@ -167,8 +171,6 @@ class Machine:
         for cpu in self.cpus[:nr]:
             cpu.pin(dirty, running)
         self.world = World(self.hypervisor)
-        self._rings = BLKBACK.rows(self.arena, config.guests)
-        self._work = direct(work, self._rings, 0, 0, 0)
         hole = self.arena.array(abi.XEN_PAGE_SIZE, np.uint8)
         hole[:] = 0xA5
         self.dom0 = Dom0(
@@ -225,7 +227,8 @@ class Machine:
         versions = arena.array(config.disk_sectors, np.uint32)
         counted = (versions, stats["latency"][0], domid, 0)
         job = new_load(arena, own_plan, front, *counted, real_time=False)
-        self._run = self._run or direct(run, front, job, 0, 0)
+        BLKFRONT.write(self._fronts[domid], front)
+        LOAD.write(self._jobs[domid], job)
         guest = Guest(
             self.cpus[config.guest_cpu(domid)],
             domid,
@@ -233,7 +236,7 @@ class Machine:
             plan.seed,
             front,
             job,
-            self._run,
+            partial(self._run, self._fronts, self._jobs, domid),
             self.memory,
             self.dom0.trace,
         )
@@ -269,8 +272,8 @@ class Machine:
             cpu=vcpu,
             notes_wakes=True,
         )
-        BLKBACK.write(self._rings[domid - 1], dev)
-        loop = partial(self._work, self._rings, domid - 1, FOR_EVER)
+        BLKBACK.write(self._backs[domid], dev)
+        loop = partial(self._work, self._backs, domid, FOR_EVER)
         given = (self.costs, config.plan.seed, dev, loop, self.dom0)
         return BackendThread(self.cpus[vcpu], domid, *given)
 
