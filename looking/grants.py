@@ -6,6 +6,7 @@ entry half made.
 Source: Xen's `grant_table.h`; `hypervisor/maptrack.py`.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -69,7 +70,7 @@ class Maptrack(NamedTuple):
         return f"{len(rows)} mappings\n{_shortened(columns, rows, 'nothing is mapped')}"
 
 
-def _shortened(head: tuple[str, ...], rows: list[tuple[object, ...]], nothing: str) -> str:
+def _shortened(head: tuple[str, ...], rows: Sequence[tuple[object, ...]], nothing: str) -> str:
     text = table(head, rows[:SHOWN_MAX], nothing)
     more = len(rows) - SHOWN_MAX
     return f"{text}\n... and {more} more" if more > 0 else text

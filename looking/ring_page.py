@@ -37,12 +37,12 @@ INDEX_MASK: Final = 0xFFFFFFFF
 
 
 class Slot(NamedTuple):
-    """index: the free-running one that wrote it (None: nobody has); what: REQUEST, RESPONSE or
+    """ring_index: the free-running one that wrote it (None: nobody has); what: REQUEST, RESPONSE or
     UNUSED; segments: (gref, first_sect, last_sect) of a request's."""
 
     number: int
     what: str
-    index: int | None = None
+    ring_index: int | None = None
     id: int = 0
     operation: str = ""
     sector: int | None = None
@@ -132,5 +132,5 @@ def _row(slot: Slot) -> tuple[object, ...]:
     segments = " ".join(f"{gref}[{first}-{last}]" for gref, first, last in slot.segments)
     sector = "" if slot.sector is None else slot.sector
     return (
-        slot.number, slot.index, slot.what, slot.id, slot.operation, sector, slot.status, segments
+        slot.number, slot.ring_index, slot.what, slot.id, slot.operation, sector, slot.status, segments
     )  # fmt: skip

@@ -31,7 +31,7 @@ class Node(NamedTuple):
 class Tree(NamedTuple):
     """nodes: in the order of their grefs; a node's parent is a place there. torn: a link failed."""
 
-    count: int
+    nr_nodes: int
     cap: int
     in_flight: int
     nodes: tuple[Node, ...]
@@ -44,7 +44,7 @@ class Tree(NamedTuple):
 
     def __str__(self) -> str:
         head = (
-            f"{self.count} of at most {self.cap} grants are kept, {self.in_flight} are in flight;"
+            f"{self.nr_nodes} of at most {self.cap} grants are kept, {self.in_flight} are in flight;"
             f" {self.height} levels"
         )
         lines = [head, *(["it changed while it was copied"] if self.torn else [])]

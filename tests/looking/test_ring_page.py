@@ -23,7 +23,7 @@ def test_a_request_that_waits_is_shown_with_its_segments() -> None:
     decoded = ring_page(page_of(pair))
     assert (decoded.req_prod, decoded.rsp_prod, decoded.outstanding) == (1, 0, 1)
     slot = decoded.slots[0]
-    assert (slot.what, slot.index, slot.id, slot.operation, slot.sector) == (
+    assert (slot.what, slot.ring_index, slot.id, slot.operation, slot.sector) == (
         REQUEST, 0, 5, "READ", 40,
     )  # fmt: skip
     assert slot.segments == ((9, 0, 7), (12, 2, 3))
@@ -48,11 +48,11 @@ def test_each_slot_is_its_last_writers_whatever_the_indices(start: int, outstand
     assert decoded.outstanding == outstanding
     requests = [slot for slot in decoded.slots if slot.what == REQUEST]
     expected = [(start + ahead) % (1 << 32) for ahead in range(outstanding)]
-    assert sorted(slot.index or 0 for slot in requests) == sorted(expected)
+    assert sorted(slot.ring_index or 0 for slot in requests) == sorted(expected)
     answered = [slot for slot in decoded.slots if slot.what == RESPONSE]
     assert len(answered) == 32 - outstanding
     for slot in decoded.slots:
-        assert slot.index is not None and slot.index % 32 == slot.number
+        assert slot.ring_index is not None and slot.ring_index % 32 == slot.number
 
 
 def test_a_ring_that_nothing_was_put_on_has_no_used_slot() -> None:

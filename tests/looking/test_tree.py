@@ -21,7 +21,7 @@ def test_all_nodes_are_there_in_the_order_of_their_grefs(count: int) -> None:
     decoded = tree(*kept(grefs))
     assert [node.gref for node in decoded.nodes] == sorted(grefs)
     assert [node.rank for node in decoded.nodes] == list(range(count))
-    assert (decoded.count, decoded.cap, decoded.torn) == (count, 352, False)
+    assert (decoded.nr_nodes, decoded.cap, decoded.torn) == (count, 352, False)
     for node in decoded.nodes:
         assert grefs[node.handle] == node.gref and node.host_addr == 4096 * (node.handle + 1)
 
