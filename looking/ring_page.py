@@ -131,6 +131,5 @@ def _named(names: dict[int, str], value: int) -> str:
 def _row(slot: Slot) -> tuple[object, ...]:
     segments = " ".join(f"{gref}[{first}-{last}]" for gref, first, last in slot.segments)
     sector = "" if slot.sector is None else slot.sector
-    return (
-        slot.number, slot.ring_index, slot.what, slot.id, slot.operation, sector, slot.status, segments
-    )  # fmt: skip
+    name = (slot.number, slot.ring_index, slot.what, slot.id, slot.operation)
+    return (*name, sector, slot.status, segments)

@@ -44,7 +44,7 @@ class Tree(NamedTuple):
 
     def __str__(self) -> str:
         head = (
-            f"{self.nr_nodes} of at most {self.cap} grants are kept, {self.in_flight} are in flight;"
+            f"{self.nr_nodes} of at most {self.cap} grants are kept, {self.in_flight} in flight;"
             f" {self.height} levels"
         )
         lines = [head, *(["it changed while it was copied"] if self.torn else [])]

@@ -52,7 +52,7 @@ def test_it_is_drawn_on_its_side() -> None:
     erase(head, nodes, find(head, nodes, 1))
     get(head, nodes, 4)
     assert str(tree(head, nodes)).splitlines() == [
-        "3 of at most 352 grants are kept, 1 are in flight; 2 levels",
+        "3 of at most 352 grants are kept, 1 in flight; 2 levels",
         "/-- 2 black",
         "3 black",
         "\\-- 4 black in flight",
