@@ -13,12 +13,12 @@ from typing import Final
 
 import numpy as np
 
-from common.abi import HYPERVISOR_DOMCTL, XEN_PAGE_SIZE
+from common.abi import HYPERVISOR_DOMCTL
 from common.event_channel import events_dir
 from common.hypercall import DOMCTL_CREATEDOMAIN, DOMCTL_DOMAIN, Hypercalls
 from common.machine_memory import MachineMemory, stats_of
 from common.xenstore import XenStoreClient
-from frontend.vbd import BUFFER_FRAME
+from frontend.frames import grant_frames, ram_frames
 from machine.broker import BrokerConfig
 from machine.connection import BackendOptions, bounce_frame_of
 from machine.guest_config import GuestConfig
@@ -27,7 +27,6 @@ from toolstack.guest_stats import GuestStats
 from toolstack.settings import Settings
 from toolstack.supervisor import Supervisor
 
-GRANT_FRAMES: Final = 4  # Linux asks for this many at boot: 2,048 grefs
 ANSWER_TIMEOUT_S: Final = 60.0
 
 
@@ -72,9 +71,10 @@ class Builder:
     def create_domain(self, domid: int) -> list[int]:
         """Make a domain, and have xenstored know it; what its process is to be born with."""
         order = np.zeros(1, DOMCTL_DOMAIN)
-        order["domid"], order["nr_vcpus"], order["grant_frames"] = domid, 1, GRANT_FRAMES
-        buffer_frames = self._topology.buffer_mib * (1 << 20) // XEN_PAGE_SIZE
-        order["ram_frames"] = BUFFER_FRAME + buffer_frames
+        nr_disks = len(self._topology.disks_of(domid))
+        order["domid"], order["nr_vcpus"] = domid, 1
+        order["grant_frames"] = grant_frames(nr_disks)
+        order["ram_frames"] = ram_frames(nr_disks, self._topology.buffer_frames)
         rc, descriptors = self._hypercalls.call_for_descriptors(
             HYPERVISOR_DOMCTL, DOMCTL_CREATEDOMAIN, order
         )

@@ -9,13 +9,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from common.histogram import BUCKETS
 from common.machine_memory import STATS
 
 GROWTH_MAX: Final = 1 << 48  # of any word between two readings: bytes, at 100 GB/s, in an hour
 
 
 class Reading(NamedTuple):
-    """counters: FRONTEND_COUNTERS (1,); latency: u64 (BUCKETS,): copies."""
+    """counters: FRONTEND_COUNTERS (disks,); latency: u64 (disks, BUCKETS): copies."""
 
     counters: np.ndarray
     latency: np.ndarray
@@ -38,4 +39,6 @@ class GuestStats:
         if not self.suspect:
             self._believed = words
         believed = self._believed.copy().view(STATS)
-        return Reading(believed["counters"].copy(), believed["latency"][0].copy())
+        return Reading(
+            believed["counters"].reshape(-1).copy(), believed["latency"].reshape(-1, BUCKETS).copy()
+        )
