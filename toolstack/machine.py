@@ -23,10 +23,12 @@ from toolstack.birth import Builder
 from toolstack.cpu_time import CpuTime
 from toolstack.crew import Crew
 from toolstack.disk import GuestDisk
+from toolstack.disks import device_of
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.guest_stats import GuestStats
 from toolstack.latecomers import Latecomers
 from toolstack.loadspec import LoadSpec
+from toolstack.look import View, look
 from toolstack.results import counters
 from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot, host_tlb_shootdowns
@@ -194,6 +196,11 @@ class Machine:
         """
         with self._blamed():
             yield from self._crew.load(spec, every_s, self.snapshot)
+
+    def look(self, domid: int, vdev: str = "xvda") -> View:
+        """What lies in memory for a guest's disk now: see `toolstack/look.py`."""
+        with self._blamed():
+            return look(self._memory, self._store, self.ask, domid, device_of(vdev))
 
     # --- guests that come and go ------------------------------------------------------------
 
