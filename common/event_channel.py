@@ -21,6 +21,7 @@ import numpy as np
 from common.abi import SHARED_INFO
 from common.atomics import fetch_and, fetch_or, load_acquire
 from common.compiled import kernel
+from common.rows import Layout
 from common.wakeups import Carrier
 
 FRUITLESS_MAX: Final = 2  # wake-ups of one wait that came without an event (XSA-332)
@@ -37,6 +38,11 @@ class EventWords(NamedTuple):
     far_pending: np.ndarray
     far_mask: np.ndarray
     port: np.ndarray
+
+
+EVENT_WORDS: Final = Layout(
+    EventWords, pending=np.uint64, far_pending=np.uint64, far_mask=np.uint64, port=np.int64
+)
 
 
 @kernel

@@ -11,7 +11,7 @@ from common.atomics import load_acquire
 from common.compiled import part
 from common.event_channel import become_pending, clear_pending, is_masked
 from common.spinning import spin_until_changed, spins
-from common.steps import AGAIN, EVENT, NEXT, NONE, ON, WOKE
+from common.steps import AGAIN, COMPANY, EVENT, NEXT, NONE, ON, WOKE
 
 # A ring's end: a Blkfront or a Blkback, whose words, half, turn, events and spin are used.
 End = Any
@@ -50,10 +50,15 @@ def read_mask(end: End, notes_wakes: int) -> int:
 
 @part
 def watch(end: End, peer: int) -> int:
-    """WATCH: AGAIN once the peer has produced something, ON if it does not pay to look longer."""
+    """WATCH: AGAIN once the peer has produced something, ON if it does not pay to look longer.
+
+    In company whose turn it is has looked for as long as it pays, at all rings together.
+    """
     seen = end.half[0].cons
     if load_acquire(end.words, peer) != seen:
         return AGAIN
+    if end.turn[COMPANY] != 0:
+        return ON
     return AGAIN if spin_until_changed(end.words, peer, seen, end.spin) else ON
 
 

@@ -56,12 +56,17 @@ SPIN: Final = np.dtype(
         ("patience_max_ns", "<i8"),
         ("company_until_ns", "<i8"),
         ("own_slice_ns", "<i8"),  # what to go back to, while `short`
+        # Of the spin that goes on.
+        ("started_ns", "<i8"),
+        ("now_ns", "<i8"),
+        ("patient_since_ns", "<i8"),
         ("timespec", "<i8", (2,)),  # scratch of the clock
         ("attr", "<u8", (ATTR_WORDS,)),  # scratch of the slice
         ("sleeps_owed", "<u4"),  # how often to sleep before the next yield
         ("sleeps_next", "<u4"),  # the same, after the next stranger
         ("adaptive", "<u4"),
         ("short", "<u4"),  # its slices are
+        ("yields", "<u4"),  # of the spin that goes on
     ]
 )
 
@@ -150,6 +155,44 @@ def _changes(words: np.ndarray, index: int, seen: int, looks: int) -> bool:
 
 
 @kernel
+def begin_spin(spin: np.ndarray) -> None:
+    """A spin begins."""
+    state = spin[0]
+    state.now_ns = monotonic_ns(state.timespec)
+    state.started_ns = state.patient_since_ns = state.now_ns
+    state.yields = np.uint32(0)
+
+
+@kernel
+def looks_a_turn(spin: np.ndarray) -> int:
+    """How often to look before `goes_on` is asked."""
+    return LOOKS_A_TURN if spin[0].patience_ns > 0 else 1
+
+
+@kernel
+def goes_on(spin: np.ndarray) -> bool:
+    """After looks that saw nothing: learn, let others run if it is time for that; False if it is
+    time to sleep.
+    """
+    state = spin[0]
+    before_ns, now_ns = state.now_ns, monotonic_ns(state.timespec)
+    if now_ns - before_ns >= PREEMPTED_NS:
+        was_away(spin, now_ns - before_ns, now_ns)
+    if now_ns - state.patient_since_ns >= state.patience_ns:
+        if must_sleep(spin):
+            return False
+        _sched_yield()
+        before_ns, now_ns = now_ns, monotonic_ns(state.timespec)
+        was_away(spin, now_ns - before_ns, now_ns)
+        _fit_slice(spin, now_ns)
+        state.patient_since_ns = now_ns
+        state.yields += np.uint32(1)
+    state.now_ns = now_ns
+    spent = now_ns - state.started_ns >= state.limit_ns
+    return not (spent and (state.yields >= YIELDS_MIN or state.patience_ns > 0))
+
+
+@kernel
 def spin_until_changed(words: np.ndarray, index: int, seen: int, spin: np.ndarray) -> bool:
     """Look at `words[index]` until it is not `seen`; False if it is time to sleep.
 
@@ -157,27 +200,11 @@ def spin_until_changed(words: np.ndarray, index: int, seen: int, spin: np.ndarra
     """
     if not spins(spin):
         return False
-    state = spin[0]
-    started_ns = now_ns = patient_since_ns = monotonic_ns(state.timespec)
-    yields = 0
-    while True:
-        if _changes(words, index, seen, LOOKS_A_TURN if state.patience_ns > 0 else 1):
-            return True
-        before_ns, now_ns = now_ns, monotonic_ns(state.timespec)
-        if now_ns - before_ns >= PREEMPTED_NS:
-            was_away(spin, now_ns - before_ns, now_ns)
-        if now_ns - patient_since_ns >= state.patience_ns:
-            if must_sleep(spin):
-                return False
-            _sched_yield()
-            before_ns, now_ns = now_ns, monotonic_ns(state.timespec)
-            was_away(spin, now_ns - before_ns, now_ns)
-            _fit_slice(spin, now_ns)
-            patient_since_ns = now_ns
-            yields += 1
-        spent = now_ns - started_ns >= state.limit_ns
-        if spent and (yields >= YIELDS_MIN or state.patience_ns > 0):
+    begin_spin(spin)
+    while not _changes(words, index, seen, looks_a_turn(spin)):
+        if not goes_on(spin):
             return _changes(words, index, seen, 1)
+    return True
 
 
 def slept(spin: np.ndarray, slept_ns: int) -> None:

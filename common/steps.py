@@ -41,7 +41,8 @@ WOKE: Final = 4  # the far end's event has become pending, unmasked
 SECTORS: Final = 5  # of the requests taken
 SEGMENTS: Final = 6  # of the requests taken
 LOOKS_LEFT: Final = 7  # at the ring, before the driver wants to look at the outside world
-TURN_WORDS: Final = 8
+COMPANY: Final = 8  # not 0: other rings have their turns on this thread (`common/turns.py`)
+TURN_WORDS: Final = 9
 
 Then = int | tuple[int, int]  # a step, or a step and an effect (`common/effects.py`) before it
 

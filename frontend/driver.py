@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from common import effects
+from common.arena import Arena
 from common.compiled import direct
 from common.event_channel import EventChannel
 from common.faults import PeerFault
 from common.spinning import slept
-from frontend.blkfront_info import BROKEN_REASONS, Blkfront
-from frontend.load import Load
+from frontend.blkfront_info import BLKFRONT, BROKEN_REASONS, Blkfront
+from frontend.load import LOAD, Load
 from frontend.stepper import LOOKS_PER_SLICE, run
 
 
@@ -24,6 +25,9 @@ class Driver:
     def __init__(self, dev: Blkfront, channel: EventChannel) -> None:
         self.dev = dev
         self.channel = channel
+        arena = Arena()
+        self._rings, self._jobs = BLKFRONT.rows(arena, 1), LOAD.rows(arena, 1)
+        BLKFRONT.write(self._rings[0], dev)
 
     def run(self, job: Load, keep_going: Callable[[], None], others: Sequence[int]) -> None:
         """Run `job` until it is DONE, doing what its effects ask for.
@@ -31,8 +35,10 @@ class Driver:
         `keep_going` is called between slices and sleeps, and may raise to end it; a sleep ends when
         one of `others` (descriptors) becomes readable. Raises PeerFault.
         """
-        run_job = direct(run, self.dev, job, 0, 0)
-        while (effect := run_job(self.dev, job, LOOKS_PER_SLICE, 0)) != effects.DONE:
+        LOAD.write(self._jobs[0], job)
+        rows = self._rings, self._jobs, 0
+        run_job = direct(run, *rows, 0, 0)
+        while (effect := run_job(*rows, LOOKS_PER_SLICE, 0)) != effects.DONE:
             if effect == effects.WAKE:
                 self.channel.wake_far_end()
             elif effect == effects.WAIT:

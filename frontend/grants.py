@@ -25,6 +25,7 @@ from common.abi import (
 from common.arena import Arena
 from common.atomics import cmpxchg, load_acquire, store_release
 from common.compiled import kernel
+from common.rows import Layout
 
 NO_GREF: Final = 0  # reserved, so never given out
 END_ACCESS_TRIES: Final = 5  # only the hypervisor can race us, and only to set or clear two bits
@@ -38,6 +39,9 @@ class Grants(NamedTuple):
     entries: np.ndarray
     next: np.ndarray
     list: np.ndarray
+
+
+GRANTS: Final = Layout(Grants, entries=np.uint32, next=np.uint32, list=GRANT_LIST)
 
 
 def new_grants(arena: Arena, frames: np.ndarray) -> Grants:

@@ -5,13 +5,15 @@ Owns: which function a step of `frontend/steps.py` is, and the loop.
 
 from typing import Final
 
+import numpy as np
+
 from common import notifying
 from common.compiled import kernel, part
 from common.ring import RSP
 from common.steps import LOOKS_LEFT, NO_STEP, ON, STEP, follow, leave, mask_of
 from frontend import blkfront, responses, steps
-from frontend.blkfront_info import Blkfront
-from frontend.load import STALE, Load, turn
+from frontend.blkfront_info import BLKFRONT, Blkfront
+from frontend.load import LOAD, STALE, turn
 
 LOOKS_PER_SLICE: Final = 20_000  # at the ring: as many I/Os, or more
 USUAL: Final = mask_of(
@@ -20,12 +22,17 @@ USUAL: Final = mask_of(
 )  # fmt: skip
 
 
-@kernel
-def run(dev: Blkfront, job: Load, looks: int, stops: int) -> int:
-    """Run `job` on `dev` for at most so many looks at the ring; returns the first effect.
+_ring_of, _job_of = BLKFRONT.view, LOAD.view
 
-    stops: a set of steps (`common.steps.mask_of`): before one of them, but for the first, STOP.
+
+@kernel
+def run(rings: np.ndarray, jobs: np.ndarray, ring: int, looks: int, stops: int) -> int:
+    """Run the job of ring number `ring` for at most so many looks at it; returns the first effect.
+
+    rings, jobs: rows of BLKFRONT and LOAD (i64), by ring number; stops: a set of steps
+    (`common.steps.mask_of`): before one of them, but for the first, STOP.
     """
+    dev, job = _ring_of(rings, ring), _job_of(jobs, ring)
     dev.turn[LOOKS_LEFT] = looks
     job.clock[STALE] = 1
     at = dev.turn[STEP]

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
-from backend.blkback import begin_close
+from backend.blkback import BLKBACK, Blkback, begin_close
 from backend.doors import called_for
 from backend.persistent_grants import check
 from backend.ring_thread import RingThread
@@ -33,10 +33,10 @@ from common.spinning import new_spin
 from common.steps import ANY_STEP, STEP, mask_of
 from common.u32 import u32_add, u32_sub
 from frontend.blkfront import end_every_access, enqueue
-from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
+from frontend.blkfront_info import BLKFRONT, PER_REQUEST, PERSISTENT, REUSE, Blkfront
 from frontend.driver import Driver
 from frontend.grants import grant_access
-from frontend.load import no_load
+from frontend.load import LOAD, Load, no_load
 from frontend.stepper import run
 from frontend.steps import PHASES as FRONT_PHASES
 from frontend.vbd import POOL_FRAME
@@ -162,6 +162,7 @@ class Pair:
         self.hole[:] = 0xA5
         stats, port = arena.array(1, STATS), np.array([PORT])
         self.latency, self.spin = stats["latency"][0], new_spin(adaptive=False)
+        self._fronts, self._jobs = BLKFRONT.rows(arena, 1), LOAD.rows(arena, 1)
         self.front = build_front(
             arena,
             self.ram,
@@ -179,6 +180,7 @@ class Pair:
         if self.copies:
             reach = own_frames(nr_slots, self.dom0_ram, BOUNCE_FRAME)
         self._empty = reach.page_table.copy()
+        self.rings = BLKBACK.rows(arena, 1)
         self.back = build_back(
             arena,
             self.ring_page,
@@ -199,10 +201,35 @@ class Pair:
         self.hands = RingThread(self.back, self.store, none, none, none, none)
         self.driver = Driver(self.front, cast(Any, _Channel(self)))
         self.queued = no_load(arena)
+        self.front_job = self.queued
         self.hypercalls: list[tuple[str, int]] = []  # "map", "unmap" or "copy", how many operations
         self.breaks = 0  # times the backend said BROKEN
 
     # --- the guest --------------------------------------------------------------------------
+
+    @property
+    def front(self) -> Blkfront:
+        """blkfront's end."""
+        return self._front
+
+    @front.setter
+    def front(self, front: Blkfront) -> None:
+        self._front = front
+        BLKFRONT.write(self._fronts[0], front)
+
+    @property
+    def front_job(self) -> Load:
+        """What `front_run` runs: at first what is queued by hand."""
+        return self._front_job
+
+    @front_job.setter
+    def front_job(self, job: Load) -> None:
+        self._front_job = job
+        LOAD.write(self._jobs[0], job)
+
+    def front_run(self, stops: int, looks: int = LOOKS_MAX) -> int:
+        """The guest's loop for once; its effect."""
+        return int(run(self._fronts, self._jobs, 0, looks, stops))
 
     def buffer(self, io: int) -> np.ndarray:
         """The bytes that I/O `io` moves."""
@@ -228,12 +255,12 @@ class Pair:
 
     def front_until(self, *stops: int) -> int:
         """The guest's loop for once, at most to one of `stops`; its effect."""
-        return int(run(self.front, self.queued, LOOKS_MAX, mask_of(*stops)))
+        return self.front_run(mask_of(*stops))
 
     def front_step(self) -> str:
         """One phase of blkfront; which it was."""
         step = int(self.front.turn[STEP])
-        run(self.front, self.queued, LOOKS_MAX, ANY_STEP)
+        self.front_run(ANY_STEP)
         return FRONT_PHASES[step].name
 
     def write(self, sector: int, data: bytes) -> int:
@@ -290,6 +317,16 @@ class Pair:
 
     # --- dom0 -------------------------------------------------------------------------------
 
+    @property
+    def back(self) -> Blkback:
+        """The backend's end, which row 0 of `rings` leads to."""
+        return self._back
+
+    @back.setter
+    def back(self, dev: Blkback) -> None:
+        self._back = dev
+        BLKBACK.write(self.rings[0], dev)
+
     def serve(self) -> None:
         """If it has an event, the backend works until it sleeps, or says the ring is broken."""
         if not clear_pending(self.back_events[0], PORT):
@@ -301,7 +338,7 @@ class Pair:
 
     def back_until(self, *stops: int) -> int:
         """The backend's loop for once, at most to one of `stops`; its effect, already done."""
-        effect = int(work(self.back, LOOKS_MAX, mask_of(*stops)))
+        effect = int(work(self.rings, 0, LOOKS_MAX, mask_of(*stops)))
         self.do(effect)
         return effect
 
@@ -315,7 +352,7 @@ class Pair:
     def back_step(self) -> str:
         """One phase of blkback, and what it asks for done; which it was."""
         step = int(self.back.turn[STEP])
-        self.do(int(work(self.back, LOOKS_MAX, ANY_STEP)))
+        self.do(int(work(self.rings, 0, LOOKS_MAX, ANY_STEP)))
         return BACK_PHASES[step].name
 
     def batch(self) -> Iterator[str]:

@@ -7,7 +7,7 @@ born with its compiled code in place and shares those pages with the others.
 import numpy as np
 
 from backend import phases
-from backend.blkback import begin_close
+from backend.blkback import BLKBACK, begin_close
 from backend.doors import called_for
 from backend.foreign_memory import map_granted, unmap_slots
 from backend.stores import RamStore
@@ -32,10 +32,10 @@ from common.hypercall_gate import PENDING, call, collect, gate_bytes, new_gate, 
 from common.machine_memory import STATS
 from common.spinning import new_spin
 from frontend.blkfront import end_every_access
-from frontend.blkfront_info import PER_REQUEST, PERSISTENT
+from frontend.blkfront_info import BLKFRONT, PER_REQUEST, PERSISTENT
 from frontend.block_device import _enqueue_first
 from frontend.grants import end_access, grant_access
-from frontend.load import Load, LoadPlan, new_load, no_load
+from frontend.load import LOAD, Load, LoadPlan, new_load, no_load
 from frontend.stepper import run
 from frontend.vbd import POOL_FRAME
 from hypervisor.gate_server import GateServer
@@ -79,6 +79,8 @@ class _TinyMachine:
             pool_pages=POOL_PAGES,
         )
         lay_out_buffers(self.front, POOL_FRAME + POOL_PAGES, 2)
+        self._rings, self._jobs = BLKFRONT.rows(arena, 1), LOAD.rows(arena, 1)
+        BLKFRONT.write(self._rings[0], self.front)
         self.store = RamStore(DISK_SECTORS, huge_pages=False)
         self.back = build_back(
             arena,
@@ -93,12 +95,15 @@ class _TinyMachine:
             remote_domid=1,
             max_persistent_grants=KEPT,
         )
+        self.rings = BLKBACK.rows(arena, 1)
+        BLKBACK.write(self.rings[0], self.back)
         machine.host["dirty"][0, 0] = 1
 
     def run(self, job: Load) -> None:
         """Both ends in turn, until the job is done."""
+        LOAD.write(self._jobs[0], job)
         for _ in range(ROUNDS_MAX):
-            if run(self.front, job, LOOKS, 0) == effects.DONE:
+            if run(self._rings, self._jobs, 0, LOOKS, 0) == effects.DONE:
                 return
             self.serve(effects.WAIT)
         raise WarmUpError("I/Os never end")
@@ -106,7 +111,7 @@ class _TinyMachine:
     def serve(self, until: int) -> None:
         """Let the back work until the effect `until`."""
         for _ in range(ROUNDS_MAX):
-            effect = work(self.back, LOOKS, 0)
+            effect = work(self.rings, 0, LOOKS, 0)
             if effect == until:
                 return
             if effect == effects.HYPERCALL:

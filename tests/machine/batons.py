@@ -18,7 +18,6 @@ from common.event_channel import clear_pending
 from common.steps import ANY_STEP
 from frontend import driver
 from frontend.load import Load
-from frontend.stepper import run
 from tests.pair import LOOKS_MAX, PORT, Pair
 
 FRONT: Final = 0
@@ -55,10 +54,11 @@ class Batons:
             Vcpu(0, words[:1], words[1:]),
             lambda _: None,
         )
-        hands._work = self._stepped(BACK, lambda dev: int(work(dev, LOOKS_MAX, ANY_STEP)))
+        hands._work = self._stepped(BACK, lambda rings: int(work(rings, 0, LOOKS_MAX, ANY_STEP)))
         thread = threading.Thread(target=self._serve, args=(hands,))
         thread.start()
-        stepped = self._stepped(FRONT, lambda dev: int(run(dev, job, LOOKS_MAX, ANY_STEP)))
+        pair.front_job = job
+        stepped = self._stepped(FRONT, lambda _: pair.front_run(ANY_STEP))
         front = driver.Driver(pair.front, cast(Any, _Channel(self, FRONT)))
         try:
             driver.direct, real = lambda *_: stepped, driver.direct  # type: ignore[assignment]

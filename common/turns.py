@@ -1,0 +1,241 @@
+"""One thread that serves many rings: whose turn it is, and when it may sleep.
+
+Owns: the turns, alike for a guest's vCPU, with all its disks, and for one of dom0's, with all its
+rings. What is done in a turn is the end's compiled loop's, which is run for one ring after the
+other (`frontend/stepper.py:serve`, `backend/worker.py:serve`).
+Rules
+1. A ring that has something to do has a turn, of so many looks at it, in every round.
+2. A ring that has nothing is watched, with all others of that kind, while the thread has others to
+   serve, and after that for as long as it pays (`common/spinning.py`). Only then is each asked to
+   arm and to look again; and the thread sleeps when every one of them sleeps.
+3. A ring that sleeps is woken by its pending bit, which is looked at in every round.
+4. A slice is bounded in time: then the outside world is looked at.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from common.arena import Arena
+from common.atomics import load_acquire, pause
+from common.clock import monotonic_ns
+from common.compiled import kernel
+from common.effects import SLICE, STOP, WAIT
+from common.event_channel import clear_pending
+from common.ring import RING_HALF
+from common.rows import Layout
+from common.spinning import begin_spin, goes_on, looks_a_turn, spins
+from common.steps import COMPANY
+
+SLICE_NS: Final = 2_000_000
+LOOKS_A_TURN: Final = 256  # at the ring: as many requests, or more
+
+# What `next_ring` returns when it is no ring's turn.
+ASLEEP: Final = -1  # all are armed, and have nothing
+SLICE_OVER: Final = -2
+NOBODY: Final = -3
+
+# Of a ring.
+READY: Final = 0
+WATCHED: Final = 1  # it has nothing, and has not armed
+SLEEPING: Final = 2
+
+RING_BITS: Final = 16  # of what `serve` returns: the effect is above
+
+TURNS: Final = np.dtype(
+    [
+        ("until_ns", "<i8"),
+        ("timespec", "<i8", (2,)),  # scratch of the clock
+        ("peer", "<i4"),  # which producer of a ring is the peer's: `common/ring.py`
+        ("count", "<i4"),
+        ("place", "<i4"),  # in `order`: who had the last turn
+        ("pad", "<i4"),
+    ]
+)
+
+
+class End(NamedTuple):
+    """What is looked at of a ring: some of a Blkfront's or a Blkback's arrays."""
+
+    words: np.ndarray
+    half: np.ndarray
+    turn: np.ndarray
+    pending: np.ndarray
+    port: np.ndarray
+
+
+END: Final = Layout(
+    End, words=np.uint32, half=RING_HALF, turn=np.int64, pending=np.uint64, port=np.int64
+)
+end_of = END.view
+
+
+class Turns(NamedTuple):
+    """head: TURNS (1,); order: i32, the numbers of the rings that have turns, `head.count` of them;
+    state: u8 by ring; ends: END's rows by ring; spin: SPIN (1,), the thread's.
+    """
+
+    head: np.ndarray
+    order: np.ndarray
+    state: np.ndarray
+    ends: np.ndarray
+    spin: np.ndarray
+
+
+def new_turns(arena: Arena, rings_max: int, peer: int, spin: np.ndarray) -> Turns:
+    """For rings with the numbers 0 to `rings_max - 1`, none of which has turns yet.
+
+    peer: the producer that is waited for, REQ or RSP; spin: the thread's, and its rings'.
+    """
+    head = arena.array(1, TURNS)
+    head["peer"] = peer
+    return Turns(
+        head,
+        arena.array(rings_max, np.int32),
+        arena.array(rings_max, np.uint8),
+        END.rows(arena, rings_max),
+        spin,
+    )
+
+
+def take_in(turns: Turns, ring: int, end: End) -> None:
+    """From now on `ring` has turns. Its arrays are to live while it has."""
+    count = int(turns.head["count"][0])
+    assert ring not in turns.order[:count], "it has turns"
+    END.write(turns.ends[ring], end)
+    turns.order[count], turns.state[ring] = ring, READY
+    turns.head["count"] = count + 1
+    _tell_of_company(turns)
+
+
+def leave_out(turns: Turns, ring: int) -> None:
+    """From now on it has none."""
+    count = int(turns.head["count"][0])
+    (place,) = np.flatnonzero(turns.order[:count] == ring)
+    turns.order[place : count - 1] = turns.order[place + 1 : count]
+    turns.head["count"] = count - 1
+    _tell_of_company(turns)
+
+
+def rings_of(turns: Turns) -> list[int]:
+    """The rings that have turns."""
+    return [int(ring) for ring in turns.order[: turns.head["count"][0]]]
+
+
+def make_ready(turns: Turns, ring: int) -> None:
+    """It is to have a turn, though its peer has sent no event."""
+    turns.state[ring] = READY
+
+
+def _tell_of_company(turns: Turns) -> None:
+    rings = rings_of(turns)
+    for ring in rings:
+        _tell(turns.ends, ring, int(len(rings) > 1))
+
+
+@kernel
+def _tell(ends: np.ndarray, ring: int, company: int) -> None:
+    end_of(ends, ring).turn[COMPANY] = company
+
+
+@kernel
+def begin_slice(turns: Turns) -> None:
+    """A slice begins."""
+    head = turns.head[0]
+    head.until_ns = monotonic_ns(head.timespec) + SLICE_NS
+
+
+@kernel
+def watches(turns: Turns) -> bool:
+    """Is a ring's loop to stop before it watches? Who is alone, or never spins, need not."""
+    return turns.head[0].count > 1 and spins(turns.spin)
+
+
+@kernel
+def next_ring(turns: Turns) -> np.int64:
+    """Whose turn it is; or ASLEEP, SLICE_OVER or NOBODY."""
+    head = turns.head[0]
+    if head.count == 0:
+        return np.int64(NOBODY)
+    if monotonic_ns(head.timespec) >= head.until_ns:
+        return np.int64(SLICE_OVER)
+    found = _look_round(turns)
+    if found != ASLEEP or not _any_watched(turns):
+        return found
+    begin_spin(turns.spin)
+    while found == ASLEEP and goes_on(turns.spin):
+        for _ in range(looks_a_turn(turns.spin)):
+            found = _look_round(turns)
+            if found != ASLEEP:
+                break
+            pause()
+    if found == ASLEEP:  # none of them needs to be watched any longer
+        for at in range(head.count):
+            if turns.state[turns.order[at]] == WATCHED:
+                turns.state[turns.order[at]] = np.uint8(READY)
+        found = _look_round(turns)
+    return found
+
+
+@kernel
+def _any_watched(turns: Turns) -> bool:
+    watched = 0
+    for at in range(turns.head[0].count):
+        watched += turns.state[turns.order[at]] == WATCHED
+    return watched > 0
+
+
+@kernel
+def _look_round(turns: Turns) -> np.int64:
+    """The next ring, from the one after the last, that is ready, or whose peer has done something;
+    ASLEEP if there is none.
+    """
+    head = turns.head[0]
+    for step in range(1, head.count + 1):
+        place = (head.place + step) % head.count
+        ring = np.int64(turns.order[place])
+        if turns.state[ring] == READY or _stirs(turns, ring):
+            turns.state[ring] = np.uint8(READY)
+            head.place = np.int32(place)
+            return ring
+    return np.int64(ASLEEP)
+
+
+@kernel
+def _stirs(turns: Turns, ring: int) -> bool:
+    """Is there something for a ring that is not ready?"""
+    end = end_of(turns.ends, ring)
+    if turns.state[ring] == WATCHED:
+        return load_acquire(end.words, turns.head[0].peer) != end.half[0].cons
+    return is_pending(end) and clear_pending(end.pending, end.port[0])
+
+
+@kernel
+def is_pending(end: End) -> bool:
+    """Is there an event? A load, where `clear_pending` would write."""
+    port = end.port[0]
+    return (load_acquire(end.pending, port >> 6) >> np.uint64(port & 63)) & np.uint64(1) != 0
+
+
+@kernel
+def note(turns: Turns, ring: int, effect: int) -> bool:
+    """How a ring's turn ended; True if the driver has to do something."""
+    if effect == STOP:
+        turns.state[ring] = np.uint8(WATCHED)
+    elif effect == WAIT:
+        turns.state[ring] = np.uint8(SLEEPING)
+    return effect not in (STOP, WAIT, SLICE)
+
+
+@kernel
+def any_pending(turns: Turns) -> bool:
+    """Is any ring's event pending? To be asked after its carriers are drained, before a sleep."""
+    pending = 0
+    for at in range(turns.head[0].count):
+        pending += is_pending(end_of(turns.ends, turns.order[at]))
+    return pending > 0
+
+
+def both_of(returned: int) -> tuple[int, int]:
+    """What `serve` returns: the effect, and the ring that it is of."""
+    return returned >> RING_BITS, returned & ((1 << RING_BITS) - 1)
