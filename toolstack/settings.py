@@ -12,7 +12,6 @@ from pydantic import Field, StrictBool, field_validator, model_validator
 
 from common.abi import XEN_PAGE_SIZE
 from toolstack.disks import (
-    GUESTS_MAX,
     Disk,
     DiskSpec,
     GuestSpec,
@@ -21,7 +20,7 @@ from toolstack.disks import (
     disks_of,
     guest_specs,
 )
-from toolstack.loadspec import Config, ConfigError, LoadSpec, shown, size_text
+from toolstack.loadspec import GUESTS_MAX, Config, ConfigError, LoadSpec, shown, size_text
 
 BUFFER_MIB: Final = 8
 
