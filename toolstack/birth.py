@@ -13,12 +13,12 @@ from typing import Final
 
 import numpy as np
 
-from common.abi import HYPERVISOR_DOMCTL, XEN_PAGE_SIZE
+from common.abi import HYPERVISOR_DOMCTL
 from common.event_channel import events_dir
 from common.hypercall import DOMCTL_CREATEDOMAIN, DOMCTL_DOMAIN, Hypercalls
 from common.machine_memory import MachineMemory, stats_of
 from common.xenstore import XenStoreClient
-from frontend.vbd import BUFFER_FRAME
+from frontend.frames import grant_frames, ram_frames
 from machine.broker import BrokerConfig
 from machine.connection import BackendOptions, bounce_frame_of
 from machine.guest_config import GuestConfig
@@ -27,7 +27,6 @@ from toolstack.guest_stats import GuestStats
 from toolstack.settings import Settings
 from toolstack.supervisor import Supervisor
 
-GRANT_FRAMES: Final = 4  # Linux asks for this many at boot: 2,048 grefs
 ANSWER_TIMEOUT_S: Final = 60.0
 
 
@@ -44,6 +43,7 @@ class Builder:
 
     def __init__(self, topology: Settings, supervisor: Supervisor, store_path: str) -> None:
         self._topology, self._supervisor = topology, supervisor
+        self._buffer_frames = topology.buffer_mib << 8
         self._store_path = store_path
         here, ours = _pair()
         dom0, self._dom0 = _pair()
@@ -72,9 +72,8 @@ class Builder:
     def create_domain(self, domid: int) -> list[int]:
         """Make a domain, and have xenstored know it; what its process is to be born with."""
         order = np.zeros(1, DOMCTL_DOMAIN)
-        order["domid"], order["nr_vcpus"], order["grant_frames"] = domid, 1, GRANT_FRAMES
-        buffer_frames = self._topology.buffer_mib * (1 << 20) // XEN_PAGE_SIZE
-        order["ram_frames"] = BUFFER_FRAME + buffer_frames
+        order["domid"], order["nr_vcpus"], order["grant_frames"] = domid, 1, grant_frames(1)
+        order["ram_frames"] = ram_frames(1, self._buffer_frames)
         rc, descriptors = self._hypercalls.call_for_descriptors(
             HYPERVISOR_DOMCTL, DOMCTL_CREATEDOMAIN, order
         )
@@ -117,7 +116,8 @@ class Builder:
         topology = self._topology
         config = GuestConfig(
             domid,
-            device,
+            [device],
+            self._buffer_frames,
             topology.persistent,
             topology.spin == "adaptive",
             topology.events,

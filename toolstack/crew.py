@@ -42,7 +42,9 @@ class Crew:
         deadline = None if spec.runtime_s is None else spec.runtime_s + LOAD_GRACE_S
         started = time.monotonic()
         for domid, name in self._names.items():
-            if name in running and (why := self.tell(name, "load", asdict(_plan(spec, domid)))):
+            if name in running and (
+                why := self.tell(name, "load", [[0, asdict(_plan(spec, domid))]])
+            ):
                 running.remove(name)
                 failed.append(why)
         try:

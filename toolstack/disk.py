@@ -28,13 +28,13 @@ class GuestDisk:
         """`nbytes` bytes at `offset`."""
         offset, nbytes = self._checked(offset), index(nbytes)
         pieces = _pieces(nbytes) or [(0, nbytes)]
-        return b"".join(self._bytes(n, "read", offset + at, n) for at, n in pieces)
+        return b"".join(self._bytes(n, "read", 0, offset + at, n) for at, n in pieces)
 
     def write(self, offset: int, data: bytes) -> int:
         """Write `data` at `offset`; returns how many bytes that was."""
         offset = self._checked(offset)
         for at, nbytes in _pieces(len(data)) or [(0, 0)]:
-            self._ask(self._guest, "write", offset + at, bytes(data[at : at + nbytes]))
+            self._ask(self._guest, "write", 0, offset + at, bytes(data[at : at + nbytes]))
         return len(data)
 
     def read_many(self, offsets: Sequence[int] | np.ndarray, nbytes: int) -> np.ndarray:
@@ -45,7 +45,7 @@ class GuestDisk:
             if nbytes > DATA_MAX:
                 result[rows] = np.frombuffer(self.read(chosen[0], nbytes), np.uint8)
             else:
-                read = self._bytes(len(chosen) * nbytes, "read_many", chosen, nbytes)
+                read = self._bytes(len(chosen) * nbytes, "read_many", 0, chosen, nbytes)
                 result[rows] = np.frombuffer(read, np.uint8).reshape(len(chosen), nbytes)
         return result
 
@@ -61,11 +61,11 @@ class GuestDisk:
             if data.shape[1] > DATA_MAX:
                 self.write(chosen[0], data[rows].tobytes())
             else:
-                self._ask(self._guest, "write_many", chosen, data[rows].tobytes())
+                self._ask(self._guest, "write_many", 0, chosen, data[rows].tobytes())
 
     def flush(self) -> None:
         """Return when everything written would survive."""
-        self._ask(self._guest, "flush")
+        self._ask(self._guest, "flush", 0)
 
     def _checked(self, offset: int | np.integer) -> int:
         """A plain number; what is wrong with a smaller one the guest says, as for its own users."""

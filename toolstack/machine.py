@@ -120,7 +120,8 @@ class Machine:
     def _connected(self, name: str) -> int:
         """The size that a guest says its disk has."""
         answered = self._supervisor.expect(name, ANSWER_TIMEOUT_S)
-        size = answered.get("size") if isinstance(answered, dict) else None
+        disk = answered[0] if isinstance(answered, list) and answered else None
+        size = disk.get("size") if isinstance(disk, dict) else None
         if not isinstance(size, int) or not 0 <= size <= DISK_BYTES_MAX:
             raise GuestFailed(f"{name} answered nonsense for the size of its disk")
         return size
