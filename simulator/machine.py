@@ -34,7 +34,7 @@ from hypervisor.domains import DomainMemory
 from machine.back import build_back, in_table, own_frames, slots_of
 from machine.front import channel_words, guest_disks, lay_out_buffers
 from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
-from machine.plug import plug
+from machine.plug import XVDA, plug
 from simulator.backend_thread import BackendThread, Dom0
 from simulator.config import MODES, Config
 from simulator.costs import COSTS, ERAS, Costs
@@ -212,12 +212,13 @@ class Machine:
         )
         grant_mode, keeps, _ = MODES[config.mode]
         vcpu = (domid - 1) % config.dom0_vcpus
-        self.world.serve(domid, config.disk_sectors, keeps, vcpu, partial(self._let_go, domid))
+        let_go = partial(self._let_go, domid)
+        self.world.serve((domid, XVDA), config.disk_sectors, keeps, vcpu, let_go)
         self.world.toolstack.hold(plug(domid, config.disk_sectors >> 11), lambda _: None)
-        vbd = self.world.boot(domain, grant_mode != PER_REQUEST).vbd
+        vbd = self.world.boot(domain, XVDA, grant_mode != PER_REQUEST).vbd
         self.world.rest()
         assert isinstance(vbd, FrontendVbd) and vbd.dev is not None
-        assert vbd.state == self.world.backs[domid].vbd.state == CONNECTED
+        assert vbd.state == self.world.backs[domid, XVDA].vbd.state == CONNECTED
         front = vbd.dev
         lay_out_buffers(front, vbd.first_buffer, frames_per_io)
         for page in memory.event.reshape(2, abi.XEN_PAGE_SIZE):
@@ -281,11 +282,11 @@ class Machine:
 
     def _disconnect(self, domid: int) -> None:
         """The guest unplugs its disk: both ends close, and nothing stays mapped or granted."""
-        front = self.world.fronts[domid]
+        front = self.world.fronts[domid, XVDA]
         front.tell(Leave())
         self.world.rest()
         assert isinstance(front.vbd, FrontendVbd) and front.vbd.finished
-        assert self.world.backs[domid].vbd.state == CLOSED
+        assert self.world.backs[domid, XVDA].vbd.state == CLOSED
         self._disks[domid].store.close()
 
     def _let_go(self, domid: int) -> None:
