@@ -22,6 +22,9 @@ kernel = njit(nogil=True, cache=True, forceinline=True, _nrt=False)
 # which takes half a second for each function that is given a ring's end.
 part = njit(nogil=True, cache=True, inline="always", _nrt=False)
 
+# The same for a loop over phases, which is one of its own: its caller would be compiled with it.
+whole = njit(nogil=True, cache=True, _nrt=False)
+
 
 def direct(function: Any, *example: object) -> Callable[..., Any]:
     """A kernel for arguments of the types of `example`, compiled or loaded now.

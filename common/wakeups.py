@@ -18,7 +18,7 @@ import os
 import select
 import time
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import zmq
 
@@ -32,7 +32,13 @@ DRAINS_MAX: Final = 16  # a pipe holds 64 KiB; who fills it faster than that is 
 
 
 class Carrier(Protocol):
-    """One end's way to wake the other, and to be woken."""
+    """One end's way to wake the other, and to be woken.
+
+    polled: for `new_poller`'s; hung_up: the far end is gone, and there is nothing more to poll for.
+    """
+
+    polled: Any
+    hung_up: bool
 
     def fileno(self) -> int:
         """For pollers: readable when something comes; ZeroMQ's is edge-triggered, see above."""
@@ -63,7 +69,7 @@ class PipeCarrier:
         self._from_far, self._to_far = from_far, to_far
         for fd in (from_far, to_far):
             os.set_blocking(fd, False)
-        self._hung_up = False
+        self.polled, self.hung_up = from_far, False
 
     def fileno(self) -> int:
         """The pipe that is read from."""
@@ -84,14 +90,14 @@ class PipeCarrier:
             for _ in range(DRAINS_MAX):
                 # Without a writer there will be nothing more, and poll(2) would return at once.
                 read = len(os.read(self._from_far, DRAIN_BYTES))
-                self._hung_up = read == 0
+                self.hung_up = read == 0
                 if read < DRAIN_BYTES:
                     return
 
     def sleep(self, timeout_ms: int, others: Sequence[int]) -> bool:
         """poll(2) on the pipe and `others`."""
         poller = select.poll()
-        if not self._hung_up:
+        if not self.hung_up:
             poller.register(self._from_far, select.POLLIN)
         for fd in others:
             poller.register(fd, select.POLLIN)
@@ -119,6 +125,7 @@ class ZmqCarrier:
         else:
             self._socket.connect(address)
             self.wake()  # which the far end waits for in `await_far_end`
+        self.polled, self.hung_up = self._socket, False
 
     def fileno(self) -> int:
         """Look at the socket before each sleep on it."""
@@ -162,6 +169,15 @@ class ZmqCarrier:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+def new_poller(events: Events) -> Any:
+    """For a thread that sleeps on many carriers of one kind, and on descriptors besides.
+
+    `register(polled, select.POLLIN)`, `unregister(polled)`, `poll(timeout_ms)`: those of both kinds
+    of pollers; one of ZeroMQ's looks at ZMQ_EVENTS as it should.
+    """
+    return select.poll() if events == "pipe" else zmq.Poller()
 
 
 def carrier_of(

@@ -63,6 +63,7 @@ FRONT: Final = np.dtype(
         ("status", "<i4"),  # of the response taken
         ("entry", "<u4"),  # the grant entry as it was seen
         ("tries", "<u4"),
+        ("wanted", "<u4"),  # grant entries that are waited for: `frontend/room.py`
     ],
     align=True,
 )

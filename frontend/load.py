@@ -63,6 +63,11 @@ class LoadPlan:
     seed: int
     verify: bool
 
+    @property
+    def reads_of_100(self) -> int:
+        """How many of a hundred I/Os are reads."""
+        return {"read": 100, "write": 0}.get(self.rw.removeprefix("rand"), self.read_percent)
+
 
 class Load(NamedTuple):
     """load: LOAD_STATE (1,); versions: u32 a sector; busy: u8 a block; idle: i32, the free I/Os, a
@@ -113,7 +118,9 @@ def new_load(
     *,
     real_time: bool = True,
 ) -> Load:
-    """A load on `dev`, whose first `iodepth` I/Os have buffers; `disk` tells its patterns apart."""
+    """A load on `dev`, whose first `iodepth` I/Os have buffers; `disk` (`pattern.disk_name`) tells
+    its patterns apart.
+    """
     state = arena.array(1, LOAD_STATE)
     state["counts"], state["real_time"] = 1, real_time
     state["random"] = (plan.seed * 0x9E3779B97F4A7C15 + disk * 0xD1B54A32D192ED03) & (2**64 - 1) | 1
@@ -121,9 +128,7 @@ def new_load(
     state["nr_blocks"] = len(versions) // (plan.bs // SECTOR_SIZE)
     state["ios_left"] = 2**63 if plan.ios is None else plan.ios
     state["deadline_ns"] = 2**63 if plan.runtime_s is None else now_ns + plan.runtime_s * 1e9
-    state["read_percent"] = {"read": 100, "write": 0}.get(
-        plan.rw.removeprefix("rand"), plan.read_percent
-    )
+    state["read_percent"] = plan.reads_of_100
     state["sequential"] = not plan.rw.startswith("rand")
     state["verify"], state["disk"], state["idle_ios"] = plan.verify, disk, plan.iodepth
     for io in range(plan.iodepth):

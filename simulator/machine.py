@@ -6,7 +6,7 @@ the real ones, and the handshake, which has a clock of its own: the load begins 
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, cast
+from typing import cast
 
 import numpy as np
 import simpy
@@ -24,13 +24,15 @@ from common.machine_memory import STATS
 from common.spinning import new_spin
 from common.xenbus import CLOSED, CONNECTED
 from frontend.blkfront_info import BLKFRONT, PER_REQUEST
+from frontend.frames import grant_frames, ram_frames
 from frontend.load import LOAD, new_load
+from frontend.pattern import disk_name
 from frontend.stepper import run
-from frontend.vbd import BUFFER_FRAME, FrontendVbd
+from frontend.vbd import FrontendVbd
 from hypervisor.cpus import POLICIES
 from hypervisor.domains import DomainMemory
 from machine.back import build_back, in_table, own_frames, slots_of
-from machine.front import channel_words, guest_domain, lay_out_buffers
+from machine.front import channel_words, guest_disks, lay_out_buffers
 from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 from machine.plug import XVDA, plug
 from simulator.backend_thread import BackendThread, Dom0
@@ -43,8 +45,6 @@ from simulator.handshake import World
 from simulator.shared import Channel as BookedChannel
 from simulator.shared import Memory, RequestPool
 from simulator.trace import Trace
-
-GRANT_FRAMES: Final = 4  # Linux asks for this many at boot, as in the real runtime
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,10 @@ class Machine:
         none = np.zeros(1, STATS)
         return Counts(
             int(self.env.now),
-            {domid: stats.get(domid, none)["counters"].copy() for domid in domids},
+            {domid: stats.get(domid, none)["counters"][0, :1].copy() for domid in domids},
             {domid: host["backend"][0, domid : domid + 1].copy() for domid in domids},
             {domid: host["hypervisor"][0, domid : domid + 1].copy() for domid in domids},
-            {domid: stats.get(domid, none)["latency"][0].copy() for domid in domids},
+            {domid: stats.get(domid, none)["latency"][0, 0].copy() for domid in domids},
             host["cpus"][0, : self.config.dom0_vcpus].copy(),
             sum(sum(cpu.spent) for cpu in self.cpus),
         )
@@ -194,16 +194,18 @@ class Machine:
         """A guest and its disk, from the domain's birth until both ends are Connected."""
         config, plan, arena = self.config, self.config.plan, self.arena
         frames_per_io = -(-plan.bs // abi.XEN_PAGE_SIZE)
-        memory = domain_memory(arena, BUFFER_FRAME + plan.iodepth * frames_per_io, GRANT_FRAMES)
+        buffers = plan.iodepth * frames_per_io
+        memory = domain_memory(arena, ram_frames(1, buffers), grant_frames(1))
         build_domain(self.hypervisor, self._memory, domid, memory)
         stats, spin = arena.array(1, STATS), new_spin(adaptive=False)
         # A short run touches few blocks of each disk, and once.
         store = RamStore(config.disk_sectors, huge_pages=False)
-        domain = guest_domain(
+        (domain,) = guest_disks(
             domid,
             *memory,
-            stats["counters"],
+            stats["counters"][0],
             spin,
+            buffer_frames=buffers,
             nr_ios=plan.iodepth,
             notes_wakes=True,
             arena=arena,
@@ -212,13 +214,14 @@ class Machine:
         vcpu = (domid - 1) % config.dom0_vcpus
         let_go = partial(self._let_go, domid)
         self.world.serve((domid, XVDA), config.disk_sectors, keeps, vcpu, let_go)
-        self.world.toolstack.hold(plug(domid, config.disk_sectors >> 11), lambda _: None)
+        target = f"ram:{config.disk_sectors * abi.SECTOR_SIZE}"
+        self.world.toolstack.hold(plug(domid, target), lambda _: None)
         vbd = self.world.boot(domain, XVDA, grant_mode != PER_REQUEST).vbd
         self.world.rest()
         assert isinstance(vbd, FrontendVbd) and vbd.dev is not None
         assert vbd.state == self.world.backs[domid, XVDA].vbd.state == CONNECTED
         front = vbd.dev
-        lay_out_buffers(front, BUFFER_FRAME, frames_per_io)
+        lay_out_buffers(front, vbd.first_buffer, frames_per_io)
         for page in memory.event.reshape(2, abi.XEN_PAGE_SIZE):
             pending, mask = event_words(page)
             clear_mask(mask, vbd.port)  # each end listens, and has looked: a new one is pending
@@ -226,7 +229,7 @@ class Machine:
         thread = self._new_thread(domid, memory, store, vbd.port)
         own_plan = replace(plan, seed=plan.seed + domid)
         versions = arena.array(config.disk_sectors, np.uint32)
-        counted = (versions, stats["latency"][0], domid, 0)
+        counted = (versions, stats["latency"][0, 0], disk_name(domid, 0), 0)
         job = new_load(arena, own_plan, front, *counted, real_time=False)
         BLKFRONT.write(self._fronts[domid], front)
         LOAD.write(self._jobs[domid], job)

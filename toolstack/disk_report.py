@@ -1,7 +1,7 @@
 """The table of disks at the end of a run, for people: where guests have several, or unlike ones.
 
 Owns: which disks share a line, and what is said of each. A machine of few disks has a line for
-each; one of many has one for those that are alike: one vdev of several guests, one target, one load.
+each; one of many has one for those that are alike: one vdev of several guests, target and load.
 Rule: reads well on 80 columns.
 """
 

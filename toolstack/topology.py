@@ -4,7 +4,7 @@ Owns: how a machine is started, and what is then known of it by those who need n
 itself. What the settings are, and when they are refused, is `toolstack/settings.py`'s.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -48,7 +48,9 @@ class RunningMachine(Protocol):
 
     def snapshot(self) -> Snapshot: ...
 
-    def load(self, spec: LoadSpec, every_s: float = 0.5) -> Generator[Snapshot, None, None]: ...
+    def load(
+        self, load: LoadSpec | Sequence[LoadSpec], every_s: float = 0.5
+    ) -> Generator[Snapshot, None, None]: ...
 
     def guest(self, domid: int) -> Any: ...
 

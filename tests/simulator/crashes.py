@@ -101,7 +101,7 @@ class House:
 
     def plug(self) -> None:
         """Both directories, and a guest that boots."""
-        self.world.toolstack.hold(plug(DOMID, MIB), lambda _: None)
+        self.world.toolstack.hold(plug(DOMID, f"ram:{MIB}m"), lambda _: None)
         counters = np.zeros(1, FRONTEND_COUNTERS)
         spin = new_spin(adaptive=False)
         domain = guest_domain(
@@ -236,7 +236,7 @@ def _make_again() -> Talk[None]:
         Request(MessageType.MKDIR, BACK),
         Request(MessageType.SET_PERMS, BACK, perms),
     ]
-    for request in next(plug(DOMID, MIB)):
+    for request in next(plug(DOMID, f"ram:{MIB}m")):
         if request.kind == MessageType.WRITE and request.first.startswith(BACK):
             requests.append(request)
     yield [*(request._replace(tx_id=tx_id) for request in requests), end(tx_id, "T")]

@@ -44,7 +44,7 @@ class House:
         self._hypercalls = Hypercalls(builder._dom0)
         memory = MachineMemory(self._hypercalls)
         self._host = host_of(memory.segment("host"))
-        create_vbd(self.store, 1, 1)
+        create_vbd(self.store, 1, "ram:1m")
         place = Place(
             self._hypercalls,
             memory,
