@@ -27,7 +27,7 @@ from common.hypercall import Hypercalls
 from common.memory import map_segment
 
 GUESTS_MAX: Final = 64
-DISKS_MAX: Final = 16  # a guest
+DISKS_MAX: Final = 16  # of a guest
 RINGS_MAX: Final = GUESTS_MAX * DISKS_MAX
 CPUS_MAX: Final = 256
 MAPTRACK_HANDLES_MAX: Final = 1024 * 256  # Xen's default: 1,024 frames of 256 entries
@@ -35,8 +35,9 @@ MAPTRACK_HANDLES_MAX: Final = 1024 * 256  # Xen's default: 1,024 frames of 256 e
 DOMAIN_SEGMENTS: Final = ("ram", "grant", "event", "stats")  # in this order at a domain's birth
 MACHINE_SEGMENTS: Final = ("host", "accessed", "gate")
 
+# What a guest counts, by disk number.
 STATS: Final = np.dtype(
-    [("counters", FRONTEND_COUNTERS), ("latency", "<u8", (BUCKETS,))],
+    [("counters", FRONTEND_COUNTERS, (DISKS_MAX,)), ("latency", "<u8", (DISKS_MAX, BUCKETS))],
 )
 
 # A row of dom0's rings; domid 0: it is free.

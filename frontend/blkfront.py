@@ -52,11 +52,8 @@ from frontend.grants import (
     end_access,
     grant_access,
 )
-from frontend.page_pool import (
-    NO_PAGE,
-    take_page,
-    ungranted_ahead,
-)
+from frontend.page_pool import NO_PAGE, take_page
+from frontend.room import LATER, ROOM, room_for
 
 # --- the caller's side ------------------------------------------------------------------------
 
@@ -108,15 +105,16 @@ def _dequeue(dev: Blkfront) -> None:
 def submit(dev: Blkfront) -> int:
     """SUBMIT: begin the next request of the first queued I/O, if there is room for it.
 
-    What finds no room with nothing on the ring never will: it is done, with NO_ROOM.
+    What never will find room is done, with NO_ROOM.
     """
     front = dev.front[0]
     io = np.int64(dev.queue[front.queue_first])
     nr_segments = _segments_left(dev, io)
-    if not _is_room(dev, nr_segments):
+    room = room_for(dev, nr_segments)
+    if room != ROOM:
         if dev.turn[WRITTEN] > 0:
             return END
-        if front.outstanding > 0:
+        if room == LATER:
             return rest(dev)
         dev.ios[io].status = np.int16(NO_ROOM)
         finish_io(dev, io)
@@ -138,16 +136,6 @@ def _segments_left(dev: Blkfront, io: int) -> np.int64:
     remaining = np.int64(dev.ios[io].nr_sectors) - np.int64(dev.ios[io].issued_sectors)
     pages = (remaining + SECTORS_PER_PAGE - 1) // SECTORS_PER_PAGE
     return min(pages, np.int64(BLKIF_MAX_SEGMENTS_PER_REQUEST))
-
-
-@part
-def _is_room(dev: Blkfront, nr_segments: int) -> bool:
-    """A slot, pages and grant entries for a request."""
-    bounce = dev.front[0].grant_mode != PER_REQUEST
-    if ring.free_requests(dev.half) == 0 or (bounce and dev.pool.list[0].free < nr_segments):
-        return False
-    wanted = ungranted_ahead(dev.pool, nr_segments) if bounce else nr_segments
-    return dev.grants.list[0].free >= wanted
 
 
 @part
@@ -240,6 +228,7 @@ def put(dev: Blkfront) -> int:
     io.issued_sectors += np.uint32(sectors)
     io.outstanding += np.uint32(1)
     front.outstanding += np.uint32(1)
+    dev.grants.list[0].in_flight += np.uint32(1)
     dev.counters[0].requests += np.uint64(1)
     dev.counters[0].segments += np.uint64(nr_segments)
     dev.turn[WRITTEN] += 1

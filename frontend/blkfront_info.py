@@ -12,11 +12,14 @@ import numpy as np
 from common import ring
 from common.abi import BLKIF_MAX_SEGMENTS_PER_REQUEST
 from common.arena import Arena
-from common.event_channel import EventWords
+from common.counters import FRONTEND_COUNTERS
+from common.event_channel import EVENT_WORDS, EventWords
+from common.rows import Layout
+from common.spinning import SPIN
 from common.steps import STEP, TURN_WORDS
 from frontend import steps
-from frontend.grants import Grants
-from frontend.page_pool import PagePool
+from frontend.grants import GRANTS, Grants
+from frontend.page_pool import PAGE_POOL, PagePool
 
 PER_REQUEST: Final = 0
 PERSISTENT: Final = 1
@@ -60,6 +63,7 @@ FRONT: Final = np.dtype(
         ("status", "<i4"),  # of the response taken
         ("entry", "<u4"),  # the grant entry as it was seen
         ("tries", "<u4"),
+        ("wanted", "<u4"),  # grant entries that are waited for: `frontend/room.py`
     ],
     align=True,
 )
@@ -115,6 +119,27 @@ class Blkfront(NamedTuple):
     counters: np.ndarray
     events: EventWords
     spin: np.ndarray
+
+
+BLKFRONT: Final = Layout(
+    Blkfront,
+    words=np.uint32,
+    qwords=np.uint64,
+    half=ring.RING_HALF,
+    turn=np.int64,
+    next=np.uint16,
+    front=FRONT,
+    shadow=SHADOW,
+    segments=(SHADOW_SEGMENT, 2),
+    ios=IO,
+    queue=np.int32,
+    done=np.int32,
+    grants=GRANTS,
+    pool=PAGE_POOL,
+    counters=FRONTEND_COUNTERS,
+    events=EVENT_WORDS,
+    spin=SPIN,
+)
 
 
 def new_blkfront(

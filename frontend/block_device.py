@@ -23,44 +23,47 @@ from common.abi import (
 from common.arena import Arena
 from common.compiled import kernel
 from frontend import blkfront
-from frontend.blkfront_info import NO_ROOM, Blkfront
+from frontend.blkfront_info import NO_ROOM
 from frontend.driver import Driver
 from frontend.load import no_load
+from frontend.stepper import ring_of
 
+ARENA_BYTES: Final = 1 << 16  # of no load
 PIECE_BYTES: Final = BLKIF_MAX_SECTORS_PER_REQUEST * SECTOR_SIZE  # a large transfer's I/Os
 
 
 @kernel
-def _enqueue_first(dev: Blkfront, count: int) -> None:
+def _enqueue_first(rings: np.ndarray, ring: int, count: int) -> None:
     for io in range(count):
-        blkfront.enqueue(dev, io)
+        blkfront.enqueue(ring_of(rings, ring), io)
 
 
 class BlockDevice:
-    """A connected disk of `size` bytes.
+    """A connected disk of `size` bytes, which is `ring` of `driver`.
 
     buffers: u8, the guest RAM to transfer through, whole frames from `first_frame` on;
-    forget(sector, nr_sectors): told of every write, before it starts; keep_going, others: see
-    Driver.run.
+    forget(sector, nr_sectors): told of every write, before it starts; keep_going: see Driver.run;
+    read_only: nothing is written.
     """
 
     def __init__(
         self,
         driver: Driver,
+        ring: int,
         nr_sectors: int,
         buffers: np.ndarray,
         first_frame: int,
         forget: Callable[[int, int], None],
         keep_going: Callable[[], None],
-        others: Sequence[int],
+        read_only: bool = False,
     ) -> None:
-        self.size = nr_sectors * SECTOR_SIZE
-        self._driver = driver
-        self._dev, self._queue = driver.dev, no_load(Arena())
+        self.size, self.read_only = nr_sectors * SECTOR_SIZE, read_only
+        self._driver, self._ring = driver, ring
+        self._dev, self._queue = driver.dev(ring), no_load(Arena(ARENA_BYTES))
         self._buffers = buffers
         self._first_frame = first_frame
         self._forget = forget
-        self._keep_going, self._others = keep_going, others
+        self._keep_going = keep_going
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """`nbytes` bytes at `offset`."""
@@ -73,6 +76,7 @@ class BlockDevice:
 
     def write(self, offset: int, data: bytes | bytearray | memoryview | np.ndarray) -> int:
         """Write `data` at `offset`; returns how many bytes that was."""
+        self._check_writable()
         flat = np.frombuffer(data, np.uint8)
         self._check(offset, len(flat))
         for start, length in self._pieces(offset, len(flat)):
@@ -90,6 +94,7 @@ class BlockDevice:
 
         Overlapping rows land in no particular order.
         """
+        self._check_writable()
         if data.ndim != 2 or len(data) != len(offsets) or data.dtype != np.uint8:
             raise ValueError(
                 f"data: u8 of shape ({len(offsets)}, nbytes) is needed,"
@@ -107,6 +112,10 @@ class BlockDevice:
             (start, min(PIECE_BYTES, offset + nbytes - start))
             for start in range(offset, offset + nbytes, PIECE_BYTES)
         ]
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise OSError(errno.EROFS, "the disk is read-only: nothing is written to it")
 
     def _check_each(self, offsets: Sequence[int] | np.ndarray, nbytes: int) -> None:
         if not 0 < nbytes <= len(self._buffers):
@@ -154,8 +163,8 @@ class BlockDevice:
 
     def _run(self, count: int) -> None:
         dev, driver = self._dev, self._driver
-        _enqueue_first(dev, count)
-        driver.run(self._queue, self._keep_going, self._others)
+        _enqueue_first(driver.rings, self._ring, count)
+        driver.run_one(self._ring, self._queue, self._keep_going)
         dev.front["done"] = 0
         failed = np.flatnonzero(dev.ios["status"][:count] != BLKIF_RSP_OKAY)
         if len(failed):

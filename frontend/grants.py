@@ -1,4 +1,5 @@
 """The guest's own side of its grant table: which entries are free, granting, ending access.
+All disks of a guest have the one table.
 
 Owns: the free list of grefs and the entries in the frames shared with the hypervisor.
 Rules (Xen's `grant_table.h`): an entry's frame is written before its flags permit access; access
@@ -25,11 +26,21 @@ from common.abi import (
 from common.arena import Arena
 from common.atomics import cmpxchg, load_acquire, store_release
 from common.compiled import kernel
+from common.rows import Layout
 
 NO_GREF: Final = 0  # reserved, so never given out
 END_ACCESS_TRIES: Final = 5  # only the hypervisor can race us, and only to set or clear two bits
 
-GRANT_LIST: Final = np.dtype([("head", "<u4"), ("free", "<u4")])
+GRANT_LIST: Final = np.dtype(
+    [
+        ("head", "<u4"),
+        ("free", "<u4"),
+        # Of all disks of the guest: `frontend/room.py`.
+        ("in_flight", "<u4"),  # requests on their rings
+        ("waiting", "<u4"),  # disks that wait for entries
+        ("first", "<u4"),  # the one that is first, 0 for none
+    ]
+)
 
 
 class Grants(NamedTuple):
@@ -40,10 +51,12 @@ class Grants(NamedTuple):
     list: np.ndarray
 
 
+GRANTS: Final = Layout(Grants, entries=np.uint32, next=np.uint32, list=GRANT_LIST)
+
+
 def new_grants(arena: Arena, frames: np.ndarray) -> Grants:
     """The entries of the grant-table `frames` (u8) that permit nothing are free, ascending from the
-    reserved ones on. What an earlier device could not end stays the hypervisor's: its status bits
-    must not be written over.
+    reserved ones on. What is granted already stays so: its status bits must not be written over.
     """
     entries = frames.view(GRANT_ENTRY_V1)
     free = np.flatnonzero(entries["flags"] == GTF_INVALID)

@@ -16,6 +16,7 @@ from common.arena import Arena
 from common.clock import monotonic_ns
 from common.compiled import part
 from common.histogram import BUCKETS, bucket_of
+from common.rows import Layout
 from common.steps import END, NEXT, NONE
 from frontend import blkfront
 from frontend.blkfront_info import Blkfront
@@ -28,7 +29,7 @@ NOW_NS: Final = 2
 STALE: Final = 3  # NOW_NS is to be read anew
 CLOCK_WORDS: Final = 4
 
-LOAD: Final = np.dtype(
+LOAD_STATE: Final = np.dtype(
     [
         ("random", "<u8"),  # xorshift64* state, never 0
         ("next_block", "<u8"),
@@ -62,9 +63,14 @@ class LoadPlan:
     seed: int
     verify: bool
 
+    @property
+    def reads_of_100(self) -> int:
+        """How many of a hundred I/Os are reads."""
+        return {"read": 100, "write": 0}.get(self.rw.removeprefix("rand"), self.read_percent)
+
 
 class Load(NamedTuple):
-    """load: LOAD (1,); versions: u32 a sector; busy: u8 a block; idle: i32, the free I/Os, a
+    """load: LOAD_STATE (1,); versions: u32 a sector; busy: u8 a block; idle: i32, the free I/Os, a
     stack; latency: u64 (histogram.BUCKETS,); clock: i64 (CLOCK_WORDS,).
     """
 
@@ -76,9 +82,20 @@ class Load(NamedTuple):
     clock: np.ndarray
 
 
+LOAD: Final = Layout(
+    Load,
+    load=LOAD_STATE,
+    versions=np.uint32,
+    busy=np.uint8,
+    idle=np.int32,
+    latency=np.uint64,
+    clock=np.int64,
+)
+
+
 def no_load(arena: Arena) -> Load:
     """For who queues I/Os itself: `run` is DONE when all that are queued are."""
-    state = arena.array(1, LOAD)
+    state = arena.array(1, LOAD_STATE)
     state["stop"], state["nr_blocks"], state["block_sectors"] = 1, 1, 1
     return Load(
         state,
@@ -101,17 +118,17 @@ def new_load(
     *,
     real_time: bool = True,
 ) -> Load:
-    """A load on `dev`, whose first `iodepth` I/Os have buffers; `disk` tells its patterns apart."""
-    state = arena.array(1, LOAD)
+    """A load on `dev`, whose first `iodepth` I/Os have buffers; `disk` (`pattern.disk_name`) tells
+    its patterns apart.
+    """
+    state = arena.array(1, LOAD_STATE)
     state["counts"], state["real_time"] = 1, real_time
     state["random"] = (plan.seed * 0x9E3779B97F4A7C15 + disk * 0xD1B54A32D192ED03) & (2**64 - 1) | 1
     state["block_sectors"] = plan.bs // SECTOR_SIZE
     state["nr_blocks"] = len(versions) // (plan.bs // SECTOR_SIZE)
     state["ios_left"] = 2**63 if plan.ios is None else plan.ios
     state["deadline_ns"] = 2**63 if plan.runtime_s is None else now_ns + plan.runtime_s * 1e9
-    state["read_percent"] = {"read": 100, "write": 0}.get(
-        plan.rw.removeprefix("rand"), plan.read_percent
-    )
+    state["read_percent"] = plan.reads_of_100
     state["sequential"] = not plan.rw.startswith("rand")
     state["verify"], state["disk"], state["idle_ios"] = plan.verify, disk, plan.iodepth
     for io in range(plan.iodepth):

@@ -11,6 +11,7 @@ import numpy as np
 
 from common.arena import Arena
 from common.compiled import kernel
+from common.rows import Layout
 
 NO_PAGE: Final = -1
 TAKEN: Final = -2  # where a free page has its next one
@@ -24,6 +25,9 @@ class PagePool(NamedTuple):
 
     pages: np.ndarray
     list: np.ndarray
+
+
+PAGE_POOL: Final = Layout(PagePool, pages=POOL_PAGE, list=POOL_LIST)
 
 
 def new_pool(arena: Arena, first_frame: int, nr_pages: int) -> PagePool:

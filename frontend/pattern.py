@@ -19,6 +19,14 @@ from common.compiled import kernel
 UNKNOWN: Final = 0xFFFFFFFF
 WORDS: Final = SECTOR_SIZE // 8
 STEP: Final = 0x9E3779B97F4A7C15
+OF_DISKS: Final = 0xD1B54A32D192ED03  # odd: no two disks have the same
+
+
+def disk_name(domid: int, disk: int) -> int:
+    """The number that tells a guest's disk apart from all disks of all guests; of the first one it
+    is the guest's own.
+    """
+    return domid | disk << 16
 
 
 @intrinsic
@@ -45,7 +53,7 @@ def _write(typing: Any, address: Any, value: Any) -> Any:
 @kernel
 def sector_seed(disk: int, sector: int, version: int) -> np.uint64:
     """A well-mixed word for one version of one sector of one disk (splitmix64's finaliser)."""
-    mixed = (np.uint64(disk) << np.uint64(56)) ^ (np.uint64(version) << np.uint64(28))
+    mixed = (np.uint64(disk) * np.uint64(OF_DISKS)) ^ (np.uint64(version) << np.uint64(28))
     mixed = (mixed ^ np.uint64(sector)) + np.uint64(STEP)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

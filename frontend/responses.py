@@ -142,6 +142,7 @@ def _complete(dev: Blkfront) -> None:
     shadow.used, shadow.next = np.uint8(0), front.free_id
     front.free_id = np.int32(front.ident)
     front.outstanding -= np.uint32(1)
+    dev.grants.list[0].in_flight -= np.uint32(1)
 
 
 @part

@@ -1,31 +1,53 @@
-"""The guest's compiled loop: phase after phase, until the outside world is needed.
+"""The guest's compiled loop: phase after phase, ring after ring, until the outside world is needed.
 
-Owns: which function a step of `frontend/steps.py` is, and the loop.
+Owns: which function a step of `frontend/steps.py` is, the loop over one ring's phases (`run`), and
+that over a guest's rings (`serve`).
 """
 
 from typing import Final
 
+import numpy as np
+
 from common import notifying
-from common.compiled import kernel, part
+from common.compiled import part, whole
+from common.effects import SLICE, WAIT
 from common.ring import RSP
 from common.steps import LOOKS_LEFT, NO_STEP, ON, STEP, follow, leave, mask_of
+from common.turns import (
+    ASLEEP,
+    LOOKS_A_TURN,
+    READY,
+    RING_BITS,
+    Turns,
+    begin_slice,
+    next_ring,
+    note,
+    watches,
+)
 from frontend import blkfront, responses, steps
-from frontend.blkfront_info import Blkfront
-from frontend.load import STALE, Load, turn
+from frontend.blkfront_info import BLKFRONT, Blkfront
+from frontend.load import LOAD, STALE, turn
+from frontend.room import may_go_on
 
-LOOKS_PER_SLICE: Final = 20_000  # at the ring: as many I/Os, or more
+NO_STOPS: Final = 0
+WATCHING: Final = mask_of(steps.WATCH)
 USUAL: Final = mask_of(
     steps.LOOK, steps.TAKE, steps.COPY_OUT, steps.END_LOOK, steps.FINISH, steps.TURN, steps.SUBMIT,
     steps.COPY_IN, steps.PUT, steps.PUBLISH, steps.CHECK_EVENT,
 )  # fmt: skip
 
 
-@kernel
-def run(dev: Blkfront, job: Load, looks: int, stops: int) -> int:
-    """Run `job` on `dev` for at most so many looks at the ring; returns the first effect.
+ring_of, job_of = BLKFRONT.view, LOAD.view
 
-    stops: a set of steps (`common.steps.mask_of`): before one of them, but for the first, STOP.
+
+@whole
+def run(rings: np.ndarray, jobs: np.ndarray, ring: int, looks: int, stops: int) -> int:
+    """Run the job of ring number `ring` for at most so many looks at it; returns the first effect.
+
+    rings, jobs: rows of BLKFRONT and LOAD (i64), by ring number; stops: a set of steps
+    (`common.steps.mask_of`): before one of them, but for the first, STOP.
     """
+    dev, job = ring_of(rings, ring), job_of(jobs, ring)
     dev.turn[LOOKS_LEFT] = looks
     job.clock[STALE] = 1
     at = dev.turn[STEP]
@@ -56,6 +78,40 @@ def run(dev: Blkfront, job: Load, looks: int, stops: int) -> int:
         if at <= NO_STEP and (USUAL >> at) & 1 == 0:
             at = follow(dev.next, at, _advance(dev, at), stops)
     return leave(dev.turn, at)
+
+
+@whole
+def serve(rings: np.ndarray, jobs: np.ndarray, turns: Turns) -> int:
+    """Run the jobs of the rings that have `turns`, a turn each, until the driver has something to
+    do: the effect and the ring that it is of (`both_of`).
+
+    WAIT: all are asleep, and SLICE: the slice is over, are of no ring. What begins a slice is the
+    call after one of the two.
+    """
+    head = turns.head[0]
+    if head.until_ns == 0:
+        begin_slice(turns)
+    stops = WATCHING if watches(turns) else NO_STOPS
+    while True:
+        ring = next_ring(turns)
+        if ring < 0:
+            head.until_ns = 0
+            return np.int64(WAIT if ring == ASLEEP else SLICE) << RING_BITS
+        effect = run(rings, jobs, ring, LOOKS_A_TURN, stops)
+        for_driver = note(turns, ring, effect)
+        if ring_of(rings, ring).grants.list[0].waiting > 0:
+            _let_go_on(rings, turns)
+        if for_driver:
+            return np.int64(effect) << RING_BITS | ring
+
+
+@part
+def _let_go_on(rings: np.ndarray, turns: Turns) -> None:
+    """Who waits for grant entries has a turn if that may help."""
+    for place in range(turns.head[0].count):
+        ring = np.int64(turns.order[place])
+        if may_go_on(ring_of(rings, ring)):
+            turns.state[ring] = np.uint8(READY)
 
 
 @part

@@ -30,18 +30,14 @@ from common.handshake import (
 )
 from frontend.blkfront import end_every_access
 from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE, Blkfront
+from frontend.frames import DiskFrames
 from frontend.grants import NO_GREF, end_access, grant_access
-
-# The guest's RAM: the ring, the pool, and the rest for I/O buffers.
-RING_FRAME: Final = 0
-POOL_FRAME: Final = 1
-POOL_PAGES: Final = abi.BLKIF_RING_SIZE * abi.BLKIF_MAX_SEGMENTS_PER_REQUEST
-BUFFER_FRAME: Final = POOL_FRAME + POOL_PAGES
 
 NR_IOS: Final = 256
 RETRY_S: Final = 0.1  # between two tries to end access to what is still mapped
+INFO_MAX: Final = (1 << 32) - 1
 SECTORS_MAX: Final = 1 << 54  # whose bytes a signed 64-bit offset reaches
-THEIRS: Final = ("state", "sectors", "sector-size", "feature-persistent", "error")
+THEIRS: Final = ("state", "sectors", "sector-size", "info", "feature-persistent", "error")
 OURS: Final = ("backend-id",)
 
 
@@ -52,16 +48,18 @@ class Disk:
     nr_sectors: int
     sector_size: int
     backend_persistent: bool
+    read_only: bool
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What a disk needs of its guest. ram: its frames (u8); build(backend_domid, handle): a device
-    on a fresh ring in RING_FRAME (`machine/front.py`).
+    """What a disk has of its guest. ram: all its frames (u8); frames: which are the disk's;
+    build(backend_domid, handle): a device on a fresh ring in them (`machine/front.py`).
     """
 
     domid: int
     ram: np.ndarray
+    frames: DiskFrames
     build: Callable[[int, int], Blkfront]
 
 
@@ -165,7 +163,9 @@ class FrontendVbd(End):
         """Grant the ring, allocate the channel, and tell the backend of both in one transaction."""
         backend = _number(values, f"{self.path}/backend-id", abi.DOMID_FIRST_RESERVED - 1)
         self.dev = self._domain.build(backend, self._device)
-        self._ring_ref = int(grant_access(self.dev.grants, backend, RING_FRAME, False))
+        self._ring_ref = int(
+            grant_access(self.dev.grants, backend, self._domain.frames.ring, False)
+        )
         if self._ring_ref == NO_GREF:
             raise LocalFault(f"{self.path}: no grant entry is free for the ring")
         allocated = yield from self.call(Op.ALLOC_UNBOUND, backend)
@@ -190,7 +190,8 @@ class FrontendVbd(End):
         self.dev.front["grant_mode"] = (
             PER_REQUEST if not self._persistent else PERSISTENT if kept else REUSE
         )
-        self.disk = Disk(sectors, sector_size, kept)
+        info = _number(values, f"{self.other}/info", INFO_MAX)
+        self.disk = Disk(sectors, sector_size, kept, bool(info & abi.VDISK_READONLY))
         self.serving = self.number()
         self.want(Start(self.serving, kept))
         yield from ()
@@ -224,8 +225,14 @@ class FrontendVbd(End):
             self.want(Timer(self._timer, RETRY_S))
 
     def buffers(self) -> np.ndarray:
-        """The guest RAM that I/O buffers lie in, u8, from frame BUFFER_FRAME on."""
-        return self._domain.ram[BUFFER_FRAME * abi.XEN_PAGE_SIZE :]
+        """The guest RAM that I/O buffers lie in, u8, from frame `first_buffer` on."""
+        first, end = (frame * abi.XEN_PAGE_SIZE for frame in self._domain.frames[2:])
+        return self._domain.ram[first:end]
+
+    @property
+    def first_buffer(self) -> int:
+        """The first guest frame of its I/O buffers."""
+        return self._domain.frames.buffers
 
 
 def _number(values: Mapping[str, bytes], path: str, maximum: int) -> int:

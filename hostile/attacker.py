@@ -19,7 +19,7 @@ from common.hypercall import Hypercalls
 from common.machine_memory import stats_of
 from common.spinning import new_spin
 from common.xenstore import XenStoreClient
-from machine.front import guest_domain
+from machine.front import guest_disks
 from machine.front_disk import FrontDisk, Line
 from machine.guest_config import GuestConfig
 
@@ -44,7 +44,7 @@ class Attacker:
     wanted: Callable[[], bool]  # has nobody told it to stop?
 
     def __post_init__(self) -> None:
-        self.frontend_path = xenbus.frontend_path(self.config.domid, self.config.device)
+        self.frontend_path = xenbus.frontend_path(self.config.domid, self.config.disks[0])
         self.hypercall_client = Hypercalls(self.hypercalls)
         self._store_client: XenStoreClient | None = None
         for sock in (self.hypercalls, self.store):
@@ -64,11 +64,11 @@ class Attacker:
     def plug(self) -> FrontDisk:
         """The real frontend of its disk, before its first step."""
         config = self.config
-        counters = stats_of(self.stats)["counters"]
+        counters = stats_of(self.stats)["counters"][0]
         memory = (self.ram, self.grant, self.event)
-        domain = guest_domain(config.domid, *memory, counters, new_spin(config.adaptive_spin))
+        (domain,) = guest_disks(config.domid, *memory, counters, new_spin(config.adaptive_spin))
         line = Line(self.hypercall_client, self.event, config.events, config.events_dir)
-        return FrontDisk(self.store_client, domain, line, config.device, config.persistent)
+        return FrontDisk(self.store_client, domain, line, config.disks[0], config.persistent)
 
     def follow(self, vbd: FrontDisk, *states: int) -> Iterator[None]:
         """Take honest steps until `vbd` is in one of `states`."""

@@ -11,13 +11,14 @@ import numpy as np
 
 from common import abi, xenbus
 from common.ring import EVENT, REQ, RSP
+from frontend.frames import disk_frames
 from frontend.grants import grant_access
-from frontend.vbd import BUFFER_FRAME
 from hostile.attacker import Attacker
 from hostile.hypercall_door import RANDOM_SEED
 from machine.front_disk import FrontDisk
 
 SLOTS: Final = slice(abi.SRING_HEADER_SIZE, abi.SRING_HEADER_SIZE + 32 * abi.BLKIF_REQUEST.itemsize)
+BUFFER_FRAME: Final = disk_frames(0, 0).buffers
 GREFS: Final = 1500  # more than dom0 keeps mapped, and within the table
 BURSTS: Final = 64
 

@@ -65,16 +65,16 @@ class Place:
     numbers: RingNumbers
 
 
-def ram_frames(nr_rings: int) -> int:
+def dom0_frames(nr_rings: int) -> int:
     """Of RAM that dom0 needs to serve so many rings at once by grant copy."""
     return DOM0_OWN_FRAMES + nr_rings * slots_of(0)
 
 
 def bounce_frame_of(ring: int, ram: np.ndarray) -> int:
     """dom0's first frame for a ring where requests are served by grant copy. Raises LocalFault."""
-    if ram_frames(ring + 1) * abi.XEN_PAGE_SIZE > len(ram):
+    if dom0_frames(ring + 1) * abi.XEN_PAGE_SIZE > len(ram):
         raise LocalFault("dom0 has no frames left to copy to and from")
-    return ram_frames(ring)
+    return dom0_frames(ring)
 
 
 class Connection:

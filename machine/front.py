@@ -1,4 +1,8 @@
-"""Builds a blkfront over memory that is given: of a guest's process, a simulated guest, a test."""
+"""Builds a blkfront over memory that is given: of a guest's process, a simulated guest, a test.
+
+Owns: what a guest's disks have in common, and what each has of it: the grant table is all of
+theirs, the frames and the counters are each one's own.
+"""
 
 from typing import Any
 
@@ -9,30 +13,31 @@ from common.arena import Arena
 from common.copying import address_of
 from common.event_channel import EventWords, event_words
 from frontend.blkfront_info import Blkfront, new_blkfront
-from frontend.grants import new_grants
+from frontend.frames import POOL_PAGES, DiskFrames, disk_frames
+from frontend.grants import Grants, new_grants
 from frontend.page_pool import new_pool
-from frontend.vbd import NR_IOS, POOL_FRAME, POOL_PAGES, RING_FRAME, Domain
+from frontend.vbd import NR_IOS, Domain
 
 
 def build_front(
     arena: Arena,
     ram: np.ndarray,
-    grant_frames: np.ndarray,
+    frames: DiskFrames,
+    grants: Grants,
     counters: np.ndarray,
     events: EventWords,
     spin: np.ndarray,
     *,
     nr_ios: int,
-    pool_pages: int = POOL_PAGES,
     **options: Any,
 ) -> Blkfront:
-    """A device on a fresh ring in frame RING_FRAME of `ram` (u8). options: `new_blkfront`'s."""
+    """A device on a fresh ring in its `frames` of `ram` (u8). options: `new_blkfront`'s."""
     return new_blkfront(
         arena,
-        ram[RING_FRAME * XEN_PAGE_SIZE :][:XEN_PAGE_SIZE],
+        ram[frames.ring * XEN_PAGE_SIZE :][:XEN_PAGE_SIZE],
         address_of(ram),
-        new_grants(arena, grant_frames),
-        new_pool(arena, POOL_FRAME, pool_pages),
+        grants,
+        new_pool(arena, frames.pool, frames.buffers - frames.pool),
         counters,
         events,
         spin,
@@ -57,7 +62,7 @@ def channel_words(arena: Arena, event: np.ndarray, *, allocated_here: bool = Tru
     return EventWords(event_words(own)[0], *event_words(far), arena.array(1, np.int64))
 
 
-def guest_domain(
+def guest_disks(
     domid: int,
     ram: np.ndarray,
     grant: np.ndarray,
@@ -65,30 +70,39 @@ def guest_domain(
     counters: np.ndarray,
     spin: np.ndarray,
     *,
+    nr_disks: int = 1,
+    buffer_frames: int = 0,
     nr_ios: int = NR_IOS,
     pool_pages: int = POOL_PAGES,
     notes_wakes: bool = False,
     arena: Arena | None = None,
-) -> Domain:
-    """What a guest's disk needs of it, on the guest's own segments (u8).
+) -> list[Domain]:
+    """What each of a guest's disks has of it, on the guest's own segments (u8).
 
-    arena: where its devices' state is to lie; each has one of its own, if there is none.
+    counters: FRONTEND_COUNTERS, by disk number; buffer_frames: each disk's; arena: where its
+    devices' state is to lie; each has one of its own, if there is none.
     """
+    grants = new_grants(arena or Arena(), grant)
 
-    def build(backend_domid: int, handle: int) -> Blkfront:
-        own = arena or Arena()
-        return build_front(
-            own,
-            ram,
-            grant,
-            counters,
-            channel_words(own, event),
-            spin,
-            nr_ios=nr_ios,
-            pool_pages=pool_pages,
-            backend_domid=backend_domid,
-            handle=handle,
-            notes_wakes=notes_wakes,
-        )
+    def place(disk: int) -> Domain:
+        frames = disk_frames(disk, buffer_frames, pool_pages)
 
-    return Domain(domid, ram, build)
+        def build(backend_domid: int, handle: int) -> Blkfront:
+            own = arena or Arena()
+            return build_front(
+                own,
+                ram,
+                frames,
+                grants,
+                counters[disk : disk + 1],
+                channel_words(own, event),
+                spin,
+                nr_ios=nr_ios,
+                backend_domid=backend_domid,
+                handle=handle,
+                notes_wakes=notes_wakes,
+            )
+
+        return Domain(domid, ram, frames, build)
+
+    return [place(disk) for disk in range(nr_disks)]

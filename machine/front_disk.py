@@ -1,11 +1,12 @@
-"""A guest's disk in the real runtime: its driver, its store, and its end of the event channel.
+"""A guest's disk in the real runtime: its driver, and its end of the event channel.
 
-Owns: the watch on its backend, and the channel from Initialised until it is closed.
+Owns: the watch on its backend, and the channel from Initialised until it is closed. All disks of a
+guest have one connection to the store, and one for hypercalls.
 """
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -94,18 +95,26 @@ class Line:
 
 class FrontDisk(FrontendVbd):
     """The driver on a guest's own store and channel. Reads its first key, and sets its watch, at
-    once."""
+    once. timers: the guest's, if it has other disks.
+    """
 
     def __init__(
-        self, store: XenStoreClient, domain: Domain, line: Line, device: int, persistent: bool
+        self,
+        store: XenStoreClient,
+        domain: Domain,
+        line: Line,
+        device: int,
+        persistent: bool,
+        timers: Timers | None = None,
     ) -> None:
         path = frontend_path(domain.domid, device)
         backend = store.read(f"{path}/backend").decode("latin-1")
         super().__init__(domain, device, persistent, backend, itertools.count(1))
-        self.timers = Timers(time.monotonic)
+        self.timers = timers or Timers(time.monotonic)
         self._store, self._line = store, line
         self._seat = Seat(self, store, line, self.timers)
-        self._watch: tuple[str, str] | None = (f"{backend}/state", f"backend-{device}")
+        self.token = f"backend-{device}"  # its watch's
+        self._watch: tuple[str, str] | None = (f"{backend}/state", self.token)
         store.watch(*self._watch)
 
     @property
@@ -136,9 +145,7 @@ class FrontDisk(FrontendVbd):
 
     def take_events(self) -> None:
         """The store has something for us."""
-        self._store.receive(0)
-        if self._store.events():
-            self.tell(Stirred())
+        take_events(self._store, [self])
 
     def detach(self) -> None:
         """Begin to close, as a guest does that unplugs its disk."""
@@ -156,3 +163,12 @@ class FrontDisk(FrontendVbd):
             self._store.receive(None)
         if self.usable:
             self._line.far_end_shows(FAR_END_S * 1000)
+
+
+def take_events(store: XenStoreClient, disks: Sequence[FrontDisk]) -> None:
+    """The store has something for its guest: each disk whose backend has changed looks."""
+    store.receive(0)
+    tokens = {token for _, token in store.events()}
+    for disk in disks:
+        if disk.token in tokens:
+            disk.tell(Stirred())

@@ -10,10 +10,14 @@ from common.wakeups import Events
 
 @dataclass(frozen=True)
 class GuestConfig:
-    """What a guest is told when it is built."""
+    """What a guest is told when it is built.
+
+    disks: their device numbers, by disk number; buffer_frames: each disk's, for I/Os.
+    """
 
     domid: int
-    device: int
+    disks: list[int]
+    buffer_frames: int
     persistent: bool
     adaptive_spin: bool
     events: Events

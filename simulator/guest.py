@@ -6,6 +6,7 @@ runtime's default, it never spins: it arms the ring's event, looks again, and sl
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from common import effects
@@ -33,7 +34,10 @@ class Waker(Protocol):
 
 
 class Guest(Thread):
-    """The vCPU of guest `domid`; `run` is its life until its load is over. loop: `stepper.run`."""
+    """The vCPU of guest `domid`; `run` is its life until its load is over.
+
+    loop: `stepper.run` of its ring's row.
+    """
 
     def __init__(
         self,
@@ -43,7 +47,7 @@ class Guest(Thread):
         seed: int,
         dev: Blkfront,
         job: Load,
-        loop: Callable[[Blkfront, Load, int, int], int],
+        loop: Callable[[int, int], int],
         memory: Memory,
         trace: Trace,
     ) -> None:
@@ -52,7 +56,7 @@ class Guest(Thread):
         self.peer: Waker | None = None
         self._memory, self._trace = memory, trace
         self._copied = dev.counters["bytes_copied_by_guest"].data
-        self._run = loop
+        self.loop = partial(loop, FOR_EVER)
         self._io_ns = costs.guest_io_ns + costs.block_layer_ns
         self._idle_ns = int(costs.hypercall_ns)
 
@@ -64,7 +68,7 @@ class Guest(Thread):
         copied = self._copied[0]
         while True:
             job.clock[NOW_NS] = self.env.now
-            effect = yield from self.phases(self._loop, turn, STOPS)
+            effect = yield from self.phases(self.loop, turn, STOPS)
             place, taken, written, event, woke, *_ = turn.tolist()
             if woke:
                 self.peer.wake()
@@ -73,7 +77,7 @@ class Guest(Thread):
                 yield from self._pay(taken, written, event + woke, copied - before)
             elif effect == effects.STOP:
                 yield from self.work(self._idle_ns, EVENTS)
-                if self._loop(ANY_STEP) == effects.WAIT:
+                if self.loop(ANY_STEP) == effects.WAIT:
                     yield from self.wait(dev.events, dev.counters)
             elif effect == effects.BROKEN:
                 raise PeerFault(BROKEN_REASONS[int(dev.front["broken"][0])])
@@ -82,9 +86,6 @@ class Guest(Thread):
             if self.cpu.slice_is_over():
                 yield from self.yield_cpu()
         self.cpu.leave()
-
-    def _loop(self, stops: int) -> int:
-        return self._run(self.dev, self.job, FOR_EVER, stops)
 
     def _pay(self, taken: int, written: int, events: int, copied: int) -> Steps:
         costs, spent = self.costs, self.cpu.spent

@@ -4,10 +4,9 @@ Owns: the memory that stands for each domain's, the order of a run, and its coun
 the real ones, and the handshake, which has a clock of its own: the load begins at 0.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, cast
+from typing import cast
 
 import numpy as np
 import simpy
@@ -25,14 +24,16 @@ from common.hypercall_gate import no_gate
 from common.machine_memory import STATS, backend_sum
 from common.spinning import new_spin
 from common.xenbus import CLOSED, CONNECTED
-from frontend.blkfront_info import PER_REQUEST
-from frontend.load import new_load
+from frontend.blkfront_info import BLKFRONT, PER_REQUEST
+from frontend.frames import grant_frames, ram_frames
+from frontend.load import LOAD, new_load
+from frontend.pattern import disk_name
 from frontend.stepper import run
-from frontend.vbd import BUFFER_FRAME, FrontendVbd
+from frontend.vbd import FrontendVbd
 from hypervisor.cpus import POLICIES
 from hypervisor.domains import DomainMemory
 from machine.back import build_back, in_table, own_frames, slots_of
-from machine.front import channel_words, guest_domain, lay_out_buffers
+from machine.front import channel_words, guest_disks, lay_out_buffers
 from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 from machine.plug import XVDA, plug
 from simulator.backend_thread import BackendThread, Dom0
@@ -45,8 +46,6 @@ from simulator.handshake import World
 from simulator.shared import Channel as BookedChannel
 from simulator.shared import Memory, RequestPool
 from simulator.trace import Trace
-
-GRANT_FRAMES: Final = 4  # Linux asks for this many at boot, as in the real runtime
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,12 @@ class Machine:
         self.lock = FlushLock(self.env, costs, era.byte_lock, seed)
         self.memory = Memory(self.env, costs)
         self.pool = RequestPool(self.env, era.requests_max)
-        self._run: Callable[..., int] | None = None  # the compiled loop, once for all
+        # Both ends' rings and the guests' loads, by domid.
+        self._fronts = BLKFRONT.rows(self.arena, config.guests + 1)
+        self._jobs = LOAD.rows(self.arena, config.guests + 1)
+        self._backs = BLKBACK.rows(self.arena, config.guests + 1)
+        self._run = direct(run, self._fronts, self._jobs, 0, 0, 0)
+        self._work = direct(work, self._backs, 0, 0, 0)
         self._boot(trace or Trace())
         self.booted = self.counts()
         self._disks = {domid: self._connect(domid) for domid in self.domids}
@@ -126,10 +130,10 @@ class Machine:
         none = np.zeros(1, STATS)
         return Counts(
             int(self.env.now),
-            {domid: stats.get(domid, none)["counters"].copy() for domid in domids},
+            {domid: stats.get(domid, none)["counters"][0, :1].copy() for domid in domids},
             {domid: backend_sum(host[0], domid) for domid in domids},
             {domid: host["hypervisor"][0, domid : domid + 1].copy() for domid in domids},
-            {domid: stats.get(domid, none)["latency"][0].copy() for domid in domids},
+            {domid: stats.get(domid, none)["latency"][0, 0].copy() for domid in domids},
             host["cpus"][0, : self.config.dom0_vcpus].copy(),
             sum(sum(cpu.spent) for cpu in self.cpus),
         )
@@ -168,13 +172,11 @@ class Machine:
         for cpu in self.cpus[:nr]:
             cpu.pin(dirty, running)
         self.world = World(self.hypervisor)
-        self._rings = BLKBACK.rows(self.arena, config.guests)
         self._numbers = RingNumbers(self.host["backend"][0])
-        self._work = direct(work, self._rings, 0, 0, 0)
         hole = self.arena.array(abi.XEN_PAGE_SIZE, np.uint8)
         hole[:] = 0xA5
         self.dom0 = Dom0(
-            self._grant_table_op,
+            self.grant_table_op,
             self.cpus,
             self.worker_cpus,
             POLICIES[config.flush_policy],
@@ -194,30 +196,34 @@ class Machine:
         """A guest and its disk, from the domain's birth until both ends are Connected."""
         config, plan, arena = self.config, self.config.plan, self.arena
         frames_per_io = -(-plan.bs // abi.XEN_PAGE_SIZE)
-        memory = domain_memory(arena, BUFFER_FRAME + plan.iodepth * frames_per_io, GRANT_FRAMES)
+        buffers = plan.iodepth * frames_per_io
+        memory = domain_memory(arena, ram_frames(1, buffers), grant_frames(1))
         build_domain(self.hypervisor, self._memory, domid, memory)
         stats, spin = arena.array(1, STATS), new_spin(adaptive=False)
         # A short run touches few blocks of each disk, and once.
         store = RamStore(config.disk_sectors, huge_pages=False)
-        domain = guest_domain(
+        (domain,) = guest_disks(
             domid,
             *memory,
-            stats["counters"],
+            stats["counters"][0],
             spin,
+            buffer_frames=buffers,
             nr_ios=plan.iodepth,
             notes_wakes=True,
             arena=arena,
         )
         grant_mode, keeps, _ = MODES[config.mode]
         vcpu = (domid - 1) % config.dom0_vcpus
-        self.world.serve(domid, config.disk_sectors, keeps, vcpu, partial(self._let_go, domid))
-        self.world.toolstack.hold(plug(domid, config.disk_sectors >> 11), lambda _: None)
-        vbd = self.world.boot(domain, grant_mode != PER_REQUEST).vbd
+        let_go = partial(self._let_go, domid)
+        self.world.serve((domid, XVDA), config.disk_sectors, keeps, vcpu, let_go)
+        target = f"ram:{config.disk_sectors * abi.SECTOR_SIZE}"
+        self.world.toolstack.hold(plug(domid, target), lambda _: None)
+        vbd = self.world.boot(domain, XVDA, grant_mode != PER_REQUEST).vbd
         self.world.rest()
         assert isinstance(vbd, FrontendVbd) and vbd.dev is not None
-        assert vbd.state == self.world.backs[domid].vbd.state == CONNECTED
+        assert vbd.state == self.world.backs[domid, XVDA].vbd.state == CONNECTED
         front = vbd.dev
-        lay_out_buffers(front, BUFFER_FRAME, frames_per_io)
+        lay_out_buffers(front, vbd.first_buffer, frames_per_io)
         for page in memory.event.reshape(2, abi.XEN_PAGE_SIZE):
             pending, mask = event_words(page)
             clear_mask(mask, vbd.port)  # each end listens, and has looked: a new one is pending
@@ -225,9 +231,10 @@ class Machine:
         thread = self._new_thread(domid, memory, store, vbd.port)
         own_plan = replace(plan, seed=plan.seed + domid)
         versions = arena.array(config.disk_sectors, np.uint32)
-        counted = (versions, stats["latency"][0], domid, 0)
+        counted = (versions, stats["latency"][0, 0], disk_name(domid, 0), 0)
         job = new_load(arena, own_plan, front, *counted, real_time=False)
-        self._run = self._run or direct(run, front, job, 0, 0)
+        BLKFRONT.write(self._fronts[domid], front)
+        LOAD.write(self._jobs[domid], job)
         guest = Guest(
             self.cpus[config.guest_cpu(domid)],
             domid,
@@ -235,7 +242,7 @@ class Machine:
             plan.seed,
             front,
             job,
-            self._run,
+            partial(self._run, self._fronts, self._jobs, domid),
             self.memory,
             self.dom0.trace,
         )
@@ -271,24 +278,24 @@ class Machine:
             cpu=vcpu,
             notes_wakes=True,
         )
-        BLKBACK.write(self._rings[domid - 1], dev)
-        loop = partial(self._work, self._rings, domid - 1, FOR_EVER)
+        BLKBACK.write(self._backs[domid], dev)
+        loop = partial(self._work, self._backs, domid, FOR_EVER)
         given = (self.costs, config.plan.seed, dev, loop, self.dom0)
         return BackendThread(self.cpus[vcpu], domid, *given)
 
     def _disconnect(self, domid: int) -> None:
         """The guest unplugs its disk: both ends close, and nothing stays mapped or granted."""
-        front = self.world.fronts[domid]
+        front = self.world.fronts[domid, XVDA]
         front.tell(Leave())
         self.world.rest()
         assert isinstance(front.vbd, FrontendVbd) and front.vbd.finished
-        assert self.world.backs[domid].vbd.state == CLOSED
+        assert self.world.backs[domid, XVDA].vbd.state == CLOSED
         self._disks[domid].store.close()
 
     def _let_go(self, domid: int) -> None:
         self._disks[domid].thread.end()
 
-    def _grant_table_op(self, vcpu: int, cmd: int, ops: np.ndarray, waited: bool) -> None:
+    def grant_table_op(self, vcpu: int, cmd: int, ops: np.ndarray, waited: bool) -> None:
         """One hypercall of dom0's `vcpu`, its arguments changed in place."""
         payload = cast(bytearray, ops.view(np.uint8).data)
         number = abi.HYPERVISOR_GRANT_TABLE_OP

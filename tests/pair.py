@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
-from backend.blkback import BLKBACK, Blkback, begin_close
+from backend.blkback import begin_close
 from backend.doors import called_for
 from backend.persistent_grants import check
 from backend.ring_hands import RingHands
@@ -33,13 +33,13 @@ from common.spinning import new_spin
 from common.steps import ANY_STEP, STEP, mask_of
 from common.u32 import u32_add, u32_sub
 from frontend.blkfront import end_every_access, enqueue
-from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
+from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE, Blkfront
 from frontend.driver import Driver
-from frontend.grants import grant_access
-from frontend.load import no_load
+from frontend.frames import disk_frames
+from frontend.grants import grant_access, new_grants
+from frontend.load import LOAD, Load, no_load
 from frontend.stepper import run
 from frontend.steps import PHASES as FRONT_PHASES
-from frontend.vbd import POOL_FRAME
 from machine.back import build_back, in_table, own_frames, slots_of
 from machine.front import build_front, lay_out_buffers
 from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
@@ -101,20 +101,39 @@ class CallbackStore(RamStore):
         self.hidden[offset : offset + len(data)] = data
 
 
-class _Channel:
-    """The frontend's end of the event channel: while it sleeps, the backend serves."""
+class _Carrier:
+    """Nobody is woken: who sleeps lets the other end serve."""
 
-    def __init__(self, pair: "Pair") -> None:
-        self.port, self._pair = PORT, pair
-        self.far_pending, self.far_mask = pair.back_events
+    hung_up = False
+
+    def __init__(self) -> None:
+        self.polled = self
 
     def wake_far_end(self) -> None:
         pass
 
-    def wait(self, _timeout_ms: int, _others: Sequence[int] = ()) -> bool:
-        self._pair.serve()
-        assert clear_pending(self._pair.front_events[0], PORT), "the frontend sleeps for ever"
-        return True
+    @property
+    def carrier(self) -> "_Carrier":
+        return self
+
+
+class Bed:
+    """Where a guest's thread sleeps: meanwhile the backends of its disks serve."""
+
+    def __init__(self) -> None:
+        self.pairs: list[Pair] = []
+
+    def register(self, *_: object) -> None:
+        pass
+
+    def unregister(self, *_: object) -> None:
+        pass
+
+    def poll(self, _timeout_ms: int | None) -> list[tuple[Any, int]]:
+        for pair in self.pairs:
+            pair.serve()
+        assert any(pair.front_is_awake() for pair in self.pairs), "the frontend sleeps for ever"
+        return []
 
 
 class Pair:
@@ -138,7 +157,7 @@ class Pair:
         arena: Arena | None = None,
     ) -> None:
         self.store = store if store is not None else RamStore(64 * abi.SECTORS_PER_PAGE)
-        self.buffer_frame, self._frames_per_io = POOL_FRAME + pool_pages, frames_per_io
+        self.buffer_frame, self._frames_per_io = 1 + pool_pages, frames_per_io
         grant_mode, keeps = MODES[mode]
         self.copies, cap = mode == GRANT_COPY, cap if keeps else 0
         nr_slots = slots_of(cap)
@@ -161,16 +180,20 @@ class Pair:
         self.hole = arena.array(abi.XEN_PAGE_SIZE, np.uint8)
         self.hole[:] = 0xA5
         stats, port = arena.array(1, STATS), np.array([PORT])
-        self.latency, self.spin = stats["latency"][0], new_spin(adaptive=False)
+        self.latency, self.spin = stats["latency"][0, 0], new_spin(adaptive=False)
+        frames = disk_frames(0, nr_ios * frames_per_io, pool_pages)
+        bed = Bed()
+        bed.pairs.append(self)
+        self.driver, self._jobs = Driver(self.spin, bed), LOAD.rows(arena, 1)
         self.front = build_front(
             arena,
             self.ram,
-            self.grant_frames,
-            stats["counters"],
+            frames,
+            new_grants(arena, self.grant_frames),
+            stats["counters"][0, :1],
             EventWords(self.front_events[0], *self.back_events, port),
             self.spin,
             nr_ios=nr_ios,
-            pool_pages=pool_pages,
             start=start,
         )
         self.front.front["grant_mode"] = grant_mode
@@ -179,7 +202,6 @@ class Pair:
         if self.copies:
             reach = own_frames(nr_slots, self.dom0_ram, BOUNCE_FRAME)
         self._empty = reach.page_table.copy()
-        self.rings = BLKBACK.rows(arena, 1)
         self.back = build_back(
             arena,
             self.ring_page,
@@ -198,12 +220,36 @@ class Pair:
         )
         none = cast(Any, None)
         self.hands = RingHands(self.back, self.store, none, none)
-        self.driver = Driver(self.front, cast(Any, _Channel(self)))
         self.queued = no_load(arena)
+        self.front_job = self.queued
         self.hypercalls: list[tuple[str, int]] = []  # "map", "unmap" or "copy", how many operations
         self.breaks = 0  # times the backend said BROKEN
 
     # --- the guest --------------------------------------------------------------------------
+
+    @property
+    def front(self) -> Blkfront:
+        """blkfront's end."""
+        return self._front
+
+    @front.setter
+    def front(self, front: Blkfront) -> None:
+        self._front = front
+        self.driver.attach(0, front, cast(Any, _Carrier()))
+
+    @property
+    def front_job(self) -> Load:
+        """What `front_run` runs: at first what is queued by hand."""
+        return self._front_job
+
+    @front_job.setter
+    def front_job(self, job: Load) -> None:
+        self._front_job = job
+        LOAD.write(self._jobs[0], job)
+
+    def front_run(self, stops: int, looks: int = LOOKS_MAX) -> int:
+        """The guest's loop for once; its effect."""
+        return int(run(self.driver.rings, self._jobs, 0, looks, stops))
 
     def buffer(self, io: int) -> np.ndarray:
         """The bytes that I/O `io` moves."""
@@ -218,8 +264,12 @@ class Pair:
 
     def run(self) -> list[int]:
         """Both ends work until every queued I/O is done; which, in the order they ended."""
-        self.driver.run(self.queued, lambda: None, ())
+        self.driver.run_one(0, self.queued, lambda: None)
         return self.take_done()
+
+    def front_is_awake(self) -> bool:
+        """Is its event pending?"""
+        return bool(int(self.front_events[0][PORT >> 6]) >> (PORT & 63) & 1)
 
     def take_done(self) -> list[int]:
         """The I/Os that are done, in the order they ended."""
@@ -229,12 +279,12 @@ class Pair:
 
     def front_until(self, *stops: int) -> int:
         """The guest's loop for once, at most to one of `stops`; its effect."""
-        return int(run(self.front, self.queued, LOOKS_MAX, mask_of(*stops)))
+        return self.front_run(mask_of(*stops))
 
     def front_step(self) -> str:
         """One phase of blkfront; which it was."""
         step = int(self.front.turn[STEP])
-        run(self.front, self.queued, LOOKS_MAX, ANY_STEP)
+        self.front_run(ANY_STEP)
         return FRONT_PHASES[step].name
 
     def write(self, sector: int, data: bytes) -> int:
@@ -291,16 +341,6 @@ class Pair:
 
     # --- dom0 -------------------------------------------------------------------------------
 
-    @property
-    def back(self) -> Blkback:
-        """The backend's end, which row 0 of `rings` leads to."""
-        return self._back
-
-    @back.setter
-    def back(self, dev: Blkback) -> None:
-        self._back = dev
-        BLKBACK.write(self.rings[0], dev)
-
     def serve(self) -> None:
         """If it has an event, the backend works until it sleeps, or says the ring is broken."""
         if not clear_pending(self.back_events[0], PORT):
@@ -312,7 +352,7 @@ class Pair:
 
     def back_until(self, *stops: int) -> int:
         """The backend's loop for once, at most to one of `stops`; its effect, already done."""
-        effect = int(work(self.rings, 0, LOOKS_MAX, mask_of(*stops)))
+        effect = int(work(self.back, LOOKS_MAX, mask_of(*stops)))
         self.do(effect)
         return effect
 
@@ -326,7 +366,7 @@ class Pair:
     def back_step(self) -> str:
         """One phase of blkback, and what it asks for done; which it was."""
         step = int(self.back.turn[STEP])
-        self.do(int(work(self.rings, 0, LOOKS_MAX, ANY_STEP)))
+        self.do(int(work(self.back, LOOKS_MAX, ANY_STEP)))
         return BACK_PHASES[step].name
 
     def batch(self) -> Iterator[str]:

@@ -9,13 +9,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from common.machine_memory import STATS
+from common.counters import FRONTEND_COUNTERS
+from common.machine_memory import DISKS_MAX, STATS
 
 GROWTH_MAX: Final = 1 << 48  # of any word between two readings: bytes, at 100 GB/s, in an hour
 
 
 class Reading(NamedTuple):
-    """counters: FRONTEND_COUNTERS (1,); latency: u64 (BUCKETS,): copies."""
+    """counters: FRONTEND_COUNTERS (1,); latency: u64 (BUCKETS,): copies, of all its disks."""
 
     counters: np.ndarray
     latency: np.ndarray
@@ -37,5 +38,6 @@ class GuestStats:
             self.suspect = True
         if not self.suspect:
             self._believed = words
-        believed = self._believed.copy().view(STATS)
-        return Reading(believed["counters"].copy(), believed["latency"][0].copy())
+        believed = self._believed.view(STATS)[0]
+        words = believed["counters"].view(np.uint64).reshape(DISKS_MAX, -1).sum(0)
+        return Reading(words.view(FRONTEND_COUNTERS), believed["latency"].sum(0))

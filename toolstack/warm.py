@@ -11,7 +11,7 @@ from backend.blkback import BLKBACK, begin_close
 from backend.doors import called_for
 from backend.foreign_memory import map_granted, unmap_slots
 from backend.stores import RamStore
-from backend.worker import serve
+from backend.worker import serve as serve_backs
 from common import effects
 from common.abi import (
     BLKIF_OP_READ,
@@ -29,17 +29,27 @@ from common.abi import (
 from common.arena import Arena
 from common.event_channel import clear_mask, clear_pending, set_pending
 from common.hypercall_gate import PENDING, call, collect, gate_bytes, new_gate, no_gate
-from common.machine_memory import STATS
-from common.ring import REQ
+from common.machine_memory import DISKS_MAX, STATS
+from common.ring import REQ, RSP
 from common.spinning import new_spin
-from common.turns import ASLEEP, NOBODY, both_of, looked_at, make_ready, new_turns, take_in
+from common.turns import (
+    ASLEEP,
+    NOBODY,
+    any_pending,
+    both_of,
+    looked_at,
+    make_ready,
+    new_turns,
+    take_in,
+)
 from frontend.blkfront import end_every_access
-from frontend.blkfront_info import PER_REQUEST, PERSISTENT
+from frontend.blkfront_info import BLKFRONT, PER_REQUEST, PERSISTENT
 from frontend.block_device import _enqueue_first
-from frontend.grants import end_access, grant_access
-from frontend.load import Load, LoadPlan, new_load, no_load
-from frontend.stepper import run
-from frontend.vbd import POOL_FRAME
+from frontend.frames import disk_frames
+from frontend.grants import end_access, grant_access, new_grants
+from frontend.load import LOAD, Load, LoadPlan, new_load, no_load
+from frontend.room import abandon
+from frontend.stepper import run, serve
 from hypervisor.gate_server import GateServer
 from machine.back import build_back, in_table, slots_of
 from machine.front import build_front, channel_words, lay_out_buffers
@@ -67,20 +77,23 @@ class _TinyMachine:
         guest, stats = domain_memory(arena, RAM_FRAMES), arena.array(1, STATS)
         self.hypervisor = build_hypervisor(arena, machine, dom0, nr_cpus=2, policy="mask-2012")
         build_domain(self.hypervisor, machine, 1, guest)
-        self.arena, self.latency = arena, stats["latency"][0]
+        self.arena, self.latency = arena, stats["latency"][0, 0]
         spin = new_spin(adaptive=True)
         spin["limit_ns"] = 0
+        frames = disk_frames(0, 0, POOL_PAGES)
         self.front = build_front(
             arena,
             guest.ram,
-            guest.grant,
-            stats["counters"],
+            frames,
+            new_grants(arena, guest.grant),
+            stats["counters"][0, :1],
             channel_words(arena, guest.event),
             spin,
             nr_ios=4,
-            pool_pages=POOL_PAGES,
         )
-        lay_out_buffers(self.front, POOL_FRAME + POOL_PAGES, 2)
+        lay_out_buffers(self.front, frames.buffers, 2)
+        self.rings, self.jobs = BLKFRONT.rows(arena, 1), LOAD.rows(arena, 1)
+        BLKFRONT.write(self.rings[0], self.front)
         self.store = RamStore(DISK_SECTORS, huge_pages=False)
         self.back = build_back(
             arena,
@@ -95,16 +108,17 @@ class _TinyMachine:
             remote_domid=1,
             max_persistent_grants=KEPT,
         )
-        self.rings = BLKBACK.rows(arena, 1)
-        BLKBACK.write(self.rings[0], self.back)
+        self.backs = BLKBACK.rows(arena, 1)
+        BLKBACK.write(self.backs[0], self.back)
         self.turns = new_turns(arena, 1, REQ, spin)
         take_in(self.turns, 0, looked_at(self.back))
         machine.host["dirty"][0, 0] = 1
 
     def run(self, job: Load) -> None:
         """Both ends in turn, until the job is done."""
+        LOAD.write(self.jobs[0], job)
         for _ in range(ROUNDS_MAX):
-            if run(self.front, job, LOOKS, 0) == effects.DONE:
+            if run(self.rings, self.jobs, 0, LOOKS, 0) == effects.DONE:
                 return
             self.serve(ASLEEP)
         raise WarmUpError("I/Os never end")
@@ -112,7 +126,7 @@ class _TinyMachine:
     def serve(self, until: int) -> None:
         """Let the back work until the effect `until`, or ASLEEP."""
         for _ in range(ROUNDS_MAX):
-            returned = int(serve(self.turns, self.rings, NOBODY))
+            returned = int(serve_backs(self.turns, self.backs, NOBODY))
             effect = both_of(returned)[0]
             if until in (returned, effect):
                 return
@@ -136,6 +150,16 @@ def _run_load(machine: _TinyMachine, grant_mode: int) -> None:
     machine.run(new_load(arena, plan, front, versions, machine.latency, 1, 0))
 
 
+def _warm_turns(machine: _TinyMachine) -> None:
+    """A job that is done at once, among the turns of the guest's thread."""
+    front = machine.front
+    turns = new_turns(machine.arena, DISKS_MAX, RSP, front.spin)
+    take_in(turns, 0, looked_at(front))
+    assert both_of(serve(machine.rings, machine.jobs, turns)) == (effects.DONE, 0)
+    any_pending(turns)
+    abandon(front)
+
+
 def _warm_gate(machine: _TinyMachine) -> None:
     segment = np.zeros(gate_bytes(1), np.uint8)
     server = GateServer(machine.hypervisor, segment, 1)
@@ -155,8 +179,9 @@ def warm() -> None:
     _run_load(machine, PERSISTENT)
     for operation in (BLKIF_OP_WRITE, BLKIF_OP_READ):
         front.ios["operation"], front.ios["nr_sectors"] = operation, 12
-        _enqueue_first(front, 1)
+        _enqueue_first(machine.rings, 0, 1)
         machine.run(no_load(machine.arena))
+    _warm_turns(machine)
     end_every_access(front)
     _run_load(machine, PER_REQUEST)
     begin_close(back)

@@ -16,7 +16,6 @@ from common import effects
 from common.event_channel import clear_pending
 from common.steps import ANY_STEP, NONE, ON, OUTCOME_BITS, STEP, STEP_BITS
 from frontend import steps as front_steps
-from frontend.stepper import run
 from tests.pair import LOOKS_MAX, PORT, READ, Pair
 
 PUSHING: Final = (
@@ -96,7 +95,7 @@ class Orders:
         front = self.pair.front
         if front.turn[STEP] not in PUSHING:
             return False
-        if run(front, self.pair.queued, LOOKS_MAX, ANY_STEP) == effects.WAKE and self.asleep:
+        if self.pair.front_run(ANY_STEP) == effects.WAKE and self.asleep:
             self._fall_asleep()  # again, if the event has been taken meanwhile
         return True
 

@@ -31,7 +31,7 @@ def test_a_disk_that_is_connected_again_goes_on_with_its_counters() -> None:
     numbers = RingNumbers(table)
     first, counters = numbers.take(1, DEVICE)
     counters["requests"] += np.uint64(7)
-    other, others = numbers.take(1, DEVICE + 16)
+    _, others = numbers.take(1, DEVICE + 16)
     assert others["requests"][0] == 0
     numbers.give_back(first)
     assert numbers.take(2, DEVICE)[1]["requests"][0] == 0

@@ -12,7 +12,6 @@ from common.effects import WAIT
 from common.ring import REQ
 from frontend.load import Load, LoadPlan, new_load
 from frontend.pattern import UNKNOWN
-from frontend.stepper import LOOKS_PER_SLICE, run
 from tests.pair import READ, WRITE, CallbackStore, Pair
 
 PLAN = LoadPlan(
@@ -147,7 +146,8 @@ def test_what_a_load_counts(mode: str, bs: int, requests: int) -> None:
 def test_a_stopped_load_starts_nothing_more_and_finishes_what_it_began() -> None:
     pair = Watched()
     job = pair.job(PLAN)
-    while run(pair.front, job, LOOKS_PER_SLICE, 0) != WAIT:  # all of the depth is out
+    pair.front_job = job
+    while pair.front_run(0) != WAIT:  # all of the depth is out
         pass
     job.load["stop"] = 1
     pair.finish(job)

@@ -10,7 +10,6 @@ from common.ring import EVENT, REQ, RSP
 from common.spinning import new_spin
 from common.steps import STEP
 from frontend import steps
-from frontend.stepper import run
 from tests.pair import OKAY, PORT, READ, Pair
 
 
@@ -120,9 +119,9 @@ def test_after_so_many_looks_there_is_time_for_the_outside_world() -> None:
     queue(pair, 1)
     assert pair.front_until() == effects.WAKE
     before = pair.ring_page.tobytes()
-    assert [run(pair.front, pair.queued, 0, 0) for _ in range(3)] == [effects.SLICE] * 3
+    assert [pair.front_run(0, looks=0) for _ in range(3)] == [effects.SLICE] * 3
     assert pair.front.turn[STEP] == steps.LOOK and pair.ring_page.tobytes() == before
-    looks = [run(pair.front, pair.queued, 1, 0) for _ in range(2)]
+    looks = [pair.front_run(0, looks=1) for _ in range(2)]
     assert looks == [effects.SLICE, effects.WAIT]  # a turn in which it woke is not its last
 
 

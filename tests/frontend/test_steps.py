@@ -19,7 +19,7 @@ from common.steps import (
     drawn,
 )
 from frontend import steps
-from frontend.stepper import USUAL, _advance, run
+from frontend.stepper import USUAL, _advance
 from frontend.steps import PHASES
 from tests.frontend.whole import check_whole
 from tests.pair import MODES, OKAY, PORT, READ, WRITE, Pair
@@ -50,7 +50,7 @@ class Spied(Pair):
     def phase(self, looks: int = 1) -> int:
         """One phase of the guest; the effect that the table has for how it came out."""
         step = int(self.front.turn[STEP])
-        outcome = int(run(self.front, self.queued, looks, 0)) - 1
+        outcome = self.front_run(0, looks) - 1
         self.seen.add((step, outcome))
         self.front.turn[STEP], effect = goes_to(step, outcome)
         return effect

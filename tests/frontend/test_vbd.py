@@ -172,7 +172,7 @@ def connect(
     house: House, front_persistent: bool = True, back_persistent: bool = True
 ) -> tuple[FrontDisk, BackDisk]:
     """A disk plugged in, both ends Connected."""
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     back, front = house.back(back_persistent), house.front(front_persistent)
     settle(back, front)
     assert (front.state, back.state) == (xenbus.CONNECTED, xenbus.CONNECTED)
@@ -203,14 +203,14 @@ def test_every_write_of_the_handshake_is_linuxs_in_its_order(house: House, write
 
 @pytest.mark.parametrize("first", ["front", "back"])
 def test_whichever_end_looks_first_they_connect(house: House, first: str) -> None:
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     ends: list[FrontDisk | BackDisk] = [house.front(), house.back()]
     settle(*(ends if first == "front" else reversed(ends)))
     assert [end.state for end in ends] == [xenbus.CONNECTED] * 2
 
 
 def test_the_ends_are_woken_by_their_watches_alone(house: House) -> None:
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     back, front = house.back(), house.front()
     while (front.state, back.state) != (xenbus.CONNECTED, xenbus.CONNECTED):
         for end, store in ((back, house.dom0), (front, house.guest)):
@@ -302,7 +302,7 @@ def test_a_reconnect_may_change_the_setting(house: House, settings: tuple[bool, 
 
 def test_a_table_without_a_free_entry_is_said_and_nothing_is_published(house: House) -> None:
     house.grant_flags()[:] = GTF_PERMIT_ACCESS | GTF_READING  # an earlier device's, stuck
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     back, front = house.back(), house.front()
     settle(back, front)
     said = f"{front.path}: no grant entry is free for the ring"
@@ -346,7 +346,7 @@ def test_a_disk_may_be_unplugged_and_plugged_in_again(house: House) -> None:
 def test_a_frontend_that_writes_nonsense_has_its_device_closed_and_told_why(
     house: House, key: str, value: bytes, reason: str
 ) -> None:
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     back, front = house.back(), house.front()
     look(back)
     look(front)
@@ -362,7 +362,7 @@ def test_a_frontend_that_writes_nonsense_has_its_device_closed_and_told_why(
 
 @pytest.mark.parametrize("key", ["ring-ref", "event-channel", "protocol"])
 def test_nonsense_may_be_long(house: House, key: str) -> None:
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     back, front = house.back(), house.front()
     look(back)
     look(front)
@@ -372,7 +372,7 @@ def test_nonsense_may_be_long(house: House, key: str) -> None:
 
 
 def test_a_frontend_that_leaves_keys_out_is_closed_too(house: House) -> None:
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     back = house.back()
     look(back)
     house.guest.write(f"{FRONT}/state", b"3")

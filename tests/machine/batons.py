@@ -21,7 +21,6 @@ from common.steps import ANY_STEP
 from common.turns import ASLEEP, RING_BITS
 from frontend import driver
 from frontend.load import Load
-from frontend.stepper import run
 from tests.pair import LOOKS_MAX, PORT, Pair
 
 FRONT: Final = 0
@@ -59,7 +58,8 @@ class Batons:
         vcpu._sleep = lambda: self.sleep(BACK)  # type: ignore[method-assign]
         thread = threading.Thread(target=self._serve, args=(vcpu,))
         thread.start()
-        stepped = self._stepped(FRONT, lambda dev: int(run(dev, job, LOOKS_MAX, ANY_STEP)))
+        pair.front_job = job
+        stepped = self._stepped(FRONT, lambda _: pair.front_run(ANY_STEP))
         front = driver.Driver(pair.front, cast(Any, _Channel(self, FRONT)))
         try:
             driver.direct, real = lambda *_: stepped, driver.direct  # type: ignore[assignment]

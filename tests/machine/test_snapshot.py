@@ -14,8 +14,7 @@ from common.arena import Arena
 from common.compiled import direct
 from common.event_channel import clear_pending
 from common.steps import ANY_STEP, STEP
-from frontend.load import Load, LoadPlan, new_load
-from frontend.stepper import run
+from frontend.load import LoadPlan, new_load
 from tests.pair import LOOKS_MAX, MODES, PORT, Pair
 
 IOS = 40
@@ -55,11 +54,10 @@ class Run:
         )
         plan = LoadPlan("randrw", abi.XEN_PAGE_SIZE, DEPTH, 50, IOS, None, 7, True)
         versions = arena.array(DISK_SECTORS, np.uint32)
-        self.job: Load = new_load(
+        pair.front_job = new_load(
             arena, plan, pair.front, versions, pair.latency, 1, 0, real_time=False
         )
         self.state, self.asleep = arena.array(1, np.uint64), arena.array(2, np.uint8)
-        self._front = direct(run, pair.front, self.job, 0, 0)
         self._back = direct(work, pair.rings, 0, 0, 0)
 
     def step(self) -> tuple[int, int, int] | None:
@@ -74,7 +72,7 @@ class Run:
         dev = (pair.front, pair.back)[end]
         place = int(dev.turn[STEP])
         if end == 0:
-            effect = self._front(pair.front, self.job, LOOKS_MAX, ANY_STEP)
+            effect = pair.front_run(ANY_STEP)
         else:
             effect = self._back(pair.rings, 0, LOOKS_MAX, ANY_STEP)
             pair.do(effect)

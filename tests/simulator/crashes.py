@@ -35,6 +35,7 @@ from simulator.hands import Caller
 from simulator.handshake import LifeSeat, World
 
 DOMID = 1
+DISK = (DOMID, XVDA)
 MIB = 4
 POOL_PAGES = 8
 HANDLES = 64  # of dom0's maptrack
@@ -83,7 +84,7 @@ class House:
         self.world.behind.heed = lambda: self._pass("store")
         if disorder is not None:
             self.world.behind.delay = lambda ns: disorder.randrange(10 * ns)
-        self.world.serve(DOMID, MIB << 11, True, 0, self._let_go)
+        self.world.serve(DISK, MIB << 11, True, 0, self._let_go)
         self._dom0, self._kept = Caller(self.hypervisor, abi.DOMID_0), list[np.ndarray]()
 
     # --- a disk's life ----------------------------------------------------------------------
@@ -100,7 +101,7 @@ class House:
 
     def plug(self) -> None:
         """Both directories, and a guest that boots."""
-        self.world.toolstack.hold(plug(DOMID, MIB), lambda _: None)
+        self.world.toolstack.hold(plug(DOMID, f"ram:{MIB}m"), lambda _: None)
         counters = np.zeros(1, FRONTEND_COUNTERS)
         spin = new_spin(adaptive=False)
         domain = guest_domain(
@@ -112,7 +113,7 @@ class House:
             pool_pages=POOL_PAGES,
             arena=Arena(),
         )
-        self.world.boot(domain, True)
+        self.world.boot(domain, XVDA, True)
 
     def warm(self) -> None:
         """The frontend grants pages, and the backend keeps them mapped."""
@@ -133,10 +134,10 @@ class House:
 
     @property
     def front(self) -> LifeSeat:
-        return self.world.fronts[DOMID]
+        return self.world.fronts[DISK]
 
     def _states(self) -> tuple[str, str]:
-        back = self.world.backs.get(DOMID)
+        back = self.world.backs.get(DISK)
         front = xenbus.STATE_NAMES[self.front.vbd.state]
         return front, "none" if back is None else xenbus.STATE_NAMES[back.vbd.state]
 
@@ -147,7 +148,7 @@ class House:
 
     def _pass(self, point: str) -> None:
         """A point at which something may die, once there is a guest."""
-        if DOMID not in self.world.fronts:
+        if DISK not in self.world.fronts:
             return
         self.heard.append(point)
         if len(self.heard) - 1 == self._at and self._crash is not None:
@@ -235,7 +236,7 @@ def _make_again() -> Talk[None]:
         Request(MessageType.MKDIR, BACK),
         Request(MessageType.SET_PERMS, BACK, perms),
     ]
-    for request in next(plug(DOMID, MIB)):
+    for request in next(plug(DOMID, f"ram:{MIB}m")):
         if request.kind == MessageType.WRITE and request.first.startswith(BACK):
             requests.append(request)
     yield [*(request._replace(tx_id=tx_id) for request in requests), end(tx_id, "T")]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backend.blkback import BLKBACK
 from backend.steps import CLEAR, LOOK_AGAIN, PHASES
 from common.effects import WAIT
 from common.steps import NONE, ON, next_steps
@@ -206,8 +207,9 @@ def test_a_worker_that_does_not_look_again_before_it_sleeps_is_found_out(
         for phase in PHASES
     ]
     machine = Machine(Config(plan(ios=2000), mode="persistent", guests=2))
-    for disk in machine._disks.values():
+    for domid, disk in machine._disks.items():
         monkeypatch.setattr(disk.thread, "wait", lambda *_, thread=disk.thread: thread.sleep())
         disk.thread.dev = disk.thread.dev._replace(next=next_steps(blind))
+        BLKBACK.write(machine._backs[domid], disk.thread.dev)
     with pytest.raises(AssertionError, match="a wake-up was lost"):
         machine.run()

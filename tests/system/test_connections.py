@@ -42,7 +42,7 @@ class House:
         self._hypercalls = Hypercalls(builder._dom0)
         memory = MachineMemory(self._hypercalls)
         self._host = host_of(memory.segment("host"))
-        create_vbd(self.store, 1, 1)
+        create_vbd(self.store, 1, "ram:1m")
         self._vcpu = Vcpu0(self._hypercalls, memory, self.supervisor.run_dir, "pipe")
         options = BackendOptions(True, 352, 1, False, False, 2, "pipe")
         self.back = BackDisk(self.store, self._vcpu.place(1), RamStore(2048), options)

@@ -17,12 +17,12 @@ def test_sound_figures_are_those_of_the_moment(record: np.ndarray) -> None:
     stats = GuestStats(record)
     record["counters"]["ios"], record["latency"][0, 7] = 5, 3
     first = stats.read()
-    assert (first.counters["ios"][0], first.latency[7]) == (5, 3)
-    assert (first.counters.shape, first.latency.shape) == ((1,), (BUCKETS,))
+    assert (first.counters["ios"][0], first.latency[0, 7]) == (5, 3)
+    assert (first.counters.shape[0], first.latency.shape[1]) == (len(first.latency), BUCKETS)
     record["counters"]["ios"], record["latency"][0, 7] = 6, 9
     second = stats.read()
-    assert (second.counters["ios"][0], second.latency[7]) == (6, 9)
-    assert (first.counters["ios"][0], first.latency[7]) == (5, 3)  # a copy
+    assert (second.counters["ios"][0], second.latency[0, 7]) == (6, 9)
+    assert (first.counters["ios"][0], first.latency[0, 7]) == (5, 3)  # a copy
     assert not stats.suspect
 
 

@@ -1,0 +1,125 @@
+"""One disk of a guest's process: its end of the handshake and, from Connected on, its ring.
+
+Owns: what the guest's loads know of the disk's contents, and what is told of it when it fails.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from common import xenbus
+from common.abi import XEN_PAGE_SIZE
+from common.arena import Arena
+from common.control import CommandError
+from frontend.block_device import BlockDevice
+from frontend.driver import Driver
+from frontend.load import Load, LoadPlan, new_load
+from frontend.pattern import UNKNOWN, disk_name
+from frontend.vbd import NR_IOS
+from machine.front_disk import FrontDisk
+
+
+class GuestDisk:
+    """Disk `number` of guest `domid`, whose rings `driver` runs.
+
+    counters, latency: its FRONTEND_COUNTERS (1,) and histogram (u64) of the guest's `stats`;
+    device: for users, once it is Connected.
+    """
+
+    def __init__(
+        self,
+        domid: int,
+        number: int,
+        vbd: FrontDisk,
+        driver: Driver,
+        counters: np.ndarray,
+        latency: np.ndarray,
+    ) -> None:
+        self.number, self.vbd = number, vbd
+        self.device: BlockDevice | None = None
+        self._domid, self._driver = domid, driver
+        self._counters, self._latency = counters, latency
+        self._versions = np.zeros(0, np.uint32)
+        self._failed = 0  # I/Os, with the device
+        self._broken_because = ""
+
+    @property
+    def at_rest(self) -> bool:
+        """It waits for no answer of the store's."""
+        return not self.vbd.awaited
+
+    def use(self, keep_going: Callable[[], None]) -> dict[str, Any]:
+        """It is Connected: from now on it can be used. What the toolstack is told of it.
+
+        keep_going: see Driver.run.
+        """
+        dev, channel, disk = self.vbd.dev, self.vbd.channel, self.vbd.disk
+        assert dev is not None and channel is not None and disk is not None
+        self._driver.attach(self.number, dev, channel)
+        self._versions = np.zeros(disk.nr_sectors, np.uint32)
+        self.device = BlockDevice(
+            self._driver,
+            self.number,
+            disk.nr_sectors,
+            self.vbd.buffers(),
+            self.vbd.first_buffer,
+            self._forget,
+            keep_going,
+            disk.read_only,
+        )
+        return {
+            "size": self.device.size,
+            "backend_persistent": disk.backend_persistent,
+            "read_only": disk.read_only,
+        }
+
+    def connected(self) -> BlockDevice:
+        """The disk, to be used. Raises CommandError."""
+        if self.device is None or not self.vbd.usable:
+            raise self.told(f"not Connected but {self.state()}")
+        return self.device
+
+    def job(self, plan: LoadPlan) -> Load:
+        """A load on it. Raises CommandError if it cannot be run."""
+        if self.connected().read_only and plan.reads_of_100 < 100:
+            raise self.told(f"the disk is read-only, and {plan.rw} writes")
+        frames = -(-plan.bs // XEN_PAGE_SIZE)
+        room = len(self.vbd.buffers()) // XEN_PAGE_SIZE
+        if plan.iodepth > NR_IOS or plan.iodepth * frames > room:
+            raise self.told(
+                f"iodepth {plan.iodepth} x bs {plan.bs} needs {plan.iodepth * frames} frames of"
+                f" I/O buffers and at most {NR_IOS} I/Os; this disk has {room} frames"
+            )
+        dev, name = self._driver.dev(self.number), disk_name(self._domid, self.number)
+        dev.ios["frame"][: plan.iodepth] = self.vbd.first_buffer + np.arange(plan.iodepth) * frames
+        now_ns = time.monotonic_ns()
+        return new_load(Arena(), plan, dev, self._versions, self._latency, name, now_ns)
+
+    def give_up(self, broken_because: str = "") -> None:
+        """It can be used no more, and what is in flight has failed. broken_because: how its backend
+        broke the ring, if it did: the disk is closed for that."""
+        self._failed = self.vbd.in_flight()
+        self._counters["io_errors"] += np.uint64(self._failed)
+        self._broken_because = broken_because
+        if broken_because:
+            self.vbd.fail(broken_because)
+
+    def failure(self) -> str:
+        """What is told of a disk that was given up; at rest, that says why it is closed."""
+        why = self._broken_because or self.state()
+        return str(self.told(f"{why}: {self._failed} I/Os in flight have failed"))
+
+    def told(self, what: str) -> CommandError:
+        """What the toolstack is told of it."""
+        return CommandError(f"domain {self._domid}: {self.vbd.name}: {what}")
+
+    def state(self) -> str:
+        """The disk's state, and why it is closed, if it is."""
+        why = f", as {self.vbd.closed_because}" if self.vbd.closed_because else ""
+        return xenbus.STATE_NAMES[self.vbd.state] + why
+
+    def _forget(self, sector: int, nr_sectors: int) -> None:
+        """A user writes here: no load knows what it holds."""
+        self._versions[sector : sector + nr_sectors] = UNKNOWN
