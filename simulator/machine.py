@@ -201,7 +201,7 @@ class Machine:
         build_domain(self.hypervisor, self._memory, domid, memory)
         stats, spin = arena.array(1, STATS), new_spin(adaptive=False)
         # A short run touches few blocks of each disk, and once.
-        store = RamStore(config.disk_sectors, huge_pages=False)
+        store = RamStore(config.disk_sectors)
         (domain,) = guest_disks(
             domid,
             *memory,

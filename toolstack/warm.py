@@ -94,7 +94,7 @@ class _TinyMachine:
         lay_out_buffers(self.front, frames.buffers, 2)
         self.rings, self.jobs = BLKFRONT.rows(arena, 1), LOAD.rows(arena, 1)
         BLKFRONT.write(self.rings[0], self.front)
-        self.store = RamStore(DISK_SECTORS, huge_pages=False)
+        self.store = RamStore(DISK_SECTORS)
         self.back = build_back(
             arena,
             guest.ram[:XEN_PAGE_SIZE],
