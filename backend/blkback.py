@@ -3,7 +3,7 @@
 Owns: what a ring's worker knows. The phases are in `backend/phases.py`, the tree of kept mappings
 in `backend/persistent_grants.py`.
 Never knows: time, processes, sockets, how a page gets mapped. A driver asks the hypervisor and
-maps: `backend/ring_thread.py` with real `mmap`s, a simulator or a test in plain memory.
+maps: `backend/ring_hands.py` with real `mmap`s, a simulator or a test in plain memory.
 
 Host addresses: dom0 maps foreign pages at addresses it has set aside (Linux: ballooned pages). Slot
 `s` has host address `balloon + s * 4096`; `page_table[s]` is where its bytes are reached.
@@ -68,6 +68,8 @@ BACK: Final = np.dtype(
         ("bounce_frame", "<u8"),  # then: dom0's own frame that slot 0 is
         ("free_slots", "<u4"),
         ("broken", "<u4"),
+        ("served", "<u8"),  # requests, when it last fell asleep
+        ("fruitless", "<u4"),  # times that it has fallen asleep again without a request
         # The hypercall that is being made: which of the listed operations it takes.
         ("call_cmd", "<u4"),  # GNTTABOP_*
         ("call_ops", "<u8"),  # address of what is listed

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from backend.doors import called_for
-from backend.ring_thread import RingThread
+from backend.ring_hands import RingHands
 from common import abi, effects
 from common.atomics import load_acquire, store_release
 from common.hypercall import HYPERCALL, MESSAGE_MAX, Hypercalls
@@ -184,8 +184,8 @@ def test_a_call_that_fails_by_message_is_an_error_of_its_requests(mode: str) -> 
             theirs.send(message)
 
     hypercalls, none = Hypercalls(ours), cast(Any, None)
-    hands = RingThread(pair.back, pair.store, none, hypercalls, none, none)
-    pair.make_call = hands._hypercall  # type: ignore[method-assign]
+    hands = RingHands(pair.back, pair.store, none, hypercalls)
+    pair.make_call = hands.hypercall  # type: ignore[method-assign]
     try:
         with hypervisor(refuse):
             assert pair.ask(*requests(pair)) == FAILED
