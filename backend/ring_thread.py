@@ -15,14 +15,15 @@ from typing import Final
 import numpy as np
 
 from backend import phases
+from backend.at_store import complete
 from backend.blkback import BROKEN_REASONS, Blkback, begin_close
 from backend.doors import called_for
+from backend.slots import READ
 from backend.steps import CLEAR, LOOK
 from backend.stores import Store
 from backend.worker import BETWEEN_REQUESTS, LOOKS_PER_SLICE, work
 from common import effects, steps
 from common.abi import (
-    BLKIF_OP_READ,
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
     HYPERVISOR_GRANT_TABLE_OP,
@@ -34,7 +35,6 @@ from common.copying import byte_view
 from common.event_channel import EventChannel
 from common.hypercall import Hypercalls
 from common.hypercall_gate import collect
-from common.not_done import NOT_DONE
 from common.process import name_thread
 from common.spinning import slept
 
@@ -188,28 +188,26 @@ class RingThread:
             log.error("grant_table_op %d: %d", cmd, rc)
 
     def _store_io(self) -> None:
-        """Call the store for each sound request of the batch: one callback a segment."""
+        """Call the store for each slot that is handed over: one callback a segment."""
         dev = self._dev
-        for index in range(int(dev.back["gathered"][0])):
-            request = dev.requests[index]
-            if request["status"] != NOT_DONE:
-                continue
-            offset = int(request["sector"]) * SECTOR_SIZE
+        count = int(dev.back["started"][0])
+        dev.back["started"] = 0
+        for slot in dev.started[:count].tolist():
+            offset = int(dev.requests["sector"][slot]) * SECTOR_SIZE
             try:
-                for at in range(int(request["nr_segments"])):
-                    offset += self._segment_io(index, at, offset)
-                dev.requests[index]["status"] = BLKIF_RSP_OKAY
+                for at in range(int(dev.requests["nr_segments"][slot])):
+                    offset += self._segment_io(slot, at, offset)
+                complete(dev, slot, BLKIF_RSP_OKAY)
             except OSError as error:
-                log.warning("store: sector %d: %s", request["sector"], error)
-                dev.requests[index]["status"] = BLKIF_RSP_ERROR
+                log.warning("store: sector %d: %s", dev.requests["sector"][slot], error)
+                complete(dev, slot, BLKIF_RSP_ERROR)
 
-    def _segment_io(self, index: int, at: int, offset: int) -> int:
+    def _segment_io(self, slot: int, at: int, offset: int) -> int:
         dev = self._dev
-        segment = dev.segments[index, at]
-        nr_bytes = int(segment["nr_sectors"]) * SECTOR_SIZE
-        view = byte_view(phases.page_address(dev, index, at), nr_bytes)
-        phases.touch(dev, int(segment["handle"]))
-        if dev.requests[index]["operation"] == BLKIF_OP_READ:
+        nr_bytes = int(dev.segments["nr_sectors"][slot, at]) * SECTOR_SIZE
+        view = byte_view(phases.page_address(dev, slot, at), nr_bytes)
+        phases.touch(dev, slot, at)
+        if dev.requests["kind"][slot] == READ:
             self._store.read(offset, view)
         else:
             self._store.write(offset, view)
