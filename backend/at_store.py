@@ -3,8 +3,8 @@
 Owns: which slots are there: `started`, which the driver has still to take, and `finished`, which
 the ring has still to answer. What the store's memory serves is moved by `phases.move` instead.
 Rules
-1. The driver takes all of `started` (and says so: `started` is 0 then), and calls `complete` once
-   for each, when it likes, from the thread that runs the ring's loop, between two of its calls.
+1. The driver takes all of `started` (`take_started`), and calls `complete` once for each, when it
+   likes, from the thread that runs the ring's loop, between two of its calls.
 2. What is finished is answered before new requests are looked at, the first to finish first.
 3. A ring does not close while the store has one of its slots: it would have the pages unmapped
    under a running copy.
@@ -59,6 +59,13 @@ def pick_up(dev: Blkback) -> int:
     if back.picked_up == back.finished:  # always before a slot can be finished once more
         back.picked_up, back.finished = np.uint32(0), np.uint32(0)
     return COPY if back.copies else NEXT
+
+
+def take_started(dev: Blkback) -> list[int]:
+    """The slots that the effect IO hands over: they are the caller's to `complete`."""
+    slots: list[int] = dev.started[: int(dev.back["started"][0])].tolist()
+    dev.back["started"] = 0
+    return slots
 
 
 def complete(dev: Blkback, slot: int, status: int) -> None:

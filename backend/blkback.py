@@ -15,7 +15,7 @@ import numpy as np
 
 from backend import steps
 from backend.persistent_grants import new_tree
-from backend.slots import READ, REQUEST, SEGMENT, WRITE
+from backend.slots import REQUEST, SEGMENT
 from common import ring
 from common.abi import (
     BLKIF_MAX_PERSISTENT_GRANTS,
@@ -51,7 +51,7 @@ BACK: Final = np.dtype(
         ("cpu", "<u4"),  # the worker CPU its vCPU is pinned to
         ("persistent", "<u4"),
         ("read_only", "<u4"),
-        ("features", "<u4"),  # kinds of requests that are served: bits; reads and writes always
+        ("features", "<u4"),  # what is served besides reads and writes: bits by kind
         ("gather_max", "<u4"),  # requests taken together: 1, or the whole ring (batching)
         ("waiting", "<u4"),  # requests that have been seen, and are still to be taken
         ("gathered", "<u4"),  # slots of the group
@@ -170,11 +170,8 @@ def new_blkback(
     back["vacant"] = nr_ents
     for field, value in fields.items():
         back[field] = value
-    back["features"] |= 1 << READ | 1 << WRITE
     slots = arena.array(len(page_table), np.uint32)
     slots[:] = np.arange(len(page_table))[::-1]
-    vacant, group, started, finished = (arena.array(nr_ents, np.uint32) for _ in range(4))
-    vacant[:] = np.arange(nr_ents)[::-1]
     tree, nodes = new_tree(arena, max_persistent_grants if persistent else 0)
     return Blkback(
         words,
@@ -184,12 +181,7 @@ def new_blkback(
         steps.NEXT,
         back,
         arena.array(SLOT_QWORDS, np.uint64),
-        arena.array(nr_ents, REQUEST),
-        arena.array((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SEGMENT),
-        vacant,
-        group,
-        started,
-        finished,
+        *_new_slots(arena, nr_ents),
         arena.array(nr_segments, GNTTAB_MAP_GRANT_REF),
         arena.array(nr_segments, GNTTAB_UNMAP_GRANT_REF),
         arena.array(nr_segments, GNTTAB_COPY),
@@ -204,6 +196,15 @@ def new_blkback(
         spin,
         gate,
     )
+
+
+def _new_slots(arena: Arena, nr_ents: int) -> list[np.ndarray]:
+    """requests to finished: all are vacant."""
+    requests = arena.array(nr_ents, REQUEST)
+    segments = arena.array((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SEGMENT)
+    vacant, group, started, finished = (arena.array(nr_ents, np.uint32) for _ in range(4))
+    vacant[:] = np.arange(nr_ents)[::-1]
+    return [requests, segments, vacant, group, started, finished]
 
 
 def begin_close(dev: Blkback) -> None:

@@ -20,8 +20,9 @@ from backend import phases, steps
 from backend.blkback import Blkback
 from backend.foreign_memory import map_granted, unmap_slots
 from backend.grant_copy import finish_copies, finish_reads, list_copies
-from backend.slots import DONE
+from backend.slots import DONE, MAPPING
 from common.abi import (
+    BLKIF_MAX_SEGMENTS_PER_REQUEST,
     GNTST_OKAY,
     GNTTAB_COPY,
     GNTTAB_MAP_GRANT_REF,
@@ -62,6 +63,9 @@ def plan(dev: Blkback) -> int:
         return _prepare_copies(dev, False)
     if back.map_ops == 0:
         return ON
+    for listed in range(back.map_ops):
+        slot = np.int64(dev.op_segments[listed]) // BLKIF_MAX_SEGMENTS_PER_REQUEST
+        dev.requests[slot].state = np.uint32(MAPPING)
     back.call_cmd, back.call_listed = np.uint32(GNTTABOP_MAP_GRANT_REF), back.map_ops
     _prepare(dev, dev.map_ops.ctypes.data, MAP_OP_BYTES, MAPS_MAX)
     return GRANT

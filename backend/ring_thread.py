@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from backend import phases
-from backend.at_store import complete
+from backend.at_store import complete, take_started
 from backend.blkback import BROKEN_REASONS, Blkback, begin_close
 from backend.doors import called_for
 from backend.slots import READ
@@ -188,19 +188,21 @@ class RingThread:
             log.error("grant_table_op %d: %d", cmd, rc)
 
     def _store_io(self) -> None:
-        """Call the store for each slot that is handed over: one callback a segment."""
-        dev = self._dev
-        count = int(dev.back["started"][0])
-        dev.back["started"] = 0
-        for slot in dev.started[:count].tolist():
-            offset = int(dev.requests["sector"][slot]) * SECTOR_SIZE
-            try:
-                for at in range(int(dev.requests["nr_segments"][slot])):
-                    offset += self._segment_io(slot, at, offset)
-                complete(dev, slot, BLKIF_RSP_OKAY)
-            except OSError as error:
-                log.warning("store: sector %d: %s", dev.requests["sector"][slot], error)
-                complete(dev, slot, BLKIF_RSP_ERROR)
+        """Call the store for each slot that is handed over."""
+        for slot in take_started(self._dev):
+            complete(self._dev, slot, self._slot_io(slot))
+
+    def _slot_io(self, slot: int) -> int:
+        """One callback a segment; the status."""
+        request = self._dev.requests[slot]
+        offset = int(request["sector"]) * SECTOR_SIZE
+        try:
+            for at in range(int(request["nr_segments"])):
+                offset += self._segment_io(slot, at, offset)
+        except OSError as error:
+            log.warning("store: sector %d: %s", request["sector"], error)
+            return BLKIF_RSP_ERROR
+        return BLKIF_RSP_OKAY
 
     def _segment_io(self, slot: int, at: int, offset: int) -> int:
         dev = self._dev

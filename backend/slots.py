@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
-# What a request asks for (REQUEST.kind). All but the first are Xen's operations.
-BAD, READ, WRITE, BARRIER, FLUSH, DISCARD = range(6)
-KINDS: Final = ("BAD", "READ", "WRITE", "BARRIER", "FLUSH", "DISCARD")
+# What a request asks for (REQUEST.kind): nothing that is done, if it is bad.
+READ, WRITE, BARRIER, FLUSH, DISCARD, BAD = range(6)
+KINDS: Final = ("READ", "WRITE", "BARRIER", "FLUSH", "DISCARD", "BAD")
 
 # Where it is on its way (REQUEST.state).
 FREE, TAKEN, MAPPING, IO, UNMAPPING, DONE = range(6)

@@ -17,7 +17,6 @@ from backend.slots import (
     DISCARD,
     FLUSH,
     KEPT,
-    MAPPING,
     MISSING,
     READ,
     TAKEN,
@@ -172,7 +171,7 @@ def _verdict(dev: Blkback, slot: int, nr_segments: int) -> int:
     """The status that the copied request deserves before anything of it is tried."""
     back, request = dev.back[0], dev.requests[slot]
     kind = np.int64(request.kind)
-    if (back.features >> kind) & 1 == 0:
+    if kind > WRITE and (back.features >> kind) & 1 == 0:
         return BLKIF_RSP_EOPNOTSUPP
     if kind != READ and back.read_only:
         return BLKIF_RSP_ERROR
@@ -216,7 +215,6 @@ def _find_pages(dev: Blkback, slot: int) -> None:
             segment.slot = np.int32((dev.nodes[node].host_addr - back.balloon) >> np.uint64(12))
             segment.handle = dev.nodes[node].handle
             continue
-        request.state = np.uint32(MAPPING)
         back.free_slots -= np.uint32(1)
         segment.kind, segment.slot = np.uint32(MISSING), np.int32(dev.slots[back.free_slots])
         op = dev.map_ops[back.map_ops]
