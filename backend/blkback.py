@@ -198,13 +198,16 @@ def new_blkback(
     )
 
 
-def _new_slots(arena: Arena, nr_ents: int) -> list[np.ndarray]:
+Six = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _new_slots(arena: Arena, nr_ents: int) -> Six:
     """requests to finished: all are vacant."""
     requests = arena.array(nr_ents, REQUEST)
     segments = arena.array((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SEGMENT)
     vacant, group, started, finished = (arena.array(nr_ents, np.uint32) for _ in range(4))
     vacant[:] = np.arange(nr_ents)[::-1]
-    return [requests, segments, vacant, group, started, finished]
+    return requests, segments, vacant, group, started, finished
 
 
 def begin_close(dev: Blkback) -> None:
