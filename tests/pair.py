@@ -18,6 +18,7 @@ from backend.blkback import begin_close
 from backend.doors import called_for
 from backend.persistent_grants import check
 from backend.ring_hands import RingHands
+from backend.slots import FREE
 from backend.steps import CLEAR
 from backend.steps import PHASES as BACK_PHASES
 from backend.stores import RamStore, Store
@@ -432,6 +433,11 @@ class Pair:
         back, dom0 = self.back, self.hypervisor.domains.find(abi.DOMID_0)
         assert check(back.tree, back.nodes) is None
         assert back.tree["in_flight"][0] == 0
+        assert set(back.requests["state"].tolist()) == {FREE}
+        assert sorted(back.vacant.tolist()) == list(range(int(back.back["vacant"][0])))
+        counts = self.counts()
+        for name in ("map_ops", "unmap_ops", "copy_ops", "hypercalls"):
+            assert counts[f"back_{name}"] == counts[name], name
         free = int(back.back["free_slots"][0])
         assert free + self.kept == len(back.page_table)
         assert len(set(back.slots[:free].tolist())) == free
