@@ -7,12 +7,13 @@ serves it (`backend/vcpu_thread.py`).
 import logging
 
 from backend import phases
+from backend.at_store import complete, take_started
 from backend.blkback import Blkback
 from backend.doors import called_for
+from backend.slots import READ
 from backend.stores import Store
 from common import effects
 from common.abi import (
-    BLKIF_OP_READ,
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
     HYPERVISOR_GRANT_TABLE_OP,
@@ -22,7 +23,6 @@ from common.copying import byte_view
 from common.event_channel import EventChannel
 from common.hypercall import Hypercalls
 from common.hypercall_gate import collect
-from common.not_done import NOT_DONE
 
 log = logging.getLogger(__name__)
 
@@ -60,28 +60,28 @@ class RingHands:
             log.error("grant_table_op %d: %d", cmd, rc)
 
     def store_io(self) -> None:
-        """Call the store for each sound request of the batch: one callback a segment."""
-        dev = self.dev
-        for index in range(int(dev.back["gathered"][0])):
-            request = dev.requests[index]
-            if request["status"] != NOT_DONE:
-                continue
-            offset = int(request["sector"]) * SECTOR_SIZE
-            try:
-                for at in range(int(request["nr_segments"])):
-                    offset += self._segment_io(index, at, offset)
-                dev.requests[index]["status"] = BLKIF_RSP_OKAY
-            except OSError as error:
-                log.warning("store: sector %d: %s", request["sector"], error)
-                dev.requests[index]["status"] = BLKIF_RSP_ERROR
+        """Call the store for each slot that is handed over."""
+        for slot in take_started(self.dev):
+            complete(self.dev, slot, self._slot_io(slot))
 
-    def _segment_io(self, index: int, at: int, offset: int) -> int:
+    def _slot_io(self, slot: int) -> int:
+        """One callback a segment; the status."""
+        request = self.dev.requests[slot]
+        offset = int(request["sector"]) * SECTOR_SIZE
+        try:
+            for at in range(int(request["nr_segments"])):
+                offset += self._segment_io(slot, at, offset)
+        except OSError as error:
+            log.warning("store: sector %d: %s", request["sector"], error)
+            return BLKIF_RSP_ERROR
+        return BLKIF_RSP_OKAY
+
+    def _segment_io(self, slot: int, at: int, offset: int) -> int:
         dev = self.dev
-        segment = dev.segments[index, at]
-        nr_bytes = int(segment["nr_sectors"]) * SECTOR_SIZE
-        view = byte_view(phases.page_address(dev, index, at), nr_bytes)
-        phases.touch(dev, int(segment["handle"]))
-        if dev.requests[index]["operation"] == BLKIF_OP_READ:
+        nr_bytes = int(dev.segments["nr_sectors"][slot, at]) * SECTOR_SIZE
+        view = byte_view(phases.page_address(dev, slot, at), nr_bytes)
+        phases.touch(dev, slot, at)
+        if dev.requests["kind"][slot] == READ:
             self._store.read(offset, view)
         else:
             self._store.write(offset, view)

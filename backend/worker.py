@@ -133,8 +133,24 @@ def _notify_or_wait(dev: Blkback, step: int) -> int:
     if step == steps.READ_MASK:
         return notifying.read_mask(dev, dev.back[0].notes_wakes)
     if step == steps.WATCH:
-        return notifying.watch(dev, REQ)
+        return _watch(dev)
     if step in (steps.ARM, steps.ARM_TAKEN):
         return notifying.arm(dev, REQ)
     assert step == steps.LOOK_AGAIN, "no such step"
-    return notifying.look_again(dev, REQ, dev.half[0].nr_ents)
+    return _look_again(dev)
+
+
+@part
+def _watch(dev: Blkback) -> int:
+    """Who has given the store something is woken by it, and does not spin on the ring."""
+    if dev.back[0].vacant < dev.half[0].nr_ents:
+        return ON
+    return notifying.watch(dev, REQ)
+
+
+@part
+def _look_again(dev: Blkback) -> int:
+    """What the store has finished meanwhile is a reason to go on, too."""
+    if dev.back[0].finished > 0:
+        return ON
+    return notifying.look_again(dev, REQ, dev.back[0].vacant)
