@@ -188,7 +188,7 @@ def warm() -> None:
     make_ready(machine.turns, 0)
     machine.serve(effects.DONE)
     phases.page_address(back, 0, 0)
-    phases.touch(back, 0)
+    phases.touch(back, 0, 0)
     end_access(front.grants, grant_access(front.grants, 0, 0, False))
     map_granted(-1, np.zeros(0, GNTTAB_MAP_GRANT_REF), 0, 0)
     unmap_slots(np.zeros(0, GNTTAB_UNMAP_GRANT_REF), 0)
