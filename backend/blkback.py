@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from backend import steps
-from backend.persistent_grants import new_tree
+from backend.persistent_grants import NODE, TREE, new_tree
 from common import ring
 from common.abi import (
     BLKIF_MAX_PERSISTENT_GRANTS,
@@ -25,9 +25,12 @@ from common.abi import (
     XEN_PAGE_SIZE,
 )
 from common.arena import Arena
-from common.event_channel import EventWords
-from common.hypercall_gate import Gate
-from common.ring import RSP, SLOT_QWORDS
+from common.counters import BACKEND_COUNTERS
+from common.event_channel import EVENT_WORDS, EventWords
+from common.hypercall_gate import GATE, Gate
+from common.ring import RING_HALF, RSP, SLOT_QWORDS
+from common.rows import Layout
+from common.spinning import SPIN
 from common.steps import STEP, TURN_WORDS
 
 # Why a ring is broken (BACK.broken); the texts go into the log and xenstore's error node.
@@ -141,6 +144,33 @@ class Blkback(NamedTuple):
     events: EventWords
     spin: np.ndarray
     gate: Gate
+
+
+BLKBACK: Final = Layout(
+    Blkback,
+    words=np.uint32,
+    qwords=np.uint64,
+    half=RING_HALF,
+    turn=np.int64,
+    next=np.uint16,
+    back=BACK,
+    copy=np.uint64,
+    requests=REQUEST,
+    segments=(SEGMENT, 2),
+    map_ops=GNTTAB_MAP_GRANT_REF,
+    unmap_ops=GNTTAB_UNMAP_GRANT_REF,
+    copy_ops=GNTTAB_COPY,
+    op_segments=np.int32,
+    slots=np.uint32,
+    page_table=np.uint64,
+    accessed=np.uint64,
+    tree=TREE,
+    nodes=NODE,
+    counters=BACKEND_COUNTERS,
+    events=EVENT_WORDS,
+    spin=SPIN,
+    gate=GATE,
+)
 
 
 def slots_needed(nr_ents: int, max_persistent_grants: int) -> int:

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from backend import phases
-from backend.blkback import BROKEN_REASONS, Blkback, begin_close
+from backend.blkback import BLKBACK, BROKEN_REASONS, Blkback, begin_close
 from backend.doors import called_for
 from backend.steps import CLEAR, LOOK
 from backend.stores import Store
@@ -27,7 +27,9 @@ from common.abi import (
     BLKIF_RSP_OKAY,
     HYPERVISOR_GRANT_TABLE_OP,
     SECTOR_SIZE,
+    XEN_PAGE_SIZE,
 )
+from common.arena import Arena
 from common.atomics import store_release
 from common.compiled import direct
 from common.copying import byte_view
@@ -90,7 +92,9 @@ class RingThread:
     ) -> None:
         self._dev, self._store, self._channel = dev, store, channel
         self._hypercalls, self._vcpu = hypercalls, vcpu
-        self._on_end, self._work = on_end, direct(work, dev, 0, 0)
+        self._rings = BLKBACK.rows(Arena(XEN_PAGE_SIZE), 1)
+        BLKBACK.write(self._rings[0], dev)
+        self._on_end, self._work = on_end, direct(work, self._rings, 0, 0, 0)
         self._fruitless, self._requests = 0, 0
         self._stopping, self._ended = False, threading.Event()
         self._stop = -1  # an eventfd, from `start` on
@@ -126,7 +130,7 @@ class RingThread:
         try:
             reason = self._serve()
             begin_close(self._dev)
-            while self._do(self._work(self._dev, LOOKS_PER_SLICE, 0)) != effects.DONE:
+            while self._do(self._work(self._rings, 0, LOOKS_PER_SLICE, 0)) != effects.DONE:
                 pass
         finally:
             self._vcpu.idle()
@@ -138,7 +142,7 @@ class RingThread:
         dev = self._dev
         while not (self._stopping and dev.turn[steps.STEP] in (CLEAR, LOOK)):
             stops = BETWEEN_REQUESTS if self._stopping else 0
-            if self._do(self._work(dev, LOOKS_PER_SLICE, stops)) == effects.BROKEN:
+            if self._do(self._work(self._rings, 0, LOOKS_PER_SLICE, stops)) == effects.BROKEN:
                 return BROKEN_REASONS[int(dev.back["broken"][0])]
         return ""
 

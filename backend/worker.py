@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 
 from backend import doors, phases, steps, taking
-from backend.blkback import Blkback
-from common import notifying, ring
+from backend.blkback import BLKBACK, Blkback
+from common import notifying
 from common.compiled import kernel, part
-from common.ring import REQ, RSP
+from common.ring import REQ, RSP, publish
 from common.steps import EVENT, LOOKS_LEFT, NO_STEP, ON, STEP, WRITTEN, follow, leave, mask_of
 
 LOOKS_PER_SLICE: Final = 10_000  # at the ring: as many requests, or more
@@ -21,14 +21,17 @@ USUAL: Final = mask_of(
     steps.LOOK, steps.TAKE, steps.MOVE, steps.RELEASE, steps.RESPOND, steps.PUBLISH,
     steps.CHECK_EVENT,
 )  # fmt: skip
+_view = BLKBACK.view
 
 
 @kernel
-def work(dev: Blkback, looks: int, stops: int) -> int:
-    """Serve the ring for at most so many looks at it; returns the first effect that is needed.
+def work(rings: np.ndarray, ring: int, looks: int, stops: int) -> int:
+    """Serve a ring for at most so many looks at it; returns the first effect that is needed.
 
-    stops: a set of steps (`common.steps.mask_of`): before one of them, but for the first, STOP.
+    rings: BLKBACK's rows; ring: the number of one; stops: a set of steps (`common.steps.mask_of`):
+    before one of them, but for the first, STOP.
     """
+    dev = _view(rings, ring)
     dev.turn[LOOKS_LEFT] = looks
     at = dev.turn[STEP]
     while at <= NO_STEP:
@@ -73,7 +76,7 @@ def _advance(dev: Blkback, step: int) -> int:
 @part
 def _publish(dev: Blkback) -> int:
     dev.turn[WRITTEN] = 0
-    ring.publish(dev.words, dev.half, RSP)
+    publish(dev.words, dev.half, RSP)
     return ON
 
 

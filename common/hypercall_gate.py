@@ -21,6 +21,7 @@ from common.abi import XEN_PAGE_SIZE
 from common.atomics import cmpxchg, fence, fetch_add, load_acquire, store_release
 from common.compiled import kernel
 from common.copying import copy_bytes
+from common.rows import Layout
 from common.spinning import spin_until_changed
 
 DOORBELL: Final = 0
@@ -56,6 +57,9 @@ class Gate(NamedTuple):
 
     words: np.ndarray
     place: np.ndarray
+
+
+GATE: Final = Layout(Gate, words=np.uint32, place=GATE_PLACE)
 
 
 def gate_bytes(nr_slots: int) -> int:

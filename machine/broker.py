@@ -37,6 +37,8 @@ from machine.hypervisor import HostMemory, build_hypervisor
 CALLS_BURST_NS: Final = 2_000_000  # a handshake's and more
 NOT_A_HYPERCALL: Final = np.array([(0, 0, -errno.EINVAL, 0)], HYPERCALL).tobytes()
 
+MAPPINGS_A_LOOK: Final = 2048  # what an answer has room for
+
 
 @dataclass(frozen=True)
 class BrokerConfig:
@@ -183,10 +185,18 @@ class Broker:
     def _obey(self) -> None:
         message = self._control.receive(0)
         if message is not None:
-            answer(self._control, message, {"exit": self._exit})
+            answer(self._control, message, {"exit": self._exit, "maptrack": self._maptrack})
 
     def _exit(self) -> None:
         self._exiting = True
+
+    def _maptrack(self, domid: int, first: int) -> list[bytes]:
+        """For who looks in: some live handles of a domain's, from `first` on, and their entries."""
+        domain = self._hypervisor.domains.find(domid)
+        entries = domain.maptrack.entries[:0] if domain is None else domain.maptrack.entries
+        live = np.flatnonzero(entries["flags"])
+        handles = live[live >= first][:MAPPINGS_A_LOOK].astype("<u4")
+        return [handles.tobytes(), entries[handles].tobytes()]
 
 
 def main(config: dict[str, Any], descriptors: list[int]) -> None:

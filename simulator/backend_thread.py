@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from backend import steps
-from backend.blkback import BROKEN_REASONS, Blkback
+from backend.blkback import BROKEN_REASONS, Blkback, begin_close
 from backend.doors import called_for
 from backend.worker import BETWEEN_REQUESTS
 from common import abi, effects
@@ -22,7 +22,7 @@ from common.steps import ANY_STEP, STEP, WOKE, mask_of
 from simulator.costs import Costs, Era
 from simulator.cpus import COPIES, EVENTS, GRANTS, REQUESTS, Cpu, Steps, Thread
 from simulator.flush import FlushLock, ObservedCpus, interrupts_others, send_ipis
-from simulator.guest import FOR_EVER, Waker
+from simulator.guest import Waker
 from simulator.shared import Channel as BookedChannel
 from simulator.shared import Memory, RequestPool
 from simulator.trace import DOM0, Trace
@@ -57,7 +57,7 @@ class Dom0(NamedTuple):
 
 
 class BackendThread(Thread):
-    """Serves the ring of guest `domid`; `run` never ends. loop: `worker.work`."""
+    """Serves the ring of guest `domid`; `run` never ends. loop(stops): `worker.work` of it."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class BackendThread(Thread):
         costs: Costs,
         seed: int,
         dev: Blkback,
-        loop: Callable[[Blkback, int, int], int],
+        loop: Callable[[int], int],
         dom0: Dom0,
     ) -> None:
         super().__init__(cpu, f"blkback {domid}", True, costs, seed)
@@ -75,7 +75,7 @@ class BackendThread(Thread):
         self._dom0, self._copies = dom0, bool(dev.back["copies"][0])
         self._gather_max = self._room = int(dev.back["gather_max"][0])
         self._woke = False
-        self._work = loop
+        self.loop = loop
 
     def run(self) -> Steps:
         """Serve for ever; the machine's end is its guests' end. Raises PeerFault."""
@@ -84,7 +84,7 @@ class BackendThread(Thread):
         while True:
             if self._dom0.era.requests_max is not None:
                 yield from self._wait_for_room()
-            effect = yield from self.phases(self._loop, dev.turn, TAKEN)
+            effect = yield from self.phases(self.loop, dev.turn, TAKEN)
             place, taken, _, event, _, sectors, segments, *_ = dev.turn.tolist()
             if effect == effects.BROKEN:
                 raise PeerFault(BROKEN_REASONS[int(dev.back["broken"][0])])
@@ -100,8 +100,13 @@ class BackendThread(Thread):
             if self.cpu.slice_is_over():
                 yield from self.yield_cpu()
 
-    def _loop(self, stops: int) -> int:
-        return self._work(self.dev, FOR_EVER, stops)
+    def end(self) -> None:
+        """The disk is closed: unmap all that is kept, in no time."""
+        while not BETWEEN_REQUESTS >> int(self.dev.turn[STEP]) & 1:
+            self.loop(BETWEEN_REQUESTS)
+        begin_close(self.dev)
+        while self.loop(0) != effects.DONE:
+            self._dom0.hypercall(self.cpu.number, *called_for(self.dev), False)
 
     # --- one batch --------------------------------------------------------------------------
 
@@ -121,7 +126,7 @@ class BackendThread(Thread):
                     yield from self._unmap(ops)
                 else:
                     self._dom0.hypercall(self.cpu.number, cmd, ops, False)
-            effect = yield from self.phases(self._loop, dev.turn, BETWEEN_REQUESTS)
+            effect = yield from self.phases(self.loop, dev.turn, BETWEEN_REQUESTS)
 
     def _unmap(self, ops: np.ndarray) -> Steps:
         """One unmap hypercall; under the flush lock if its flush goes to another CPU."""
@@ -201,5 +206,5 @@ class BackendThread(Thread):
         """While arming: then look again, and wait if there is nothing."""
         ns = self.costs.hypercall_ns + self.costs.interrupt_ns * interrupted
         yield from self.work(int(ns), EVENTS)
-        if self._loop(ANY_STEP) == effects.WAIT:
+        if self.loop(ANY_STEP) == effects.WAIT:
             yield from self.wait(self.dev.events, self.dev.counters)

@@ -56,7 +56,7 @@ class Guest(Thread):
         self.peer: Waker | None = None
         self._memory, self._trace = memory, trace
         self._copied = dev.counters["bytes_copied_by_guest"].data
-        self._loop = partial(loop, FOR_EVER)
+        self.loop = partial(loop, FOR_EVER)
         self._io_ns = costs.guest_io_ns + costs.block_layer_ns
         self._idle_ns = int(costs.hypercall_ns)
 
@@ -68,7 +68,7 @@ class Guest(Thread):
         copied = self._copied[0]
         while True:
             job.clock[NOW_NS] = self.env.now
-            effect = yield from self.phases(self._loop, turn, STOPS)
+            effect = yield from self.phases(self.loop, turn, STOPS)
             place, taken, written, event, woke, *_ = turn.tolist()
             if woke:
                 self.peer.wake()
@@ -77,7 +77,7 @@ class Guest(Thread):
                 yield from self._pay(taken, written, event + woke, copied - before)
             elif effect == effects.STOP:
                 yield from self.work(self._idle_ns, EVENTS)
-                if self._loop(ANY_STEP) == effects.WAIT:
+                if self.loop(ANY_STEP) == effects.WAIT:
                     yield from self.wait(dev.events, dev.counters)
             elif effect == effects.BROKEN:
                 raise PeerFault(BROKEN_REASONS[int(dev.front["broken"][0])])

@@ -4,7 +4,6 @@ Owns: the memory that stands for each domain's, the order of a run, and its coun
 the real ones, and the handshake, which has a clock of its own: the load begins at 0.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
@@ -12,11 +11,10 @@ from typing import cast
 import numpy as np
 import simpy
 
-from backend.blkback import begin_close
-from backend.doors import called_for
+from backend.blkback import BLKBACK
 from backend.stores import RamStore
-from backend.worker import BETWEEN_REQUESTS, work
-from common import abi, effects
+from backend.worker import work
+from common import abi
 from common.arena import Arena
 from common.compiled import direct
 from common.event_channel import clear_mask, clear_pending, event_words
@@ -24,7 +22,6 @@ from common.handshake import Leave
 from common.hypercall_gate import no_gate
 from common.machine_memory import STATS
 from common.spinning import new_spin
-from common.steps import STEP
 from common.xenbus import CLOSED, CONNECTED
 from frontend.blkfront_info import BLKFRONT, PER_REQUEST
 from frontend.frames import grant_frames, ram_frames
@@ -89,11 +86,12 @@ class Machine:
         self.lock = FlushLock(self.env, costs, era.byte_lock, seed)
         self.memory = Memory(self.env, costs)
         self.pool = RequestPool(self.env, era.requests_max)
-        # The compiled loops, once for all; the guests' rings and loads, by domid.
-        self._rings = BLKFRONT.rows(self.arena, config.guests + 1)
+        # Both ends' rings and the guests' loads, by domid.
+        self._fronts = BLKFRONT.rows(self.arena, config.guests + 1)
         self._jobs = LOAD.rows(self.arena, config.guests + 1)
-        self._run = direct(run, self._rings, self._jobs, 0, 0, 0)
-        self._work: Callable[..., int] | None = None
+        self._backs = BLKBACK.rows(self.arena, config.guests + 1)
+        self._run = direct(run, self._fronts, self._jobs, 0, 0, 0)
+        self._work = direct(work, self._backs, 0, 0, 0)
         self._boot(trace or Trace())
         self.booted = self.counts()
         self._disks = {domid: self._connect(domid) for domid in self.domids}
@@ -176,7 +174,7 @@ class Machine:
         hole = self.arena.array(abi.XEN_PAGE_SIZE, np.uint8)
         hole[:] = 0xA5
         self.dom0 = Dom0(
-            self._grant_table_op,
+            self.grant_table_op,
             self.cpus,
             self.worker_cpus,
             POLICIES[config.flush_policy],
@@ -231,7 +229,7 @@ class Machine:
         versions = arena.array(config.disk_sectors, np.uint32)
         counted = (versions, stats["latency"][0, 0], disk_name(domid, 0), 0)
         job = new_load(arena, own_plan, front, *counted, real_time=False)
-        BLKFRONT.write(self._rings[domid], front)
+        BLKFRONT.write(self._fronts[domid], front)
         LOAD.write(self._jobs[domid], job)
         guest = Guest(
             self.cpus[config.guest_cpu(domid)],
@@ -240,7 +238,7 @@ class Machine:
             plan.seed,
             front,
             job,
-            partial(self._run, self._rings, self._jobs, domid),
+            partial(self._run, self._fronts, self._jobs, domid),
             self.memory,
             self.dom0.trace,
         )
@@ -276,8 +274,9 @@ class Machine:
             cpu=vcpu,
             notes_wakes=True,
         )
-        self._work = self._work or direct(work, dev, 0, 0)
-        given = (self.costs, config.plan.seed, dev, self._work, self.dom0)
+        BLKBACK.write(self._backs[domid], dev)
+        loop = partial(self._work, self._backs, domid, FOR_EVER)
+        given = (self.costs, config.plan.seed, dev, loop, self.dom0)
         return BackendThread(self.cpus[vcpu], domid, *given)
 
     def _disconnect(self, domid: int) -> None:
@@ -290,15 +289,9 @@ class Machine:
         self._disks[domid].store.close()
 
     def _let_go(self, domid: int) -> None:
-        """The ring's thread ends: it unmaps all it has kept."""
-        thread = self._disks[domid].thread
-        while not BETWEEN_REQUESTS >> int(thread.dev.turn[STEP]) & 1:
-            work(thread.dev, FOR_EVER, BETWEEN_REQUESTS)
-        begin_close(thread.dev)
-        while work(thread.dev, FOR_EVER, 0) != effects.DONE:
-            self._grant_table_op(thread.cpu.number, *called_for(thread.dev), False)
+        self._disks[domid].thread.end()
 
-    def _grant_table_op(self, vcpu: int, cmd: int, ops: np.ndarray, waited: bool) -> None:
+    def grant_table_op(self, vcpu: int, cmd: int, ops: np.ndarray, waited: bool) -> None:
         """One hypercall of dom0's `vcpu`, its arguments changed in place."""
         payload = cast(bytearray, ops.view(np.uint8).data)
         number = abi.HYPERVISOR_GRANT_TABLE_OP

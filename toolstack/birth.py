@@ -43,7 +43,6 @@ class Builder:
 
     def __init__(self, topology: Settings, supervisor: Supervisor, store_path: str) -> None:
         self._topology, self._supervisor = topology, supervisor
-        self._buffer_frames = topology.buffer_mib << 8
         self._store_path = store_path
         here, ours = _pair()
         dom0, self._dom0 = _pair()
@@ -72,8 +71,10 @@ class Builder:
     def create_domain(self, domid: int) -> list[int]:
         """Make a domain, and have xenstored know it; what its process is to be born with."""
         order = np.zeros(1, DOMCTL_DOMAIN)
-        order["domid"], order["nr_vcpus"], order["grant_frames"] = domid, 1, grant_frames(1)
-        order["ram_frames"] = ram_frames(1, self._buffer_frames)
+        nr_disks = len(self._topology.disks_of(domid))
+        order["domid"], order["nr_vcpus"] = domid, 1
+        order["grant_frames"] = grant_frames(nr_disks)
+        order["ram_frames"] = ram_frames(nr_disks, self._topology.buffer_frames)
         rc, descriptors = self._hypercalls.call_for_descriptors(
             HYPERVISOR_DOMCTL, DOMCTL_CREATEDOMAIN, order
         )
@@ -117,7 +118,7 @@ class Builder:
         config = GuestConfig(
             domid,
             [device],
-            self._buffer_frames,
+            topology.buffer_frames,
             topology.persistent,
             topology.spin == "adaptive",
             topology.events,

@@ -1,14 +1,12 @@
 """The command line: flags to settings, settings to runs, runs to tables.
 
-Owns: the flags, the help, the order of a run. What a setting may be, and its default, stands with
-the settings and is looked up there; how an error is put into one line, in `toolstack/door.py`.
+Owns: how flags and a file become settings, the help, the order of a run. The flags themselves are
+`toolstack/flags.py`'s; how an error is put into one line is `toolstack/door.py`'s.
 Rules: what the user got wrong is said before anything starts. A flag overrides the config file.
 """
 
-import tomllib
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import click
@@ -16,107 +14,19 @@ from rich.console import Console
 
 from toolstack.door import OF_RUN_SH, Command, Group, RunEnded
 from toolstack.failures import GuestFailed, MachineError
-from toolstack.loadspec import Config, LoadSpec, allowed
+from toolstack.files import check_outputs, write_outputs
+from toolstack.flags import FLAGS, OUTPUT, Flag, asked_for
+from toolstack.jobs import jobs_on
+from toolstack.loadspec import LoadSpec
 from toolstack.progress import Progress
 from toolstack.report import print_report
-from toolstack.results import Run, build_run, check_writable, faults, grants_left, write_json
-from toolstack.topology import MODES, PRESETS, ConfigError, Mode, RunningMachine, Topology
+from toolstack.results import Run, build_run, faults, grants_left
+from toolstack.topology import MODES, ConfigError, Mode, RunningMachine, Topology
 
 DEFAULT_MODES: Final[tuple[Mode, ...]] = ("non-persistent", "persistent")
 
 Start = Callable[[Topology], RunningMachine]
 
-
-class Flag(click.Option):
-    """An option that belongs to a group of the help; its value is checked by the settings."""
-
-    def __init__(self, group: str, *names: str, **options: Any) -> None:
-        super().__init__(names, **options)
-        self.group = group
-
-
-def _setting(
-    group: str, model: type[Config], field: str, metavar: str, text: str, default: str = ""
-) -> Flag:
-    """A flag that sets `field` of `model`; the help says what it may be and its default."""
-    info = model.model_fields[field]
-    name = "--" + field.removesuffix("_s").replace("_", "-")
-    limits = f": {allowed(info)}" if allowed(info) else ""
-    if not default and field in PRESETS["today"]:
-        today, then = (PRESETS[preset][field] for preset in ("today", "2012"))
-        default = str(today) if today == then else f"{today}; {then} with preset 2012"
-    help_text = f"{text}{limits} (default: {default or info.default})."
-    return Flag(group, name, field, metavar=metavar, help=help_text)
-
-
-def _mode_flag(name: str, mode: Mode, text: str) -> Flag:
-    return Flag(WHICH, name, _asked_for(mode), is_flag=True, help=text)
-
-
-def _asked_for(mode: Mode) -> str:
-    return f"run_{mode.replace('-', '_')}"
-
-
-def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
-        click.echo(f"grantlab {project['project']['version']}")
-        ctx.exit()
-
-
-WHICH: Final = "Modes: any of them; the first two if none is named"
-MACHINE: Final = "The machine"
-LOAD: Final = "The load, on every guest's disk (fio's names)"
-OUTPUT: Final = "Input and output"
-
-FLAGS: Final[list[click.Parameter]] = [
-    _mode_flag("--no-persistent", "non-persistent", "Grant, map and unmap for every request."),
-    _mode_flag("--persistent", "persistent", "Grant and map once, and copy from then on."),
-    _mode_flag(
-        "--backend-without-persistent",
-        "backend-without-persistent",
-        "A frontend that reuses its grants, a backend that maps for every request.",
-    ),
-    _mode_flag(
-        "--grant-copy",
-        "grant-copy",
-        "Map nothing: the hypervisor copies, as for QEMU's backend.",
-    ),
-    _setting(MACHINE, Topology, "preset", "NAME", "Defaults of an era"),
-    _setting(MACHINE, Topology, "guests", "N", "Guests, a process each"),
-    _setting(MACHINE, Topology, "dom0_vcpus", "N", "dom0's vCPUs, each on a simulated CPU"),
-    _setting(MACHINE, Topology, "flush_policy", "NAME", "Whom a TLB flush interrupts"),
-    _setting(MACHINE, Topology, "batching", "NAME", "Hypercalls for each request, or each drain"),
-    _setting(MACHINE, Topology, "max_persistent_grants", "N", "Pages a ring's backend keeps"),
-    _setting(MACHINE, Topology, "spin", "NAME", "Spin a while before blocking, or never"),
-    _setting(MACHINE, Topology, "events", "NAME", "What carries a wake-up between processes"),
-    _setting(MACHINE, Topology, "disk_mib", "MIB", "Each guest's disk"),
-    _setting(LOAD, LoadSpec, "rw", "NAME", "Pattern"),
-    _setting(LOAD, LoadSpec, "rwmixread", "PERCENT", "Reads among rw and randrw"),
-    _setting(LOAD, LoadSpec, "bs", "SIZE", "Block size: a multiple of 512 in 512..1m", "4k"),
-    _setting(LOAD, LoadSpec, "iodepth", "N", "I/Os in flight for each guest"),
-    _setting(LOAD, LoadSpec, "runtime_s", "SECONDS", "Stop after so long", "5, or none with --ios"),
-    _setting(LOAD, LoadSpec, "ios", "N", "Stop after so many I/Os of each guest", "none"),
-    _setting(LOAD, LoadSpec, "seed", "N", "Fixes every choice of the load"),
-    Flag(
-        LOAD,
-        "--verify/--no-verify",
-        default=None,
-        help="Compare each read with what was written (default: --verify).",
-    ),
-    Flag(OUTPUT, "--config", "config", metavar="FILE", help="TOML: tables [topology] and [load]."),
-    Flag(OUTPUT, "--json", "json", metavar="FILE", help="Write all results there, too."),
-    Flag(OUTPUT, "--quiet", "quiet", is_flag=True, help="Only the tables."),
-    Flag(
-        OUTPUT,
-        "--version",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_print_version,
-        help="Print the version and exit.",
-    ),
-]
 
 ABOUT: Final = """\
 Start a machine of real processes - a hypervisor, dom0 with its block backend, and guests with a
@@ -179,17 +89,23 @@ def settings(flags: dict[str, Any]) -> tuple[list[Topology], LoadSpec]:
     """One topology for each mode to run, and the load. Raises ConfigError."""
     machine: dict[str, Any] = {}
     load: dict[str, Any] = {}
-    modes = [mode for mode in MODES if flags[_asked_for(mode)]]
+    modes = [mode for mode in MODES if flags[asked_for(mode)]]
     if flags["config"] is not None:
         topology, spec = Topology.from_toml(flags["config"])
         machine, load = topology.given(), spec.given()
         if not modes and {"persistent", "backend_persistent", "grant_copy"} & set(machine):
             modes = [topology.mode]
     for model, given in ((Topology, machine), (LoadSpec, load)):
-        given.update({k: v for k, v in flags.items() if k in model.model_fields and v is not None})
+        named = {k: v for k, v in flags.items() if k in model.model_fields and v not in (None, ())}
+        for one, other in (("disks", "disk_mib"), ("disk_mib", "disks")):
+            if one in named and other not in named:
+                given.pop(other, None)  # the file's
+        for table in (given, *given.get("job", ())):
+            table.update({k: v for k, v in named.items() if table is given or k != "vdev"})
     spec = LoadSpec(**load)
-    machine["buffer_mib"] = Topology.buffers_for(spec, machine.get("buffer_mib"))
-    return [Topology(**{**machine, **MODES[mode]}) for mode in modes or DEFAULT_MODES], spec
+    topology = Topology(**machine).with_buffers_for(spec)
+    jobs_on(spec, topology.every_disk())  # can it run there?
+    return [topology.with_mode(mode) for mode in modes or DEFAULT_MODES], spec
 
 
 class Measured(NamedTuple):
@@ -243,8 +159,9 @@ def run_mode(
 @click.pass_context
 def _run(ctx: click.Context, /, **flags: Any) -> None:
     topologies, spec = settings(flags)
-    if flags["json"] is not None:
-        check_writable(flags["json"])
+    check_outputs(flags)
+    for topology in topologies:
+        topology.check_host()
     start: Start = ctx.obj or Topology.start
     console, measured = Console(highlight=False), list[Measured]()
     ended: RunEnded | None = None
@@ -258,22 +175,21 @@ def _run(ctx: click.Context, /, **flags: Any) -> None:
             ended = error
         if ended is not None:
             break
-    found = _report(console, measured, flags["json"]) if measured else ""
+    found = _report(console, measured, flags) if measured else ""
     if ended is not None:
         raise ended
     if found:
         raise RunEnded(found)
 
 
-def _report(console: Console, measured: list[Measured], json: str | None) -> str:
-    """Show, and write to `json`, what was measured, whatever ended it; what is unsound of it."""
+def _report(console: Console, measured: list[Measured], flags: dict[str, Any]) -> str:
+    """Show, and write to files, what was measured, whatever ended it; what is unsound of it."""
     runs, left = [each.run for each in measured], [each.grants_left for each in measured]
     print_report(console, runs, left)
-    if json is not None:
-        try:
-            write_json(json, runs)
-        except ConfigError as error:  # it could be written before the run: no fault of the input
-            raise RunEnded(str(error)) from None
+    try:
+        write_outputs(flags, runs)
+    except ConfigError as error:  # they could be written before the run: no fault of the input
+        raise RunEnded(str(error)) from None
     return faults(runs, left, [each.failures for each in measured])
 
 

@@ -27,7 +27,7 @@ PHASES: Final = ("setup", "teardown")
 
 
 class Count(NamedTuple):
-    """One count on both sides; `who` is a guest, or the whole machine."""
+    """One count on both sides; `who` is a guest, a disk, or the whole machine."""
 
     mode: str
     who: str
@@ -57,13 +57,16 @@ def both(topology: Topology, spec: LoadSpec) -> tuple[Run, Run]:
 
 
 def counts(real: Run, simulated: Run) -> Iterator[Count]:
-    """Every count that must agree, of the machine and of each guest, in each phase."""
+    """Every count that must agree, of the machine, each guest and each disk, in each phase."""
     mode = real["config"]["mode"]
     pairs = [("all", real, simulated)]
-    pairs += [
-        (f"guest {ours['domid']}", ours, theirs)
-        for ours, theirs in zip(real["guests"], simulated["guests"], strict=True)
-    ]
+    for ours, theirs in zip(real["guests"], simulated["guests"], strict=True):
+        guest = f"guest {ours['domid']}"
+        pairs.append((guest, ours, theirs))
+        pairs += [
+            (f"{guest} {disk['vdev']}", disk, other)
+            for disk, other in zip(ours["disks"], theirs["disks"], strict=True)
+        ]
     for who, ours, theirs in pairs:
         for name in TOTALS:
             yield Count(mode, who, name, ours["totals"][name], theirs["totals"][name])
@@ -86,7 +89,7 @@ def compare(machines: Sequence[Topology], spec: LoadSpec, console: Console) -> N
         console.print(f"{count.mode}, {count.who}, {count.name}: {count.real} {count.simulated}")
     if differing:
         raise RunEnded(f"{len(differing)} of {len(found)} counts differ")
-    console.print(f"All {len(found)} counts agree, guest by guest, set-up and tear-down included.")
+    console.print(f"All {len(found)} counts agree, disk by disk, set-up and tear-down included.")
 
 
 def _table(found: list[Count]) -> Table:

@@ -27,9 +27,10 @@ from common.abi import SECTOR_SIZE, XEN_PAGE_SIZE
 
 VALUE_SHOWN_MAX: Final = 60  # characters of a bad value that an error repeats
 
-# One block fits on the smallest disk there is (1 MiB), so no disk is too small for any `bs`.
 BS_MAX: Final = 1 << 20
-BS_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20}
+GUESTS_MAX: Final = 64
+VDEVS: Final = tuple(f"xvd{letter}" for letter in "abcdefghijklmnop")
+UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 RUNTIME_DEFAULT_S: Final = 5.0
 
 
@@ -121,18 +122,26 @@ def _in_one_line(model: type[Config], error: ErrorDetails) -> str:
     return f"{label(name)}: {shown(error['input'])} {complaint}"
 
 
+def size_of(written: str) -> int | None:
+    """Bytes of a size as fio has it: 512, 4k, 1m, 2G; None if it is none."""
+    match = re.fullmatch(r"([0-9]{1,12})([kmg]?)", written.strip().lower())
+    return int(match[1]) * UNITS[match[2]] if match else None
+
+
 def size_text(nbytes: int) -> str:
     """A size in bytes as people write it: 512, 4k, 1m."""
-    for unit in ("m", "k"):
-        if nbytes and nbytes % BS_UNITS[unit] == 0:
-            return f"{nbytes // BS_UNITS[unit]}{unit}"
+    for unit in ("g", "m", "k"):
+        if nbytes and nbytes % UNITS[unit] == 0:
+            return f"{nbytes // UNITS[unit]}{unit}"
     return str(nbytes)
 
 
 class LoadSpec(Config):
-    """A load. bs in bytes (or text: 512, 4k, 1m); ios for each guest; None is no limit.
+    """A load. bs in bytes (or text: 512, 4k, 1m); ios for each disk; None is no limit.
 
-    verify: compare every read with what was last written there. Raises ConfigError.
+    verify: compare every read with what was last written there. It runs on every disk, or on those
+    of vdev and domid (each one or several) alone; or as several jobs at once, which have from here
+    what they do not say themselves. Raises ConfigError.
     """
 
     rw: Literal["read", "write", "rw", "randread", "randwrite", "randrw"] = "randrw"
@@ -147,10 +156,25 @@ class LoadSpec(Config):
     )
     seed: int = Field(1, ge=0)
     verify: StrictBool = True
+    vdev: tuple[str, ...] = ()
+    domid: tuple[int, ...] = ()
+    job: tuple["LoadSpec", ...] = ()
+
+    @property
+    def jobs(self) -> tuple["LoadSpec", ...]:
+        """What runs: its jobs, or itself."""
+        return self.job or (self,)
+
+    @property
+    def writes(self) -> bool:
+        """Does it write?"""
+        return self.rw not in ("read", "randread")
 
     @property
     def buffer_mib(self) -> int:
-        """The RAM that a guest's I/O buffers take, in MiB: whole pages for each I/O in flight."""
+        """The RAM that a disk's I/O buffers take, in MiB: whole pages for each I/O in flight."""
+        if self.job:
+            return max(job.buffer_mib for job in self.job)
         pages = self.iodepth * -(-self.bs // XEN_PAGE_SIZE)
         return -(-pages * XEN_PAGE_SIZE // (1 << 20))
 
@@ -158,12 +182,43 @@ class LoadSpec(Config):
     @classmethod
     def _size_in_bytes(cls, value: Any) -> int:
         if isinstance(value, str):
-            match = re.fullmatch(r"([0-9]{1,12})([km]?)", value.strip().lower())
-            value = int(match[1]) * BS_UNITS[match[2]] if match else None
+            value = size_of(value)
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or not SECTOR_SIZE <= value <= BS_MAX or value % SECTOR_SIZE:
             raise ValueError(f"is not a multiple of {SECTOR_SIZE} in {SECTOR_SIZE}..1m")
         return int(value)
+
+    @field_validator("vdev", "domid", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any, info: ValidationInfo) -> tuple[Any, ...]:
+        found = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        allowed = VDEVS if info.field_name == "vdev" else range(1, GUESTS_MAX + 1)
+        if bad := [one for one in found if isinstance(one, bool) or one not in allowed]:
+            limits = f"{allowed[0]}..{allowed[-1]}"
+            raise ConfigError(f"{info.field_name}: {shown(bad[0])} is not in {limits}")
+        return found
+
+    @model_validator(mode="before")
+    @classmethod
+    def _jobs_have_what_they_do_not_say(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        jobs = settings.get("job", ())
+        if not isinstance(jobs, (list, tuple)):
+            raise ConfigError(f"job: {shown(jobs)} is not a list of tables")
+        if jobs and (alone := {"vdev", "domid"} & set(settings)):
+            raise ConfigError(f"{min(alone)}: is for a load of no jobs, or for a job")
+        common = {name: settings[name] for name in settings if name != "job"}
+        return {**settings, "job": tuple(cls._job(common, job) for job in jobs)}
+
+    @classmethod
+    def _job(cls, common: dict[str, Any], job: Any) -> Self:
+        if isinstance(job, cls):
+            job = job.given()
+        if not isinstance(job, dict) or job.get("job"):
+            raise ConfigError(f"job: {shown(job)} is not a table without jobs of its own")
+        try:
+            return cls.from_table({**common, **job})
+        except ConfigError as error:
+            raise ConfigError(f"job: {error}") from None
 
     @model_validator(mode="after")
     def _ends(self) -> Self:

@@ -60,7 +60,8 @@ class Machine:
         self._supervisor = Supervisor(lambda line: print(f"grantlab: {line}", file=sys.stderr))
         self.run_dir = self._supervisor.run_dir
         self.xenstore_path = os.path.join(self.run_dir, "xenstored")
-        self._domids = range(1, topology.guests + 1)
+        self._domids = topology.domids
+        self._disks = {domid: topology.disks_of(domid) for domid in self._domids}
         self._names = {domid: f"guest-{domid}" for domid in self._domids}
         self._crew = Crew(self._supervisor, self._names)
         self.failures = self._crew.failures
@@ -166,12 +167,13 @@ class Machine:
         """Every counter as it stands."""
         host = host_of(self._memory.segment("host"))[0]
         stats = {domid: self._stats[domid].read() for domid in self._domids}
+        disks = {domid: len(self._disks[domid]) for domid in self._domids}
         return Snapshot(
             at_s=time.monotonic(),
-            frontend={domid: stats[domid].counters for domid in self._domids},
+            frontend={d: stats[d].counters[: disks[d]] for d in self._domids},
             backend={d: host["backend"][d : d + 1].copy() for d in self._domids},
             hypervisor={d: host["hypervisor"][d : d + 1].copy() for d in self._domids},
-            latency={domid: stats[domid].latency for domid in self._domids},
+            latency={d: stats[d].latency[: disks[d]] for d in self._domids},
             cpus=host["cpus"][: self.topology.dom0_vcpus].copy(),
             host_tlb_shootdowns=host_tlb_shootdowns(),
             cpu_seconds=self._cpu_time.seconds(self._supervisor.machine_pids()),

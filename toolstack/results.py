@@ -1,25 +1,27 @@
-"""The one result format, schema 1: from snapshots to the numbers that people and tools read.
+"""The one result format, schema 2: from snapshots to the numbers that people and tools read.
 
-Owns: every number of a result, computed here and nowhere else, and the JSON file. The report and
-the machine's counters() take theirs from here.
-Rules: names are stable within a schema. A count that exists for the whole machine only is None in
-a guest's own share (`ipis_by_cpu`, `host_tlb_shootdowns`, `cpu_seconds`). A latency of nothing is
-None, too.
+Owns: every number of a result, computed here and nowhere else. The report, the machine's counters()
+and the files (`toolstack/files.py`) take theirs from here.
+Rules: names are stable within a schema; those of schema 1 are sums over all that is below them. A
+count that exists for the whole machine only is None in a guest's own share (`ipis_by_cpu`,
+`host_tlb_shootdowns`, `cpu_seconds`), and one that the hypervisor keeps by guest in a disk's
+(flushes and what they cause). A latency of nothing is None, too.
 """
 
-import json
-import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from toolstack.loadspec import ConfigError, LoadSpec
+from common.abi import DOMID_0
+from common.counters import BACKEND_COUNTERS, CPU_COUNTERS
+from toolstack.disks import Disk
+from toolstack.jobs import Job, jobs_on
+from toolstack.loadspec import LoadSpec
 from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot, difference
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 US: Final = 1000  # nanoseconds
 
 Run = dict[str, Any]
@@ -27,17 +29,41 @@ Run = dict[str, Any]
 PERCENTILES: Final = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9}
 
 
+class Part(NamedTuple):
+    """What part of a machine: a guest, or one of its disks by number; all of it by default."""
+
+    domid: int | None = None
+    disk: int | None = None
+
+
+WHOLE: Final = Part()
+WHERE: Final = ("vdev", "domid", "job")  # of a load's settings, those that say where it runs
+
+
 class _Source(NamedTuple):
-    """Where a counter comes from, and how guests' shares are put together."""
+    """Where a counter comes from, and how shares are put together."""
 
     block: str
     field: str
     combine: Callable[[Iterable[int]], int] = sum
 
+    def of(self, change: Snapshot, part: Part) -> int | None:
+        """The count in `change` of `part`; None if it is not known of a part so small."""
+        block = self.block
+        if part.disk is not None and block == "hypervisor":
+            if self.field not in RING_OPS:
+                return None
+            block = "backend"
+        return self.combine(_values(change, block, self.field, part))
+
 
 def _largest(levels: Iterable[int]) -> int:
     return max(levels, default=0)
 
+
+# What the hypervisor counts by guest, and a ring's backend for the ring: all but the mapping of the
+# ring's own page.
+RING_OPS: Final = ("map_ops", "unmap_ops", "copy_ops", "hypercalls")
 
 COUNTERS: Final[dict[str, _Source]] = {
     "grants_issued": _Source("frontend", "grants_issued"),
@@ -105,19 +131,66 @@ def build_run(
         "setup": difference(started, booted),
         "teardown": difference(closed, finished),
     }
-    domids = sorted(finished.frontend)
+    jobs = {(job.disk.domid, job.disk.number): job for job in jobs_on(spec, topology.every_disk())}
     return {
         "config": {
             "runtime": "real",
             "mode": topology.mode,
-            **topology.model_dump(exclude={"seed"}),
+            **topology.model_dump(mode="json", exclude={"seed"}),
             "topology_seed": topology.seed,
-            **spec.model_dump(),
+            **spec.model_dump(mode="json"),
         },
-        **_share(phases, None),
+        **_share(phases, WHOLE),
         "guests": [
-            {"domid": domid, "suspect": domid in finished.suspects, **_share(phases, domid)}
-            for domid in domids
+            {
+                "domid": domid,
+                "suspect": domid in finished.suspects,
+                **_share(phases, Part(domid)),
+                "disks": [
+                    _disk(phases, disk, jobs.get((domid, disk.number)))
+                    for disk in topology.disks_of(domid)
+                ],
+            }
+            for domid in topology.domids
+        ],
+        "backends": [_backend(phases["run"], topology)],
+    }
+
+
+def _disk(phases: dict[str, Snapshot], disk: Disk, job: Job | None) -> dict[str, Any]:
+    """A disk's share. load: what ran on it, None if it was left alone; a ring is all of it yet."""
+    share = _share(phases, Part(disk.domid, disk.number))
+    return {
+        "vdev": disk.vdev,
+        "target": disk.spec.params,
+        "access": disk.spec.access,
+        "verified": job.verified if job else None,
+        "load": job.spec.model_dump(mode="json", exclude=set(WHERE)) if job else None,
+        **share,
+        "rings": [{"ring": 0, **share}],
+    }
+
+
+def _backend(run: Snapshot, topology: Settings) -> dict[str, Any]:
+    """dom0: what its CPUs and its rings counted by themselves."""
+    assert CPU_COUNTERS.names is not None and BACKEND_COUNTERS.names is not None
+    return {
+        "domid": DOMID_0,
+        "cpus": [
+            {"cpu": cpu, **{name: int(row[name]) for name in CPU_COUNTERS.names}}
+            for cpu, row in enumerate(run.cpus)
+        ],
+        "rings": [
+            {
+                "domid": disk.domid,
+                "vdev": disk.vdev,
+                "ring": 0,
+                **{
+                    name: int(run.backend[disk.domid][name][disk.number])
+                    for name in BACKEND_COUNTERS.names
+                },
+            }
+            for disk in topology.every_disk()
         ],
     }
 
@@ -152,24 +225,23 @@ def faults(runs: Sequence[Run], left: Sequence[int], failures: Sequence[Sequence
     return "; ".join(found)
 
 
-def _share(phases: dict[str, Snapshot], domid: int | None) -> dict[str, Any]:
-    """Totals, latencies and counters of one guest, or of all if `domid` is None."""
+def _share(phases: dict[str, Snapshot], part: Part) -> dict[str, Any]:
+    """Totals, latencies and counters of a part of the machine."""
     run = phases["run"]
-    shares = [counts for guest, counts in run.latency.items() if domid in (None, guest)]
     return {
-        "totals": _totals(run, domid),
-        "latency_us": latency_us(np.stack(shares).sum(axis=0)),
+        "totals": _totals(run, part),
+        "latency_us": latency_us(np.concatenate(_blocks(run, "latency", part)).sum(axis=0)),
         "counters": {
-            **_counters(run, domid),
-            "setup": _counters(phases["setup"], domid),
-            "teardown": _counters(phases["teardown"], domid),
+            **_counters(run, part),
+            "setup": _counters(phases["setup"], part),
+            "teardown": _counters(phases["teardown"], part),
         },
     }
 
 
-def _totals(run: Snapshot, domid: int | None) -> dict[str, Any]:
+def _totals(run: Snapshot, part: Part) -> dict[str, Any]:
     def total(field: str) -> int:
-        return sum(_values(run, "frontend", field, domid))
+        return sum(_values(run, "frontend", field, part))
 
     seconds = run.at_s
     return {
@@ -181,56 +253,29 @@ def _totals(run: Snapshot, domid: int | None) -> dict[str, Any]:
         "iops": total("ios") / seconds if seconds > 0 else 0.0,  # fio's: the load's own I/Os
         "verify_errors": total("verify_errors"),
         "io_errors": total("io_errors"),
-        "cpu_seconds": run.cpu_seconds if domid is None else None,
+        "cpu_seconds": run.cpu_seconds if part == WHOLE else None,
     }
 
 
-def _counters(change: Snapshot, domid: int | None = None) -> dict[str, Any]:
-    whole = domid is None
+def _counters(change: Snapshot, part: Part = WHOLE) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, source in COUNTERS.items():
-        found[name] = source.combine(_values(change, source.block, source.field, domid))
+        found[name] = source.of(change, part)
         if name == "ipis":
             received = change.cpus["ipis_received"].tolist()
-            found["ipis_by_cpu"] = received if whole else None
-    found["host_tlb_shootdowns"] = change.host_tlb_shootdowns if whole else None
+            found["ipis_by_cpu"] = received if part == WHOLE else None
+    found["host_tlb_shootdowns"] = change.host_tlb_shootdowns if part == WHOLE else None
     return found
 
 
-def _values(change: Snapshot, block: str, field: str, domid: int | None) -> list[int]:
+def _values(change: Snapshot, block: str, field: str, part: Part) -> list[int]:
+    return [value for rows in _blocks(change, block, part) for value in rows[field].tolist()]
+
+
+def _blocks(change: Snapshot, block: str, part: Part) -> list[np.ndarray]:
+    """The rows of each guest that `part` is of, or has."""
     blocks: dict[int, np.ndarray] = getattr(change, block)
-    return [int(blocks[guest][field][0]) for guest in blocks if domid in (None, guest)]
-
-
-def check_writable(path: str | Path) -> None:
-    """Can a result be written to `path`? Tried, and nothing is left behind. Raises ConfigError."""
-    target = Path(os.path.realpath(path))
-    if os.path.exists(target) and not os.path.isfile(target):  # unlike pathlib's, these never raise
-        raise ConfigError(f"json: '{path}' is not a regular file")
-    if not os.path.isdir(target.parent):
-        raise ConfigError(f"json: '{path}' cannot be written: '{target.parent}' is no directory")
-    attempt = _temporary(target)
-    try:
-        attempt.touch()
-        attempt.unlink()
-    except OSError as error:
-        raise ConfigError(f"json: '{path}' cannot be written: {error.strerror}") from None
-
-
-def write_json(path: str | Path, runs: Sequence[Run]) -> None:
-    """Write `runs` to `path` whole or not at all. Raises ConfigError."""
-    check_writable(path)
-    target = Path(os.path.realpath(path))
-    temporary = _temporary(target)
-    text = json.dumps({"schema": SCHEMA, "runs": list(runs)}, indent=2, allow_nan=False)
-    try:
-        temporary.write_text(f"{text}\n")
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ConfigError(f"json: '{path}' cannot be written: {error.strerror}") from None
-
-
-def _temporary(target: Path) -> Path:
-    """In the same directory, so that the rename is atomic."""
-    return target.with_name(f".{target.name}.{os.getpid()}")
+    if part.domid is None:
+        return list(blocks.values())
+    rows = blocks[part.domid]
+    return [rows if part.disk is None else rows[part.disk : part.disk + 1]]

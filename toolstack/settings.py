@@ -8,16 +8,22 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, StrictBool, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
-from common.abi import BLKIF_MAX_PERSISTENT_GRANTS
+from common.abi import XEN_PAGE_SIZE
+from toolstack.disks import (
+    GUESTS_MAX,
+    Disk,
+    DiskSpec,
+    GuestSpec,
+    check_stores,
+    disk_specs,
+    disks_of,
+    guest_specs,
+)
 from toolstack.loadspec import Config, ConfigError, LoadSpec, shown, size_text
 
-# blkback's own mappings besides those it keeps: a full ring in flight, and the ring's page.
-MAPPINGS_PER_RING: Final = BLKIF_MAX_PERSISTENT_GRANTS + 1
-# What a process with Python, Numba and a thread for each ring maps anyway, with room to spare.
-MAPPINGS_RESERVED: Final = 4096
-MAX_MAP_COUNT_PATH: Final = Path("/proc/sys/vm/max_map_count")
+BUFFER_MIB: Final = 8
 
 Mode = Literal["persistent", "non-persistent", "backend-without-persistent", "grant-copy"]
 MODES: Final[dict[Mode, dict[str, bool]]] = {
@@ -42,18 +48,25 @@ def _by_preset(name: str) -> Any:
     return Field(default_factory=lambda settings: PRESETS[settings["preset"]][name])
 
 
+def _buffers(settings: dict[str, Any]) -> int:
+    """MiB of I/O buffers by default: of a guest's disks together, but at least one of each."""
+    disks = [settings["disks"], *(guest.disks for guest in settings["guest"])]
+    return max(1, BUFFER_MIB // max(map(len, disks)))
+
+
 class Settings(Config):
-    """A machine: so many guests with a disk each, one dom0, one hypervisor.
+    """A machine: so many guests with their disks, one dom0, one hypervisor.
 
     persistent, backend_persistent: whether the frontends and the backend announce
     feature-persistent. grant_copy: the backend has the hypervisor copy, and maps nothing.
-    max_persistent_grants: Linux blkback's module parameter, for each ring. disk_mib, buffer_mib:
-    each guest's disk, and the RAM its I/O buffers lie in.
+    max_persistent_grants: Linux blkback's module parameter, for each ring. disks: each guest's
+    (`toolstack/disks.py`); disk_mib: short for one ram disk; guest: what a guest has of its own.
+    buffer_mib: the RAM that the I/O buffers of each disk lie in.
     Raises ConfigError.
     """
 
     preset: Literal["2012", "today"] = "today"  # first: the defaults below look at it
-    guests: int = Field(4, ge=1, le=64)
+    guests: int = Field(4, ge=1, le=GUESTS_MAX)
     dom0_vcpus: int = Field(24, ge=1, le=256)
     persistent: StrictBool = True
     backend_persistent: StrictBool = True
@@ -66,7 +79,11 @@ class Settings(Config):
     spin: Literal["adaptive", "off"] = "adaptive"
     events: Literal["zeromq", "pipe"] = "zeromq"
     disk_mib: int = Field(64, ge=1, le=65536)
-    buffer_mib: int = Field(8, ge=1, le=256)
+    disks: tuple[DiskSpec, ...] = Field(
+        default_factory=lambda settings: (DiskSpec(target=f"ram:{settings['disk_mib']}m"),)
+    )
+    guest: tuple[GuestSpec, ...] = ()
+    buffer_mib: int = Field(default_factory=_buffers, ge=1, le=256)
     seed: int = Field(1, ge=0)
 
     @property
@@ -83,6 +100,25 @@ class Settings(Config):
         """How many of the machine's threads may want a CPU at once: a guest's and its ring's, and
         the hypervisor's where requests make hypercalls."""
         return 2 * self.guests + (self.mode != "persistent")
+
+    @property
+    def buffer_frames(self) -> int:
+        """Frames that the I/O buffers of a disk take."""
+        return (self.buffer_mib << 20) // XEN_PAGE_SIZE
+
+    @property
+    def domids(self) -> range:
+        """The guests'."""
+        return range(1, self.guests + 1)
+
+    def disks_of(self, domid: int) -> list[Disk]:
+        """A guest's disks, by number."""
+        own = [guest.disks for guest in self.guest if guest.domid == domid]
+        return disks_of(domid, (own and own[0]) or self.disks)
+
+    def every_disk(self) -> list[Disk]:
+        """The disks of all guests."""
+        return [disk for domid in self.domids for disk in self.disks_of(domid)]
 
     def with_mode(self, mode: Mode) -> Self:
         """The same machine in another mode. Raises ConfigError."""
@@ -110,20 +146,20 @@ class Settings(Config):
         except ConfigError as error:
             raise ConfigError(f"config '{path}': {error}") from None
 
-    @classmethod
-    def buffers_for(cls, spec: LoadSpec, given: int | None) -> int:
-        """The I/O buffers to give each guest for a load, in MiB; `given`: what the user asked for.
+    def with_buffers_for(self, spec: LoadSpec) -> Self:
+        """The same machine with I/O buffers for a load, where nothing was said of them.
 
-        Raises ConfigError if that is too little.
+        Raises ConfigError if too little was asked for.
         """
-        if given is None:
-            return max(int(cls.model_fields["buffer_mib"].default), spec.buffer_mib)
-        if given < spec.buffer_mib:
+        if self.buffer_mib >= spec.buffer_mib:
+            return self
+        if "buffer_mib" in self.model_fields_set:
+            most = max(spec.jobs, key=lambda job: job.buffer_mib)
             raise ConfigError(
-                f"buffer-mib: {given} is too small for iodepth {spec.iodepth} of"
-                f" bs {size_text(spec.bs)}, which take {spec.buffer_mib}"
+                f"buffer-mib: {self.buffer_mib} is too small for iodepth {most.iodepth} of"
+                f" bs {size_text(most.bs)}, which take {most.buffer_mib}"
             )
-        return given
+        return type(self)(**{**self.given(), "buffer_mib": spec.buffer_mib})
 
     @model_validator(mode="after")
     def _is_one_of_the_modes(self) -> Self:
@@ -134,18 +170,27 @@ class Settings(Config):
             )
         return self
 
+    @field_validator("disks", mode="before")
+    @classmethod
+    def _are_disks(cls, value: Any) -> tuple[DiskSpec, ...]:
+        return disk_specs(value)
+
+    @field_validator("guest", mode="before")
+    @classmethod
+    def _are_guests(cls, value: Any) -> tuple[GuestSpec, ...]:
+        return guest_specs(value)
+
     @model_validator(mode="after")
-    def _fits_in_the_host(self) -> Self:
-        """Every granted page that dom0 maps is a mapping of its own to the host's kernel."""
-        kept = self.max_persistent_grants if self.mode == "persistent" else 0
-        needed = self.guests * (kept + MAPPINGS_PER_RING) + MAPPINGS_RESERVED
-        limit = max_map_count()
-        if limit is not None and needed > limit:
+    def _disks_are_possible(self) -> Self:
+        if {"disk_mib", "disks"} <= self.model_fields_set:
             raise ValueError(
-                f"max-persistent-grants: {kept} for each of {self.guests} guests may need"
-                f" {needed} mappings in dom0, and this host allows {limit} to a process;"
-                " lower either, or raise the host's vm.max_map_count"
+                f"disk-mib: {self.disk_mib} is short for the one disk ram:{self.disk_mib}m, and"
+                " disks are named besides; only one of the two is allowed"
             )
+        for guest in self.guest:
+            if guest.domid is not None and guest.domid > self.guests:
+                raise ValueError(f"guest: domid {guest.domid} is not in 1..{self.guests}")
+        check_stores(self.every_disk())
         return self
 
 
@@ -155,11 +200,3 @@ def _check_tables(tables: dict[str, Any]) -> None:
             raise ConfigError(f"{shown(name)}: no such table; allowed are [topology], [load]")
         if not isinstance(table, dict):
             raise ConfigError(f"{name}: {shown(table)} is not a table")
-
-
-def max_map_count(path: Path = MAX_MAP_COUNT_PATH) -> int | None:
-    """How many mappings the host's kernel allows a process (vm.max_map_count); None if unknown."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None

@@ -11,12 +11,14 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from common.abi import BLKIF_RING_SIZE
-from toolstack.cli import FLAGS, LOAD, MACHINE, Flag, settings
+from common.abi import BLKIF_RING_SIZE, SECTOR_SIZE
+from toolstack.cli import settings
 from toolstack.door import Command, RunEnded, Within
+from toolstack.files import check_outputs, write_outputs
+from toolstack.flags import FLAGS, LOAD, MACHINE, Flag
 from toolstack.loadspec import LoadSpec
 from toolstack.report import print_report
-from toolstack.results import Run, build_run, check_writable, faults, grants_left, write_json
+from toolstack.results import Run, build_run, faults, grants_left
 from toolstack.snapshot import Snapshot
 from toolstack.topology import ConfigError, Topology
 
@@ -53,6 +55,9 @@ def simulate_run(
 
 def config_of(topology: Topology, spec: LoadSpec, physical_cpus: int = 0) -> "Config":
     """The simulated machine that is `topology` under `spec`. Raises ConfigError."""
+    disks = topology.every_disk()
+    if len(disks) > topology.guests or {disk.spec.kind for disk in disks} != {"ram"}:
+        raise ConfigError("disk: the simulator has one ram disk a guest")
     from frontend.load import LoadPlan  # noqa: PLC0415
     from simulator.config import Config  # noqa: PLC0415
 
@@ -77,7 +82,7 @@ def config_of(topology: Topology, spec: LoadSpec, physical_cpus: int = 0) -> "Co
             topology.preset,
             BLKIF_RING_SIZE if topology.batching == "drain" else 1,
             topology.max_persistent_grants,
-            topology.disk_mib << 11,
+            disks[0].spec.size // SECTOR_SIZE,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -99,7 +104,9 @@ def _snapshot(counts: "Counts") -> Snapshot:
         frontend=counts.frontend,
         backend=counts.backend,
         hypervisor=counts.hypervisor,
-        latency=counts.latency,
+        latency={
+            domid: block.reshape(-1, block.shape[-1]) for domid, block in counts.latency.items()
+        },
         cpus=counts.cpus,
         host_tlb_shootdowns=None,
         cpu_seconds=counts.busy_ns / 1e9,
@@ -136,8 +143,7 @@ def _simulate(**flags: Any) -> None:
     physical_cpus = flags.pop("physical_cpus")
     topologies, spec = settings(flags)
     pairs = [simulated(topology, spec) for topology in topologies]
-    if flags["json"] is not None:
-        check_writable(flags["json"])
+    check_outputs(flags)
     console, runs, left, busy = Console(highlight=False), [], [], []
     for topology, its_spec in pairs:
         run, machine = simulate_run(topology, its_spec, physical_cpus)
@@ -147,8 +153,7 @@ def _simulate(**flags: Any) -> None:
         busy.append(f"{topology.mode}: busy {shares}")
     print_report(console, runs, left)
     console.print(Text(f"In virtual time, by the model of docs/simulator.md. {'; '.join(busy)}."))
-    if flags["json"] is not None:
-        write_json(flags["json"], runs)
+    write_outputs(flags, runs)
     if found := faults(runs, left):
         raise RunEnded(found)
 

@@ -20,11 +20,11 @@ INTERRUPTS: Final = Path("/proc/interrupts")
 class Snapshot:
     """Counters at `at_s` (monotonic seconds), by guest domid; every array is a copy.
 
-    frontend, backend, hypervisor: FRONTEND_COUNTERS, BACKEND_COUNTERS, HYPERVISOR_COUNTERS, shape
-    (1,) each; latency: u64, shape (common.histogram.BUCKETS,); cpus: CPU_COUNTERS, one for each
-    worker CPU; host_tlb_shootdowns: the host kernel's, None where it does not tell; cpu_seconds:
-    used by all processes of the machine; suspects: domids whose own figures cannot be true
-    (`toolstack/guest_stats.py`).
+    frontend, backend: FRONTEND_COUNTERS, BACKEND_COUNTERS, shape (disks,), by disk number; latency:
+    u64, shape (disks, common.histogram.BUCKETS); hypervisor: HYPERVISOR_COUNTERS, shape (1,); cpus:
+    CPU_COUNTERS, one for each worker CPU; host_tlb_shootdowns: the host kernel's, None where it
+    does not tell; cpu_seconds: used by all processes of the machine; suspects: domids whose own
+    figures cannot be true (`toolstack/guest_stats.py`).
     """
 
     at_s: float

@@ -58,10 +58,18 @@ class Topology(Settings):
     __doc__ = Settings.__doc__
 
     def start(self) -> RunningMachine:
-        """Start the machine's processes and connect every disk. Raises MachineError.
+        """Start the machine's processes and connect every disk. Raises MachineError, and
+        ConfigError where this host is too small for it.
 
         The machine is imported only now: it brings Numba, which takes a while.
         """
         from toolstack.machine import Machine  # noqa: PLC0415
 
+        self.check_host()
         return Machine(self).start()
+
+    def check_host(self) -> None:
+        """Does this host allow it? Raises ConfigError."""
+        from toolstack.limits import check_host  # noqa: PLC0415
+
+        check_host(self)

@@ -7,7 +7,7 @@ born with its compiled code in place and shares those pages with the others.
 import numpy as np
 
 from backend import phases
-from backend.blkback import begin_close
+from backend.blkback import BLKBACK, begin_close
 from backend.doors import called_for
 from backend.foreign_memory import map_granted, unmap_slots
 from backend.stores import RamStore
@@ -99,6 +99,8 @@ class _TinyMachine:
             remote_domid=1,
             max_persistent_grants=KEPT,
         )
+        self.rings = BLKBACK.rows(arena, 1)
+        BLKBACK.write(self.rings[0], self.back)
         machine.host["dirty"][0, 0] = 1
 
     def run(self, job: Load) -> None:
@@ -113,7 +115,7 @@ class _TinyMachine:
     def serve(self, until: int) -> None:
         """Let the back work until the effect `until`."""
         for _ in range(ROUNDS_MAX):
-            effect = work(self.back, LOOKS, 0)
+            effect = work(self.rings, 0, LOOKS, 0)
             if effect == until:
                 return
             if effect == effects.HYPERCALL:

@@ -83,7 +83,7 @@ class Orders:
         """The worker's next phase; False while it sleeps."""
         if self.asleep:
             return False
-        if work(self.pair.back, LOOKS_MAX, ANY_STEP) == effects.WAIT:
+        if work(self.pair.rings, 0, LOOKS_MAX, ANY_STEP) == effects.WAIT:
             self._fall_asleep()
         return True
 

@@ -44,12 +44,11 @@ class Taken:
 
     def go_on(self, looks: int = LOOKS_MAX) -> int:
         """Phase by phase until it sleeps, or cannot; the effect."""
-        back = self.pair.back
         while True:
             step = name_at(self.pair)
             self.before.pop(step, lambda: None)()
             self.pair.spin["limit_ns"] = 0 if step == "WATCH" else self._limit_ns
-            effect = int(work(back, looks, ANY_STEP))
+            effect = int(work(self.pair.rings, 0, looks, ANY_STEP))
             self.rows.add((step, 0 if effect == effects.STOP else effect, name_at(self.pair)))
             self.pair.do(effect)
             if effect in (effects.WAIT, effects.BROKEN, effects.DONE, effects.SLICE):
@@ -162,4 +161,4 @@ def test_an_outcome_that_is_not_in_the_table_is_an_assertion(
     pair.push_raw(Raw([(pair.grant(pair.buffer_frame), 0, 7)]))
     with pytest.raises(AssertionError, match="no such step"):
         for _ in range(100):
-            pair.do(int(work(pair.back, LOOKS_MAX, stops)))
+            pair.do(int(work(pair.rings, 0, LOOKS_MAX, stops)))

@@ -51,7 +51,7 @@ class Dom0:
         self.pair.spin_on(10**10)
 
     def work(self) -> int:
-        return int(worker.work(self.hands._dev, 100, 0))
+        return int(worker.work(self.pair.rings, 0, 100, 0))
 
     def open_gate(self) -> None:
         """From now on the worker posts its calls."""

@@ -15,7 +15,7 @@ from tests.pair import PORT, CallbackStore, Pair, Raw
 
 def work(pair: Pair, looks: int = 100) -> str:
     """One call of the loop; its effect by name, a hypercall (by its name) or store call done."""
-    effect = int(worker.work(pair.back, looks, 0))
+    effect = int(worker.work(pair.rings, 0, looks, 0))
     pair.do(effect)
     return pair.hypercalls[-1][0].upper() if effect == HYPERCALL else NAMES[effect]
 
@@ -160,7 +160,7 @@ def test_the_store_is_not_touched_before_the_map_is_done() -> None:
     assert pair.store.memory is not None
     pair.frame(pair.buffer_frame)[:] = 1
     pair.push_raw(granted(pair)._replace(operation=1))
-    assert worker.work(pair.back, 100, 0) == HYPERCALL
+    assert worker.work(pair.rings, 0, 100, 0) == HYPERCALL
     assert called_for(pair.back)[0] == GNTTABOP_MAP_GRANT_REF
     assert not pair.store.memory.any()
     assert unconsumed(pair.back.words, pair.back.half, REQ, 32) == 0

@@ -58,7 +58,7 @@ class Run:
             arena, plan, pair.front, versions, pair.latency, 1, 0, real_time=False
         )
         self.state, self.asleep = arena.array(1, np.uint64), arena.array(2, np.uint8)
-        self._back = direct(work, pair.back, 0, 0)
+        self._back = direct(work, pair.rings, 0, 0, 0)
 
     def step(self) -> tuple[int, int, int] | None:
         """One phase of the end whose turn it is; which, and its effect. None: the load is over."""
@@ -74,7 +74,7 @@ class Run:
         if end == 0:
             effect = pair.front_run(ANY_STEP)
         else:
-            effect = self._back(pair.back, LOOKS_MAX, ANY_STEP)
+            effect = self._back(pair.rings, 0, LOOKS_MAX, ANY_STEP)
             pair.do(effect)
         self.asleep[end] = effect == effects.WAIT
         return None if effect == effects.DONE else (end, place, effect)

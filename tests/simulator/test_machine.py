@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backend.blkback import BLKBACK
 from backend.steps import CLEAR, LOOK_AGAIN, PHASES
 from common.effects import WAIT
 from common.steps import NONE, ON, next_steps
-from machine.front import guest_domain
+from machine.front import guest_disks
 from simulator.config import MODES, Config
 from simulator.machine import Machine
 from tests.simulator.points import plan, run, total
@@ -56,7 +57,7 @@ def test_every_io_is_answered_with_the_right_bytes(
 def test_a_load_whose_ios_can_never_fit_ends_too(
     mode: str, iodepth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(guest_domain.__kwdefaults__, "pool_pages", 5)
+    monkeypatch.setitem(guest_disks.__kwdefaults__, "pool_pages", 5)
     machine = run(mode, plan(iodepth=iodepth, bs=6 * 4096))
     assert total(machine, "frontend", "ios") == total(machine, "frontend", "io_errors") == 200
     assert total(machine, "frontend", "requests") == 0
@@ -206,8 +207,9 @@ def test_a_worker_that_does_not_look_again_before_it_sleeps_is_found_out(
         for phase in PHASES
     ]
     machine = Machine(Config(plan(ios=2000), mode="persistent", guests=2))
-    for disk in machine._disks.values():
+    for domid, disk in machine._disks.items():
         monkeypatch.setattr(disk.thread, "wait", lambda *_, thread=disk.thread: thread.sleep())
         disk.thread.dev = disk.thread.dev._replace(next=next_steps(blind))
+        BLKBACK.write(machine._backs[domid], disk.thread.dev)
     with pytest.raises(AssertionError, match="a wake-up was lost"):
         machine.run()

@@ -16,6 +16,8 @@ from toolstack.loadspec import LoadSpec
 from toolstack.snapshot import Snapshot
 from toolstack.topology import Topology
 
+Given = dict[int, Any] | None  # a guest's values, or a list of its disks'
+
 
 def record(dtype: np.dtype[np.void], **values: int) -> np.ndarray:
     """A one-element counter block, zero but for `values`."""
@@ -36,29 +38,41 @@ def latencies(*microseconds: int) -> np.ndarray:
 def snapshot(
     at_s: float = 0.0,
     *,
-    frontend: dict[int, dict[str, int]] | None = None,
-    backend: dict[int, dict[str, int]] | None = None,
-    hypervisor: dict[int, dict[str, int]] | None = None,
+    frontend: Given = None,
+    backend: Given = None,
+    hypervisor: Given = None,
     latency: dict[int, tuple[int, ...]] | None = None,
+    disks: int = 1,
     ipis_received: tuple[int, ...] = (0, 0),
     host_tlb_shootdowns: int | None = 0,
     cpu_seconds: float = 0.0,
     suspects: frozenset[int] = frozenset(),
 ) -> Snapshot:
-    """A snapshot of guests 1 and 2, zero but for what is named."""
+    """A snapshot of guests 1 and 2, zero but for what is named: a guest's first disks' values.
+
+    latency: of a guest's first disk.
+    """
     domids = (1, 2)
     cpus = np.zeros(len(ipis_received), CPU_COUNTERS)
     cpus["ipis_received"] = ipis_received
 
-    def blocks(dtype: Any, given: dict[int, dict[str, int]] | None) -> dict[int, np.ndarray]:
-        return {domid: record(dtype, **(given or {}).get(domid, {})) for domid in domids}
+    def blocks(dtype: Any, given: Given, rows: int = disks) -> dict[int, np.ndarray]:
+        found = {domid: np.zeros(rows, dtype) for domid in domids}
+        for domid, values in (given or {}).items():
+            for at, row in enumerate(values if isinstance(values, list) else [values]):
+                found[domid][at] = record(dtype, **row)[0]
+        return found
+
+    def histograms(domid: int) -> np.ndarray:
+        first = latencies(*(latency or {}).get(domid, ()))
+        return np.stack([first, *[np.zeros_like(first)] * (disks - 1)])
 
     return Snapshot(
         at_s=at_s,
         frontend=blocks(FRONTEND_COUNTERS, frontend),
         backend=blocks(BACKEND_COUNTERS, backend),
-        hypervisor=blocks(HYPERVISOR_COUNTERS, hypervisor),
-        latency={domid: latencies(*(latency or {}).get(domid, ())) for domid in domids},
+        hypervisor=blocks(HYPERVISOR_COUNTERS, hypervisor, 1),
+        latency={domid: histograms(domid) for domid in domids},
         cpus=cpus,
         host_tlb_shootdowns=host_tlb_shootdowns,
         cpu_seconds=cpu_seconds,
@@ -70,7 +84,7 @@ class StandIn:
     """What `toolstack.machine.Machine` is to the command line, without processes.
 
     A request of 4 KiB costs what the mode says; a step of the load is half a second and 1,000
-    requests a guest. during_load is called after the first step.
+    requests a disk. during_load is called after the first step.
     """
 
     def __init__(
@@ -95,7 +109,11 @@ class StandIn:
         self.failures: dict[str, str] = {}
 
     def _domids(self) -> range:
-        return range(1, self.topology.guests + 1)
+        return self.topology.domids
+
+    def _rows(self, domid: int, row: np.ndarray) -> np.ndarray:
+        """The same for each of a guest's disks."""
+        return np.repeat(row, len(self.topology.disks_of(domid)), axis=0)
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +126,7 @@ class StandIn:
         self.closed = self.snapshot()
 
     def snapshot(self) -> Snapshot:
-        requests = 1000 * self._steps
+        domids, requests = self._domids(), 1000 * self._steps
         maps = 0 if self.topology.mode in ("persistent", "grant-copy") else requests
         targets = self.topology.dom0_vcpus - 1
         cpus = np.zeros(self.topology.dom0_vcpus, CPU_COUNTERS)
@@ -121,6 +139,7 @@ class StandIn:
             "verify_errors": self.verify_errors,
             "io_errors": self.io_errors,
         }
+        back = {"bad_requests": self.bad_requests, "map_ops": maps}
         hypervisor = {
             "map_ops": maps,
             "unmap_ops": maps,
@@ -131,12 +150,10 @@ class StandIn:
         }
         return Snapshot(
             at_s=self._now_s,
-            frontend={d: record(FRONTEND_COUNTERS, **front) for d in self._domids()},
-            backend={
-                d: record(BACKEND_COUNTERS, bad_requests=self.bad_requests) for d in self._domids()
-            },
-            hypervisor={d: record(HYPERVISOR_COUNTERS, **hypervisor) for d in self._domids()},
-            latency={d: latencies(*[50] * self._steps) for d in self._domids()},
+            frontend={d: self._rows(d, record(FRONTEND_COUNTERS, **front)) for d in domids},
+            backend={d: self._rows(d, record(BACKEND_COUNTERS, **back)) for d in domids},
+            hypervisor={d: record(HYPERVISOR_COUNTERS, **hypervisor) for d in domids},
+            latency={d: self._rows(d, latencies(*[50] * self._steps)[None]) for d in domids},
             cpus=cpus,
             host_tlb_shootdowns=7 * self._steps,
             cpu_seconds=0.5 * self._steps,

@@ -113,11 +113,11 @@ def test_every_flag_reaches_its_setting() -> None:
     assert machine.topology.given() == {
         "preset": "2012", "guests": 3, "dom0_vcpus": 5, "flush_policy": "precise",
         "batching": "drain", "max_persistent_grants": 9, "spin": "off", "disk_mib": 16, "seed": 6,
-        "persistent": True, "backend_persistent": True, "grant_copy": False, "buffer_mib": 8,
+        "persistent": True, "backend_persistent": True, "grant_copy": False,
     }  # fmt: skip
     assert machine.specs[0].model_dump() == {
         "rw": "write", "rwmixread": 1, "bs": 8192, "iodepth": 2, "runtime_s": 1.5, "ios": 77,
-        "seed": 6, "verify": False,
+        "seed": 6, "verify": False, "vdev": (), "domid": (), "job": (),
     }  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def test_results_are_written_for_each_mode(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     assert grantlab("--json", str(path)).exit_code == 0
     found = json.loads(path.read_text())
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     assert [run["config"]["mode"] for run in found["runs"]] == ["non-persistent", "persistent"]
 
 

@@ -40,7 +40,7 @@ def test_counts_that_agree_are_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
     against_itself(monkeypatch)
     console = Console(record=True, quiet=False, width=120)
     compare.compare(MACHINES, SPEC, console)
-    assert "counts agree, guest by guest" in console.export_text()
+    assert "counts agree, disk by disk" in console.export_text()
 
 
 def test_one_count_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,6 @@
 """The result format, number by number, from snapshots made by hand."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +10,12 @@ from toolstack.loadspec import LoadSpec
 from toolstack.results import (
     Run,
     build_run,
-    check_writable,
     counters,
     faults,
     grants_left,
     latency_us,
-    write_json,
 )
-from toolstack.topology import ConfigError, Topology
+from toolstack.topology import Topology
 
 TOTALS = [
     "requests", "segments", "bytes_read", "bytes_written", "seconds", "iops", "verify_errors",
@@ -86,8 +82,8 @@ def run() -> Run:
     )
 
 
-def test_a_run_has_the_names_of_schema_1(run: Run) -> None:
-    assert list(run) == ["config", "totals", "latency_us", "counters", "guests"]
+def test_a_run_has_the_names_of_schema_2(run: Run) -> None:
+    assert list(run) == ["config", "totals", "latency_us", "counters", "guests", "backends"]
     assert list(run["totals"]) == TOTALS
     assert list(run["latency_us"]) == LATENCIES
     assert list(run["counters"]) == [*COUNTERS, "setup", "teardown"]
@@ -98,7 +94,7 @@ def test_a_run_has_the_names_of_schema_1(run: Run) -> None:
 def test_a_guest_s_share_has_the_same_names(run: Run) -> None:
     assert [guest["domid"] for guest in run["guests"]] == [1, 2]
     for guest in run["guests"]:
-        assert list(guest) == ["domid", "suspect", "totals", "latency_us", "counters"]
+        assert list(guest) == ["domid", "suspect", "totals", "latency_us", "counters", "disks"]
         assert list(guest["totals"]) == TOTALS
         assert list(guest["latency_us"]) == LATENCIES
         assert list(guest["counters"]) == [*COUNTERS, "setup", "teardown"]
@@ -167,13 +163,18 @@ def test_the_whole_s_latencies_are_of_all_guests_together(run: Run) -> None:
 
 
 def test_a_latency_of_nothing_is_null() -> None:
-    assert latency_us(snapshot().latency[1]) == dict.fromkeys(LATENCIES)
+    assert latency_us(snapshot().latency[1][0]) == dict.fromkeys(LATENCIES)
 
 
 def test_a_run_of_no_length_has_no_iops() -> None:
     moment = snapshot()
     nothing = build_run(
-        Topology(), LoadSpec(), booted=moment, started=moment, finished=moment, closed=moment
+        Topology(guests=2),
+        LoadSpec(),
+        booted=moment,
+        started=moment,
+        finished=moment,
+        closed=moment,
     )
     assert nothing["totals"]["iops"] == 0
 
@@ -234,45 +235,70 @@ def test_what_became_of_guests_is_a_fault_of_their_run(run: Run) -> None:
     )
 
 
-def test_the_file_is_schema_1_with_every_run(run: Run, tmp_path: Path) -> None:
-    path = tmp_path / "out.json"
-    write_json(path, [run, run])
-    assert json.loads(path.read_text()) == {"schema": 1, "runs": [run, run]}
+def of_two_disks() -> Run:
+    """Guest 1's xvda has read and xvdb is a null disk left alone; guest 2 is idle."""
+    start = snapshot(1.0, disks=2)
+    end = snapshot(
+        3.0,
+        disks=2,
+        frontend={1: [{"ios": 10, "requests": 10, "bytes_read": 40960}, {"ios": 4, "requests": 6}]},
+        backend={1: [{"map_ops": 10, "hypercalls": 20, "requests": 10}, {"map_ops": 5}]},
+        hypervisor={1: {"map_ops": 15, "hypercalls": 20, "flushes": 7, "ipis": 3}},
+        latency={1: (50,) * 10},
+    )
+    return build_run(
+        Topology(guests=2, disks=["ram:1m", "null:1m,access=ro"]),
+        LoadSpec(vdev="xvda", domid=1),
+        booted=start,
+        started=start,
+        finished=end,
+        closed=end,
+    )
 
 
-def test_an_older_file_is_replaced_and_nothing_else_is_left(run: Run, tmp_path: Path) -> None:
-    path = tmp_path / "out.json"
-    path.write_text("old")
-    write_json(path, [run])
-    assert json.loads(path.read_text())["schema"] == 1
-    assert list(tmp_path.iterdir()) == [path]
+def test_a_disk_s_share_has_its_own_figures_and_what_ran_on_it() -> None:
+    run = of_two_disks()
+    first, second = run["guests"][0]["disks"]
+    assert list(first) == [
+        "vdev", "target", "access", "verified", "load", "totals", "latency_us", "counters", "rings",
+    ]  # fmt: skip
+    assert [first[name] for name in ("vdev", "target", "access")] == ["xvda", "ram:1m", "rw"]
+    assert [second[name] for name in ("vdev", "target", "access")] == ["xvdb", "null:1m", "ro"]
+    assert (first["verified"], second["verified"], second["load"]) == (True, None, None)
+    assert (first["load"]["rw"], first["load"]["bs"]) == ("randrw", 4096)
+    assert (first["totals"]["requests"], second["totals"]["requests"]) == (10, 6)
+    assert (first["totals"]["iops"], second["totals"]["iops"]) == (5.0, 2.0)
+    assert first["latency_us"]["p50"] == pytest.approx(50, rel=0.02)
+    assert second["latency_us"]["p50"] is None
+    assert run["guests"][0]["totals"]["requests"] == run["totals"]["requests"] == 16
 
 
-def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: Path) -> None:
-    target, link = tmp_path / "target.json", tmp_path / "link.json"
-    link.symlink_to(target)
-    write_json(link, [])
-    assert link.is_symlink()
-    assert json.loads(target.read_text())["runs"] == []
+def test_what_the_backend_counts_by_ring_is_a_disk_s_and_the_rest_of_the_hypervisor_s_is_not() -> (
+    None
+):
+    first, second = (disk["counters"] for disk in of_two_disks()["guests"][0]["disks"])
+    assert (first["map_ops"], first["hypercalls"], second["map_ops"]) == (10, 20, 5)
+    for name in ("flushes", "flush_entries", "ipis", "flush_lock_waits", "ipis_by_cpu"):
+        assert first[name] is None and first["setup"][name] is None
+    assert of_two_disks()["guests"][0]["counters"]["flushes"] == 7
 
 
-def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "none" / "out.json"
-    with pytest.raises(ConfigError, match=r"json: '.*out.json' cannot be written: '.*none' is no"):
-        write_json(path, [])
+def test_a_disk_has_one_ring_with_all_of_its_figures() -> None:
+    (disk, _) = of_two_disks()["guests"][0]["disks"]
+    (ring,) = disk["rings"]
+    assert ring == {
+        "ring": 0,
+        **{name: disk[name] for name in ("totals", "latency_us", "counters")},
+    }
 
 
-@pytest.mark.parametrize("path", ["/dev/null", "/"])
-def test_what_is_no_regular_file_is_never_replaced(path: str) -> None:
-    with pytest.raises(ConfigError, match="is not a regular file"):
-        check_writable(path)
-
-
-def test_asking_whether_a_file_can_be_written_leaves_nothing(tmp_path: Path) -> None:
-    check_writable(tmp_path / "out.json")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_name_that_the_file_system_refuses_is_an_error_of_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be written: File name too long"):
-        check_writable(tmp_path / ("x" * 300))
+def test_a_backend_s_cpus_and_rings_say_what_it_counted_itself(run: Run) -> None:
+    (dom0,) = run["backends"]
+    assert (dom0["domid"], [cpu["ipis_received"] for cpu in dom0["cpus"]]) == (0, [0, 5])
+    assert [(ring["domid"], ring["vdev"], ring["ring"]) for ring in dom0["rings"]] == [
+        (1, "xvda", 0),
+        (2, "xvda", 0),
+    ]
+    assert [ring["notify_to_front"] for ring in dom0["rings"]] == [5, 6]
+    rings = of_two_disks()["backends"][0]["rings"]
+    assert [ring["map_ops"] for ring in rings] == [10, 5, 0, 0]

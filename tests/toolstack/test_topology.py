@@ -7,19 +7,9 @@ from typing import Any
 
 import pytest
 
-from toolstack import settings
+from toolstack import limits
 from toolstack.loadspec import LoadSpec
-from toolstack.settings import MAPPINGS_PER_RING, MAPPINGS_RESERVED, max_map_count
 from toolstack.topology import MODES, ConfigError, Mode, Topology
-
-
-@pytest.fixture(autouse=True)
-def host_with_the_usual_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    allow(monkeypatch, 65_530)
-
-
-def allow(monkeypatch: pytest.MonkeyPatch, limit: int | None) -> None:
-    monkeypatch.setattr(settings, "max_map_count", lambda: limit)
 
 
 def error_of(**settings: Any) -> str:
@@ -88,8 +78,8 @@ def test_a_long_or_many_lined_value_still_makes_one_short_line() -> None:
 
 
 def test_an_unknown_setting_is_named_and_the_known_ones_are_listed() -> None:
-    line = error_of(guest=4)
-    assert line.startswith("guest: no such setting; allowed are ")
+    line = error_of(gest=4)
+    assert line.startswith("gest: no such setting; allowed are ")
     for name in Topology.model_fields:
         assert name in line
 
@@ -133,42 +123,6 @@ def test_with_mode_names_the_modes_there_are() -> None:
         Topology().with_mode("x")  # type: ignore[arg-type]
 
 
-def test_as_many_mappings_as_the_host_allows_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = 3 * (500 + MAPPINGS_PER_RING) + MAPPINGS_RESERVED
-    allow(monkeypatch, needed)
-    assert Topology(guests=3, max_persistent_grants=500).guests == 3
-
-
-def test_one_mapping_more_than_the_host_allows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = 3 * (500 + MAPPINGS_PER_RING) + MAPPINGS_RESERVED
-    allow(monkeypatch, needed - 1)
-    line = error_of(guests=3, max_persistent_grants=500)
-    for part in ("max-persistent-grants", "500", "3 guests", str(needed), "vm.max_map_count"):
-        assert part in line
-
-
-def test_a_backend_that_keeps_nothing_needs_no_mappings_to_keep() -> None:
-    assert Topology(guests=64, max_persistent_grants=100_000, persistent=False).guests == 64
-
-
-def test_a_host_that_does_not_tell_its_limit_refuses_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    allow(monkeypatch, None)
-    assert Topology(guests=64, max_persistent_grants=100_000).guests == 64
-
-
-def test_the_largest_machine_with_the_default_cap_fits_in_a_usual_host() -> None:
-    assert Topology(guests=64).max_persistent_grants == 352
-
-
-def test_the_host_s_limit_is_read_from_its_file(tmp_path: Path) -> None:
-    path = tmp_path / "max_map_count"
-    path.write_text("262144\n")
-    assert max_map_count(path) == 262144
-    assert max_map_count(tmp_path / "none") is None
-
-
 def test_a_file_sets_both_the_machine_and_the_load(tmp_path: Path) -> None:
     path = file_of(tmp_path, '[topology]\nguests = 8\n[load]\nbs = "64k"\nios = 10\n')
     topology, spec = Topology.from_toml(path)
@@ -195,7 +149,8 @@ def test_what_a_file_does_not_say_stays_open_for_the_preset(tmp_path: Path) -> N
     ("text", "said"),
     [
         ("[topology]\nguests = 65\n", "guests: 65 is not in 1..64"),
-        ("[topology]\nguest = 4\n", "guest: no such setting; allowed are preset, guests"),
+        ("[topology]\ngest = 4\n", "gest: no such setting; allowed are preset, guests"),
+        ("[topology]\nguest = 4\n", "guest: 4 is not a list of tables"),
         ("[load]\nrw = 1\n", "rw: 1 is not one of read, write"),
         ("[machine]\nguests = 4\n", "'machine': no such table; allowed are [topology], [load]"),
         ("topology = 4\n", "topology: 4 is not a table"),
@@ -225,16 +180,21 @@ def test_a_missing_file_is_named() -> None:
 
 
 def test_buffers_grow_with_what_a_load_has_in_flight() -> None:
-    default = Topology().buffer_mib
-    assert Topology.buffers_for(LoadSpec(), None) == default
-    assert Topology.buffers_for(LoadSpec(bs="1m", iodepth=100), None) == 100
+    assert Topology().with_buffers_for(LoadSpec()) == Topology()
+    assert Topology().with_buffers_for(LoadSpec(bs="1m", iodepth=100)).buffer_mib == 100
+    one_of_two = LoadSpec(job=[{"vdev": "xvda"}, {"vdev": "xvdb", "bs": "1m", "iodepth": 9}])
+    assert Topology(disks=["ram:1m"] * 2).with_buffers_for(one_of_two).buffer_mib == 9
 
 
 def test_buffers_that_were_asked_for_and_are_too_small_are_refused() -> None:
     spec = LoadSpec(bs="64k", iodepth=256)
-    assert Topology.buffers_for(spec, 16) == 16
+    assert Topology(buffer_mib=16).with_buffers_for(spec).buffer_mib == 16
     with pytest.raises(ConfigError, match=r"buffer-mib: 15 .* iodepth 256 of bs 64k.* 16"):
-        Topology.buffers_for(spec, 15)
+        Topology(buffer_mib=15).with_buffers_for(spec)
+
+
+def test_many_disks_have_smaller_buffers_each() -> None:
+    assert [Topology(disks=["ram:1m"] * nr).buffer_mib for nr in (1, 2, 4, 16)] == [8, 4, 2, 1]
 
 
 def test_starting_a_topology_starts_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,5 +206,6 @@ def test_starting_a_topology_starts_its_machine(monkeypatch: pytest.MonkeyPatch)
             return ("started", self.topology)
 
     monkeypatch.setitem(sys.modules, "toolstack.machine", SimpleNamespace(Machine=Machine))
+    monkeypatch.setattr(limits, "host", lambda: limits.Host(None, None, None, None))
     topology = Topology(guests=3)
     assert topology.start() == ("started", topology)
