@@ -30,7 +30,7 @@ FRONTEND_COUNTERS: Final = _block(
     "waits",  # times it blocked on its event channel
 )
 
-# Written by the dom0 thread of one ring.
+# Written by the dom0 thread that serves a ring, for each.
 BACKEND_COUNTERS: Final = _block(
     "requests",
     "segments",

@@ -6,6 +6,7 @@ its supervisor does, so nothing outlives a `kill -9` of any of them.
 
 import ctypes
 import os
+import resource
 import signal
 from collections.abc import Collection
 from typing import Final
@@ -52,6 +53,12 @@ def keep_only(descriptors: Collection[int]) -> None:
     for fd in open_descriptors():
         if fd not in descriptors and fd not in STANDARD:
             os.close(fd)
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as the host allows: a shell's own limit is for programs of few."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def leave_terminal(*, errors_too: bool) -> None:

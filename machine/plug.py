@@ -6,15 +6,15 @@ Source: `tests/golden/handshake-writes.txt`.
 
 from typing import Final
 
-from common.xenbus import INITIALISING, backend_path, frontend_path
+from common.xenbus import INITIALISING, backend_path, disk_name, frontend_path
 from common.xenstore_exchange import Request, Talk, value_of
 from common.xenstore_wire import MessageType, pack_strings
 
 XVDA: Final = 51712  # 202 << 8: Xen's block major, first disk
 
 
-def plug(domid: int, disk_mib: int, device: int = XVDA) -> Talk[None]:
-    """Plug a ramdisk of `disk_mib` MiB into `domid`, as xvda if nothing else is said."""
+def plug(domid: int, target: str, device: int = XVDA, read_only: bool = False) -> Talk[None]:
+    """Plug a disk into `domid`, as xvda if nothing else is said; target: `backend/plug.py`'s."""
     front, back = frontend_path(domid, device), backend_path(domid, device)
     requests: list[Request] = []
     for path, perms in ((back, (b"n0", b"r%d" % domid)), (front, (b"n%d" % domid, b"r0"))):
@@ -24,10 +24,10 @@ def plug(domid: int, disk_mib: int, device: int = XVDA) -> Talk[None]:
         (back, "frontend", front),
         (back, "frontend-id", domid),
         (back, "online", 1),
-        (back, "params", f"ram:{disk_mib}"),
+        (back, "params", target),
         (back, "type", "phy"),
-        (back, "mode", "w"),
-        (back, "dev", "xvda"),
+        (back, "mode", "r" if read_only else "w"),
+        (back, "dev", disk_name(device)),
         (back, "device-type", "disk"),
         (back, "physical-device", "1:0"),
         (back, "hotplug-status", "connected"),

@@ -19,10 +19,11 @@ from common.handshake import Event, Fail, Intent, Leave, Stirred, Timeout
 from common.xenstore_talks import ask, look, unwatch, watch
 from frontend.vbd import Domain, FrontendVbd
 from hypervisor.hypercalls import Hypervisor
-from machine.plug import XVDA
 from machine.seat import Hands, Seat
 from simulator.hands import BackHands, Caller, FrontHands
 from simulator.store_client import Client, Clock, VirtualStore
+
+Key = tuple[int, int]  # a disk: its guest's domid, its device number
 
 WAKE_NS: Final = 2_000  # from a hypercall's return, or a ring's end, to who is told
 ROOT: Final = "/local/domain/0/backend/vbd"
@@ -65,8 +66,8 @@ class LifeSeat(Seat):
 class World:
     """A store, a hypervisor, and the ends of disks. `rest` runs it until nothing is to come.
 
-    behind: the store; toolstack: its client of it; fronts, backs: by the guest's domid; heed: told
-    of each intent before it is done and of each answer before it is heard, and by whom; a test's to
+    behind: the store; toolstack: its client of it; fronts, backs: by disk; heed: told of each
+    intent before it is done and of each answer before it is heard, and by whom; a test's to
     replace.
     """
 
@@ -74,11 +75,12 @@ class World:
         self.hypervisor, self.clock = hypervisor, Clock()
         self.behind = VirtualStore(self.clock)
         self.heed: Callable[[LifeSeat, Intent | Event], None] = lambda *_: None
-        self.backs: dict[int, LifeSeat] = {}
-        self.fronts: dict[int, LifeSeat] = {}
+        self.backs: dict[Key, LifeSeat] = {}
+        self.fronts: dict[Key, LifeSeat] = {}
+        self._guests: dict[int, Client] = {}  # of the store, by domid
         self._numbers = itertools.count(1)
-        self._served: dict[int, tuple[int, bool, int, Callable[[], None]]] = {}
-        self._looking: dict[int, bool] = {}  # dom0 does, at disks it may begin; and once more?
+        self._served: dict[Key, tuple[int, bool, int, Callable[[], None]]] = {}
+        self._looking: dict[Key, bool] = {}  # dom0 does, at disks it may begin; and once more?
         self.toolstack = self.behind.join(abi.DOMID_0, lambda *_: None)
         self.begin_dom0()
 
@@ -94,26 +96,33 @@ class World:
         self.dom0.hold(ask(watch(ROOT, TOOLSTACK)), lambda _: None)
 
     def serve(
-        self, domid: int, sectors: int, persistent: bool, vcpu: int, let_go: Callable[[], None]
+        self, disk: Key, sectors: int, persistent: bool, vcpu: int, let_go: Callable[[], None]
     ) -> None:
-        """How dom0 is to serve a guest's disk, once it finds it. let_go: see BackHands."""
-        self._served[domid] = (sectors, persistent, vcpu, let_go)
+        """How dom0 is to serve a disk, once it finds it. let_go: see BackHands."""
+        self._served[disk] = (sectors, persistent, vcpu, let_go)
 
-    def boot(self, domain: Domain, persistent: bool) -> LifeSeat:
-        """A guest whose disk is plugged in, and its frontend."""
+    def boot(self, domain: Domain, device: int, persistent: bool) -> LifeSeat:
+        """The frontend of a guest's disk that is plugged in; the guest boots with its first."""
         domid = domain.domid
-        self.behind.introduce(domid)
-        client = self.behind.join(domid, lambda *_: self.fronts[domid].tell(Stirred()))
-        back = xenbus.backend_path(domid, XVDA)
-        vbd = FrontendVbd(domain, XVDA, persistent, back, itertools.count(1))
+        if domid not in self._guests:
+            self.behind.introduce(domid)
+            self._guests[domid] = self.behind.join(domid, partial(self._heed_guest, domid))
+        client = self._guests[domid]
+        back = xenbus.backend_path(domid, device)
+        vbd = FrontendVbd(domain, device, persistent, back, itertools.count(1))
         hands = FrontHands(Caller(self.hypervisor, domid))
-        self.fronts[domid] = LifeSeat(self, vbd, client, hands)
-        client.hold(ask(watch(f"{back}/state", "backend")), lambda _: None)
-        return self.fronts[domid]
+        seat = self.fronts[domid, device] = LifeSeat(self, vbd, client, hands)
+        client.hold(ask(watch(f"{back}/state", str(device))), lambda _: None)
+        return seat
+
+    def _heed_guest(self, domid: int, _path: str, token: str) -> None:
+        self.fronts[domid, int(token)].tell(Stirred())
 
     def destroy(self, domid: int) -> None:
         """A guest dies: it is told nothing more, and hypervisor and store forget it."""
-        self.fronts[domid].dead = True
+        for (whose, _), seat in self.fronts.items():
+            seat.dead = seat.dead or whose == domid
+        del self._guests[domid]
         self.hypervisor.destroy_domain(domid)
         self.behind.release(domid)
 
@@ -121,49 +130,55 @@ class World:
 
     def _heed_dom0(self, path: str, token: str) -> None:
         if token != TOOLSTACK:
-            self._stir(int(token))
+            domid, _, device = token.partition("/")
+            self._stir((int(domid), int(device)))
             return
         names = path.removeprefix(ROOT).strip("/").split("/")
-        for domid in [int(names[0])] if names[0] else list(self._served):
-            if len(names) < 3 or names[2] in ("state", "online") or domid not in self.backs:
-                self._stir(domid)
+        for key in list(self._served):
+            if all(name in ("", str(part)) for name, part in zip(names, key, strict=False)) and (
+                len(names) < 3 or names[2] in ("state", "online") or key not in self.backs
+            ):
+                self._stir(key)
 
-    def _stir(self, domid: int) -> None:
-        if domid in self.backs:
-            self.backs[domid].tell(Stirred())
-        elif domid in self._looking:
-            self._looking[domid] = True
+    def _stir(self, key: Key) -> None:
+        if key in self.backs:
+            self.backs[key].tell(Stirred())
+        elif key in self._looking:
+            self._looking[key] = True
         else:
-            self._looking[domid] = False
-            directory = xenbus.backend_path(domid, XVDA)
-            paths = [f"{directory}/{name}" for name in NEEDED]
-            self.dom0.hold(look(paths), partial(self._begin, domid, self.dom0))
+            self._looking[key] = False
+            paths = [f"{xenbus.backend_path(*key)}/{name}" for name in NEEDED]
+            self.dom0.hold(look(paths), partial(self._begin, key, self.dom0))
 
     def see(self, seat: LifeSeat) -> None:
         """Is dom0 finished with it?"""
         vbd = seat.vbd
         if isinstance(vbd, BackendVbd) and vbd.finished and not vbd.awaited:
-            domid = next((at for at, found in self.backs.items() if found is seat), None)
-            if domid is not None:
-                del self.backs[domid]
-                self.dom0.hold(ask(unwatch(f"{vbd.other}/state", str(domid))), lambda _: None)
-                self._stir(domid)  # something else may be there by now
+            key = next((at for at, found in self.backs.items() if found is seat), None)
+            if key is not None:
+                del self.backs[key]
+                self.dom0.hold(ask(unwatch(f"{vbd.other}/state", _token(key))), lambda _: None)
+                self._stir(key)  # something else may be there by now
 
-    def _begin(self, domid: int, dom0: Client, values: dict[str, bytes] | None) -> None:
+    def _begin(self, key: Key, dom0: Client, values: dict[str, bytes] | None) -> None:
         if dom0 is not self.dom0:
             return
-        again = self._looking.pop(domid)
-        if domid in self.backs:
+        again = self._looking.pop(key)
+        if key in self.backs:
             return
         if again or values is None:
-            self._stir(domid)
+            self._stir(key)
             return
-        directory = xenbus.backend_path(domid, XVDA)
+        directory = xenbus.backend_path(*key)
         entries = {path.removeprefix(f"{directory}/"): value for path, value in values.items()}
-        if read_plug(entries, domid, XVDA) is None:
+        if read_plug(entries, *key) is None:
             return
-        sectors, persistent, vcpu, let_go = self._served[domid]
-        vbd = BackendVbd(domid, XVDA, sectors, persistent, self._numbers)
-        hands = BackHands(Caller(self.hypervisor, abi.DOMID_0, vcpu), domid, let_go)
-        self.backs[domid] = LifeSeat(self, vbd, dom0, hands)
-        dom0.hold(ask(watch(f"{vbd.other}/state", str(domid))), lambda _: None)
+        sectors, persistent, vcpu, let_go = self._served[key]
+        vbd = BackendVbd(*key, sectors, persistent, self._numbers)
+        hands = BackHands(Caller(self.hypervisor, abi.DOMID_0, vcpu), key[0], let_go)
+        self.backs[key] = LifeSeat(self, vbd, dom0, hands)
+        dom0.hold(ask(watch(f"{vbd.other}/state", _token(key))), lambda _: None)
+
+
+def _token(key: Key) -> str:
+    return f"{key[0]}/{key[1]}"

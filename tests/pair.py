@@ -14,10 +14,11 @@ from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
-from backend.blkback import BLKBACK, Blkback, begin_close
+from backend.blkback import begin_close
 from backend.doors import called_for
 from backend.persistent_grants import check
-from backend.ring_thread import RingThread
+from backend.ring_hands import RingHands
+from backend.slots import FREE
 from backend.steps import CLEAR
 from backend.steps import PHASES as BACK_PHASES
 from backend.stores import RamStore, Store
@@ -202,14 +203,13 @@ class Pair:
         if self.copies:
             reach = own_frames(nr_slots, self.dom0_ram, BOUNCE_FRAME)
         self._empty = reach.page_table.copy()
-        self.rings = BLKBACK.rows(arena, 1)
         self.back = build_back(
             arena,
             self.ring_page,
             reach,
             self.store,
             self.accessed,
-            self.host["backend"][0, GUEST : GUEST + 1],
+            self.host["backend"]["counters"][0, :1],
             EventWords(self.back_events[0], *self.front_events, port),
             self.spin,
             no_gate(),
@@ -220,7 +220,7 @@ class Pair:
             read_only=read_only,
         )
         none = cast(Any, None)
-        self.hands = RingThread(self.back, self.store, none, none, none, none)
+        self.hands = RingHands(self.back, self.store, none, none)
         self.queued = no_load(arena)
         self.front_job = self.queued
         self.hypercalls: list[tuple[str, int]] = []  # "map", "unmap" or "copy", how many operations
@@ -342,16 +342,6 @@ class Pair:
 
     # --- dom0 -------------------------------------------------------------------------------
 
-    @property
-    def back(self) -> Blkback:
-        """The backend's end, which row 0 of `rings` leads to."""
-        return self._back
-
-    @back.setter
-    def back(self, dev: Blkback) -> None:
-        self._back = dev
-        BLKBACK.write(self.rings[0], dev)
-
     def serve(self) -> None:
         """If it has an event, the backend works until it sleeps, or says the ring is broken."""
         if not clear_pending(self.back_events[0], PORT):
@@ -363,7 +353,7 @@ class Pair:
 
     def back_until(self, *stops: int) -> int:
         """The backend's loop for once, at most to one of `stops`; its effect, already done."""
-        effect = int(work(self.rings, 0, LOOKS_MAX, mask_of(*stops)))
+        effect = int(work(self.back, LOOKS_MAX, mask_of(*stops)))
         self.do(effect)
         return effect
 
@@ -372,12 +362,12 @@ class Pair:
         if effect == effects.HYPERCALL:
             self.make_call()
         elif effect == effects.IO:
-            self.hands._store_io()
+            self.hands.store_io()
 
     def back_step(self) -> str:
         """One phase of blkback, and what it asks for done; which it was."""
         step = int(self.back.turn[STEP])
-        self.do(int(work(self.rings, 0, LOOKS_MAX, ANY_STEP)))
+        self.do(int(work(self.back, LOOKS_MAX, ANY_STEP)))
         return BACK_PHASES[step].name
 
     def batch(self) -> Iterator[str]:
@@ -443,6 +433,11 @@ class Pair:
         back, dom0 = self.back, self.hypervisor.domains.find(abi.DOMID_0)
         assert check(back.tree, back.nodes) is None
         assert back.tree["in_flight"][0] == 0
+        assert set(back.requests["state"].tolist()) == {FREE}
+        assert sorted(back.vacant.tolist()) == list(range(int(back.back["vacant"][0])))
+        counts = self.counts()
+        for name in ("map_ops", "unmap_ops", "copy_ops", "hypercalls"):
+            assert counts[f"back_{name}"] == counts[name], name
         free = int(back.back["free_slots"][0])
         assert free + self.kept == len(back.page_table)
         assert len(set(back.slots[:free].tolist())) == free

@@ -20,7 +20,7 @@ from common.machine_memory import MachineMemory, stats_of
 from common.xenstore import XenStoreClient
 from frontend.frames import grant_frames, ram_frames
 from machine.broker import BrokerConfig
-from machine.connection import BackendOptions, bounce_frame_of
+from machine.connection import BackendOptions, dom0_frames
 from machine.guest_config import GuestConfig
 from toolstack.failures import MachineError
 from toolstack.guest_stats import GuestStats
@@ -63,17 +63,15 @@ class Builder:
             self._supervisor.topology_id,
             topology.dom0_vcpus,
             topology.flush_policy,
-            bounce_frame_of(topology.guests + 1 if topology.grant_copy else 1),
+            dom0_frames(len(topology.every_disk()) if topology.grant_copy else 0),
             topology.events,
             topology.threads,
         )
 
-    def create_domain(self, domid: int) -> list[int]:
+    def create_domain(self, domid: int, nr_disks: int = 1) -> list[int]:
         """Make a domain, and have xenstored know it; what its process is to be born with."""
         order = np.zeros(1, DOMCTL_DOMAIN)
-        nr_disks = len(self._topology.disks_of(domid))
-        order["domid"], order["nr_vcpus"] = domid, 1
-        order["grant_frames"] = grant_frames(nr_disks)
+        order["domid"], order["nr_vcpus"], order["grant_frames"] = domid, 1, grant_frames(nr_disks)
         order["ram_frames"] = ram_frames(nr_disks, self._topology.buffer_frames)
         rc, descriptors = self._hypercalls.call_for_descriptors(
             HYPERVISOR_DOMCTL, DOMCTL_CREATEDOMAIN, order
@@ -111,13 +109,14 @@ class Builder:
         self._supervisor.start("dom0", "dom0", config, _given(self._dom0))
 
     def start_guest(
-        self, domid: int, name: str, device: int, descriptors: list[int], attack: str = ""
+        self, domid: int, name: str, devices: list[int], descriptors: list[int], attack: str = ""
     ) -> None:
-        """Fork a guest, born with `descriptors`; a hostile one, if it is to `attack`."""
+        """Fork a guest with disks of these numbers, born with `descriptors`; a hostile one, if it
+        is to `attack`."""
         topology = self._topology
         config = GuestConfig(
             domid,
-            [device],
+            devices,
             topology.buffer_frames,
             topology.persistent,
             topology.spin == "adaptive",

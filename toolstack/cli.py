@@ -130,7 +130,8 @@ def run_mode(
             click.echo(f"{topology.mode}: {pids}; {look}")
         before = finished = machine.snapshot()
         shown = Console(quiet=True) if quiet else console
-        progress = Progress(shown, topology.mode, spec, before)
+        jobs = jobs_on(spec, topology.every_disk())
+        progress = Progress(shown, topology.mode, jobs, before)
         try:
             # However this is left, the loads are stopped before the machine is closed.
             with closing(machine.load(spec)) as load, progress:

@@ -4,8 +4,9 @@ Owns: what a guest's failure means: it is remembered, what the store still has o
 removed, and the others go on. And a load, which runs on all that live.
 """
 
+import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from common.xenstore import XenStoreClient
 from frontend.load import LoadPlan
 from toolstack.birth import ANSWER_TIMEOUT_S
 from toolstack.failures import GuestFailed, MachineError
-from toolstack.loadspec import LoadSpec
+from toolstack.jobs import Job
 from toolstack.snapshot import Snapshot
 from toolstack.supervisor import Supervisor
 from toolstack.vbd_config import forget_domain
@@ -34,24 +35,26 @@ class Crew:
         return [name for name in self._names.values() if not self._is_dead(name)]
 
     def load(
-        self, spec: LoadSpec, every_s: float, snapshot: Callable[[], Snapshot]
+        self, jobs: Sequence[Job], every_s: float, snapshot: Callable[[], Snapshot]
     ) -> Generator[Snapshot, None, None]:
         """See Machine.load."""
         failed: list[str] = []
-        running = self.living()
-        deadline = None if spec.runtime_s is None else spec.runtime_s + LOAD_GRACE_S
+        plans: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+        for job in jobs:
+            of_guest = plans.setdefault(self._names[job.disk.domid], [])
+            of_guest.append((job.disk.number, asdict(_plan(job))))
+        running = [name for name in self.living() if name in plans]
+        limit = _limit_s(jobs)
         started = time.monotonic()
-        for domid, name in self._names.items():
-            if name in running and (
-                why := self.tell(name, "load", [[0, asdict(_plan(spec, domid))]])
-            ):
+        for name in list(running):
+            if why := self.tell(name, "load", plans[name]):
                 running.remove(name)
                 failed.append(why)
         try:
             while running:
                 self._await_loads(running, failed, every_s)
                 yield snapshot()
-                if deadline is not None and time.monotonic() - started > deadline:
+                if time.monotonic() - started > limit:
                     raise MachineError(f"the load of {', '.join(running)} does not end")
         finally:
             self._stop_loads(running)
@@ -114,8 +117,14 @@ class Crew:
                 return  # something died: whoever closes the machine ends the others
 
 
-def _plan(spec: LoadSpec, domid: int) -> LoadPlan:
-    """A guest's share of a load: the same shape, its own sequence of choices."""
+def _limit_s(jobs: Sequence[Job]) -> float:
+    """Seconds after which all must have ended."""
+    return max((job.spec.runtime_s or math.inf for job in jobs), default=0.0) + LOAD_GRACE_S
+
+
+def _plan(job: Job) -> LoadPlan:
+    """A disk's share of a load: the same shape, its own sequence of choices."""
+    spec = job.spec
     return LoadPlan(
         spec.rw,
         spec.bs,
@@ -123,6 +132,6 @@ def _plan(spec: LoadSpec, domid: int) -> LoadPlan:
         spec.rwmixread,
         spec.ios,
         spec.runtime_s,
-        spec.seed + domid,
-        spec.verify,
+        job.seed,
+        job.verified,
     )

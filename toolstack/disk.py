@@ -15,26 +15,29 @@ from common.control import DATA_MAX
 
 
 class GuestDisk:
-    """`size` bytes. Offsets and lengths are bytes, multiples of 512.
+    """`size` bytes; number: the disk's in its guest. Offsets and lengths are bytes, multiples of
+    512.
 
     Errors of the guest (a bad offset, an I/O error) arrive as MachineError, with its text.
     """
 
-    def __init__(self, ask: Callable[..., Any], guest: str, size: int) -> None:
+    def __init__(
+        self, ask: Callable[..., Any], guest: str, number: int, size: int, vdev: str = "xvda"
+    ) -> None:
         self._ask, self._guest = ask, guest
-        self.size = size
+        self.number, self.size, self.vdev = number, size, vdev
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """`nbytes` bytes at `offset`."""
         offset, nbytes = self._checked(offset), index(nbytes)
         pieces = _pieces(nbytes) or [(0, nbytes)]
-        return b"".join(self._bytes(n, "read", 0, offset + at, n) for at, n in pieces)
+        return b"".join(self._bytes(n, "read", offset + at, n) for at, n in pieces)
 
     def write(self, offset: int, data: bytes) -> int:
         """Write `data` at `offset`; returns how many bytes that was."""
         offset = self._checked(offset)
         for at, nbytes in _pieces(len(data)) or [(0, 0)]:
-            self._ask(self._guest, "write", 0, offset + at, bytes(data[at : at + nbytes]))
+            self._asked("write", offset + at, bytes(data[at : at + nbytes]))
         return len(data)
 
     def read_many(self, offsets: Sequence[int] | np.ndarray, nbytes: int) -> np.ndarray:
@@ -45,7 +48,7 @@ class GuestDisk:
             if nbytes > DATA_MAX:
                 result[rows] = np.frombuffer(self.read(chosen[0], nbytes), np.uint8)
             else:
-                read = self._bytes(len(chosen) * nbytes, "read_many", 0, chosen, nbytes)
+                read = self._bytes(len(chosen) * nbytes, "read_many", chosen, nbytes)
                 result[rows] = np.frombuffer(read, np.uint8).reshape(len(chosen), nbytes)
         return result
 
@@ -61,11 +64,11 @@ class GuestDisk:
             if data.shape[1] > DATA_MAX:
                 self.write(chosen[0], data[rows].tobytes())
             else:
-                self._ask(self._guest, "write_many", 0, chosen, data[rows].tobytes())
+                self._asked("write_many", chosen, data[rows].tobytes())
 
     def flush(self) -> None:
         """Return when everything written would survive."""
-        self._ask(self._guest, "flush", 0)
+        self._asked("flush")
 
     def _checked(self, offset: int | np.integer) -> int:
         """A plain number; what is wrong with a smaller one the guest says, as for its own users."""
@@ -74,8 +77,11 @@ class GuestDisk:
             raise ValueError(f"offset: {plain} is past the disk's end at {self.size}")
         return plain
 
-    def _bytes(self, nbytes: int, *command: Any) -> bytes:
-        answered = self._ask(self._guest, *command)
+    def _asked(self, word: str, *arguments: Any) -> Any:
+        return self._ask(self._guest, word, self.number, *arguments)
+
+    def _bytes(self, nbytes: int, word: str, *arguments: Any) -> bytes:
+        answered = self._asked(word, *arguments)
         if not isinstance(answered, bytes) or len(answered) != nbytes:
             raise OSError(f"{self._guest} answered with something else than {nbytes} bytes")
         return answered

@@ -21,7 +21,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from common.control import Control, ControlLost
-from common.process import begin_process, keep_only, leave_terminal
+from common.process import (
+    begin_process,
+    keep_only,
+    leave_terminal,
+    raise_descriptor_limit,
+)
 
 UNTRUSTED: Final = ("guest", "hostile")
 PARENT_POLL_S: Final = 0.2
@@ -133,6 +138,8 @@ def _live(
     """A child's whole life; returns its exit status."""
     begin_process(name, parent)
     keep_only(descriptors)
+    if not untrusted:
+        raise_descriptor_limit()
     leave_terminal(errors_too=untrusted)
     try:
         main(config, descriptors)

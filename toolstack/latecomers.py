@@ -8,37 +8,42 @@ import time
 from typing import Final
 
 from common.xenstore import XenStoreClient
-from machine.plug import XVDA
 from toolstack.birth import ANSWER_TIMEOUT_S, Builder, DomidTaken
+from toolstack.disks import Disk, DiskSpec, disks_of
 from toolstack.guest_stats import GuestStats
+from toolstack.stores import Stores
 from toolstack.supervisor import Supervisor
-from toolstack.vbd_config import create_vbd, forget_domain
+from toolstack.vbd_config import forget_domain, plug_in
 
 DOMID_FREE_TIMEOUT_S: Final = 10.0  # xenstored and dom0 let go of whoever had it
 RETRY_S: Final = 0.002
 
 
 class Latecomers:
-    """store: the toolstack's; disk_mib: of each one's disk."""
+    """store: the toolstack's."""
 
     def __init__(
-        self, builder: Builder, supervisor: Supervisor, store: XenStoreClient, disk_mib: int
+        self, builder: Builder, supervisor: Supervisor, store: XenStoreClient, stores: Stores
     ) -> None:
         self._builder, self._supervisor = builder, supervisor
-        self._store, self._disk_mib = store, disk_mib
+        self._store, self._stores = store, stores
+        self._disks: dict[int, list[Disk]] = {}
         self.stats: dict[int, GuestStats] = {}
 
-    def add(self, domid: int, attack: str = "") -> None:
-        """Make, introduce and fork a guest with a disk; an honest one is Connected on return, one
-        that is to `attack` (hostile/attacks.py) has said that it is up.
+    def add(self, domid: int, disk_mib: int, attack: str = "") -> None:
+        """Make, introduce and fork a guest with a ram disk; an honest one is Connected on return,
+        one that is to `attack` (hostile/attacks.py) has said that it is up.
 
         Waits a while for a domid that is not free yet. Raises MachineError.
         """
         descriptors = self._made(domid)
         self.stats[domid] = self._builder.stats(domid)
-        create_vbd(self._store, domid, self._disk_mib)
+        disks = self._disks[domid] = disks_of(domid, [DiskSpec(target=f"ram:{disk_mib}m")])
+        self._stores.give(disks)
+        plug_in(self._store, disks)
         name = f"guest-{domid}"
-        self._builder.start_guest(domid, name, XVDA, descriptors, attack)
+        devices = [disk.device for disk in disks]
+        self._builder.start_guest(domid, name, devices, descriptors, attack)
         self._supervisor.expect(name, ANSWER_TIMEOUT_S)
         if not attack:
             self._supervisor.send(name, "connect")
@@ -63,6 +68,7 @@ class Latecomers:
         ""."""
         death = self._supervisor.end(f"guest-{domid}")
         forget_domain(self._store, domid)
+        self._stores.forget(self._disks.pop(domid))
         del self.stats[domid]
         self._builder.forget(domid)
         return death

@@ -20,7 +20,7 @@ from common.hypercall_gate import gate_bytes
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS, whole_pages
 from frontend.frames import grant_frames, ram_frames
 from hypervisor.domctl import GRANT_FRAMES_MAX
-from machine.connection import bounce_frame_of
+from machine.connection import dom0_frames
 from toolstack.loadspec import ConfigError
 from toolstack.settings import Settings
 
@@ -119,7 +119,7 @@ def _shared(machine: Settings, disks: Sequence[int]) -> int:
     frames = machine.buffer_frames
     stats = whole_pages(STATS.itemsize) // XEN_PAGE_SIZE
     pages = [ram_frames(nr, frames) + grant_frames(nr) + EVENT_PAGES + stats for nr in disks]
-    dom0 = bounce_frame_of(machine.guests + 1 if machine.grant_copy else 1) + 1 + EVENT_PAGES
+    dom0 = dom0_frames(sum(disks) if machine.grant_copy else 0) + 1 + EVENT_PAGES
     whole = HOST.itemsize, gate_bytes(machine.dom0_vcpus), MAPTRACK_HANDLES_MAX * 32
     return (sum(pages) + dom0) * XEN_PAGE_SIZE + sum(map(whole_pages, whole))
 
@@ -146,32 +146,30 @@ def _of_xen(shape: Shape) -> Iterator[str]:
 
 
 def _of_processes(shape: Shape, there: Host) -> Iterator[str]:
-    def exceeds(needed: int, limit: int | None) -> bool:
-        return limit is not None and needed > limit
-
     rings, guests = f"{shape.rings} disks", len(shape.disks)
-    if exceeds(needed := _mappings(shape, shape.kept), there.mappings):
-        fitting = [kept for kept in range(shape.kept) if _mappings(shape, kept) <= there.mappings]
+    needed, limit = _mappings(shape, shape.kept), there.mappings
+    if limit is not None and needed > limit:
+        fitting = [kept for kept in range(shape.kept) if _mappings(shape, kept) <= limit]
         yield (
             f"max-persistent-grants: {shape.kept} for each of {rings} may need {needed} mappings in"
-            f" dom0, and this host allows {there.mappings} to a process;"
+            f" dom0, and this host allows {limit} to a process;"
             f" {_would_do(max(fitting, default=-1))}, or a vm.max_map_count of {needed}"
         )
     for process, needed in _descriptors(shape).items():
-        if exceeds(needed, there.descriptors):
+        if there.descriptors is not None and needed > there.descriptors:
             yield (
                 f"disks: {rings} of {guests} guests may need {needed} descriptors in {process}, and"
                 f" this host allows {there.descriptors} to a process; fewer disks would do, or a"
                 f" hard limit (ulimit -Hn) of {needed}"
             )
     needed = THREADS_A_PROCESS * (PROCESSES + guests) + min(shape.vcpus, shape.rings)
-    if exceeds(needed, there.threads):
+    if there.threads is not None and needed > there.threads:
         yield (
             f"guests: {guests} and what serves them may need {needed} threads, and this host allows"
             f" {there.threads}; fewer guests would do, or more by ulimit -u, pids.max or"
             " kernel.threads-max"
         )
-    if exceeds(shape.shared, there.shared):
+    if there.shared is not None and shape.shared > there.shared:
         yield (
             f"buffer-mib: the machine's shared memory takes {-(-shape.shared // MIB)} MiB of"
             f" /dev/shm, which has {there.shared // MIB} free; smaller buffers, fewer disks or a"

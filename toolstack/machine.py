@@ -8,30 +8,36 @@ and the snapshots that set-up, run and tear-down are measured between. The proce
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
+import numpy as np
+
 from common.abi import BLKIF_RING_SIZE
+from common.counters import BACKEND_COUNTERS
 from common.hypercall import HypercallError
-from common.machine_memory import host_of
+from common.machine_memory import backend_ring, host_of
 from common.xenstore import XenStoreError
 from machine.connection import BackendOptions
-from machine.plug import XVDA
 from toolstack.birth import Builder
 from toolstack.cpu_time import CpuTime
 from toolstack.crew import Crew
 from toolstack.disk import GuestDisk
+from toolstack.disks import Disk, device_of
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.guest_stats import GuestStats
+from toolstack.jobs import Job, jobs_on, load_of
 from toolstack.latecomers import Latecomers
 from toolstack.loadspec import LoadSpec
+from toolstack.look import View, look
 from toolstack.results import counters
 from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot, host_tlb_shootdowns
+from toolstack.stores import Stores
 from toolstack.supervisor import Supervisor
-from toolstack.vbd_config import create_vbd, take_offline
+from toolstack.vbd_config import plug_in, take_offline
 
 __all__ = ["Guest", "GuestFailed", "Machine", "MachineError"]
 
@@ -41,11 +47,15 @@ DISK_BYTES_MAX: Final = 1 << 60
 
 
 class Guest:
-    """One guest of a running machine."""
+    """One guest of a running machine: its `disks`, by number, and the first of them."""
 
-    def __init__(self, machine: "Machine", domid: int, size: int) -> None:
+    def __init__(self, machine: "Machine", domid: int, sizes: Sequence[int]) -> None:
         self.domid = domid
-        self.disk = GuestDisk(machine.ask, f"guest-{domid}", size)
+        self.disks = [
+            GuestDisk(machine.ask, f"guest-{domid}", disk.number, size, disk.vdev)
+            for disk, size in zip(machine.topology.disks_of(domid), sizes, strict=True)
+        ]
+        self.disk = self.disks[0]
 
 
 class Machine:
@@ -63,6 +73,7 @@ class Machine:
         self._domids = topology.domids
         self._disks = {domid: topology.disks_of(domid) for domid in self._domids}
         self._names = {domid: f"guest-{domid}" for domid in self._domids}
+        self._stores = Stores(self._supervisor)
         self._crew = Crew(self._supervisor, self._names)
         self.failures = self._crew.failures
         self._guests: dict[int, Guest] = {}
@@ -78,10 +89,10 @@ class Machine:
                 for name in self._names.values():
                     self._supervisor.send(name, "connect")
                 for domid, name in self._names.items():
-                    self._guests[domid] = Guest(self, domid, self._connected(name))
+                    self._guests[domid] = Guest(self, domid, self._connected(domid, name))
                 self.connected = self.snapshot()
         except BaseException:
-            self._supervisor.close()
+            self._end()
             raise
         return self
 
@@ -91,19 +102,22 @@ class Machine:
         self._builder = Builder(topology, supervisor, self.xenstore_path)
         self._store, self._memory = self._builder.store, self._builder.memory
         self._crew.store = self._store
-        self._latecomers = Latecomers(self._builder, supervisor, self._store, topology.disk_mib)
+        self._latecomers = Latecomers(self._builder, supervisor, self._store, self._stores)
         descriptors = {}
-        for domid in self._domids:
-            descriptors[domid] = self._builder.create_domain(domid)
+        for domid, disks in self._disks.items():
+            descriptors[domid] = self._builder.create_domain(domid, len(disks))
             self._stats[domid] = self._builder.stats(domid)
-            create_vbd(self._store, domid, topology.disk_mib)
+        self._builder.start_dom0(self._backend_options())
+        supervisor.expect("dom0", ANSWER_TIMEOUT_S)
         # Before there is any end of a disk: a guest that sees its backend announced connects at
         # once, and what that costs is set-up.
         self.booted = self.snapshot()
-        self._builder.start_dom0(self._backend_options())
-        for domid, name in self._names.items():
-            self._builder.start_guest(domid, name, XVDA, descriptors[domid])
-        for name in ("dom0", *self._names.values()):
+        for domid, disks in self._disks.items():
+            self._stores.give(disks)
+            plug_in(self._store, disks)
+            devices = [disk.device for disk in disks]
+            self._builder.start_guest(domid, self._names[domid], devices, descriptors[domid])
+        for name in self._names.values():
             supervisor.expect(name, ANSWER_TIMEOUT_S)
 
     def _backend_options(self) -> BackendOptions:
@@ -118,14 +132,15 @@ class Machine:
             threads=self.topology.threads,
         )
 
-    def _connected(self, name: str) -> int:
-        """The size that a guest says its disk has."""
+    def _connected(self, domid: int, name: str) -> list[int]:
+        """The sizes that a guest says its disks have."""
         answered = self._supervisor.expect(name, ANSWER_TIMEOUT_S)
-        disk = answered[0] if isinstance(answered, list) and answered else None
-        size = disk.get("size") if isinstance(disk, dict) else None
-        if not isinstance(size, int) or not 0 <= size <= DISK_BYTES_MAX:
-            raise GuestFailed(f"{name} answered nonsense for the size of its disk")
-        return size
+        told = answered if isinstance(answered, list) else []
+        sizes = [disk.get("size") for disk in told if isinstance(disk, dict)]
+        sound = [size for size in sizes if isinstance(size, int) and 0 <= size <= DISK_BYTES_MAX]
+        if len(sound) != len(self._disks[domid]) or sizes != sound:
+            raise GuestFailed(f"{name} answered nonsense for the sizes of its disks")
+        return sound
 
     @contextmanager
     def _blamed(self) -> Iterator[None]:
@@ -167,18 +182,24 @@ class Machine:
         """Every counter as it stands."""
         host = host_of(self._memory.segment("host"))[0]
         stats = {domid: self._stats[domid].read() for domid in self._domids}
-        disks = {domid: len(self._disks[domid]) for domid in self._domids}
         return Snapshot(
             at_s=time.monotonic(),
-            frontend={d: stats[d].counters[: disks[d]] for d in self._domids},
-            backend={d: host["backend"][d : d + 1].copy() for d in self._domids},
+            frontend={d: stats[d].counters[: len(disks)] for d, disks in self._disks.items()},
+            backend={d: self._backend(host, disks) for d, disks in self._disks.items()},
             hypervisor={d: host["hypervisor"][d : d + 1].copy() for d in self._domids},
-            latency={d: stats[d].latency[: disks[d]] for d in self._domids},
+            latency={d: stats[d].latency[: len(disks)] for d, disks in self._disks.items()},
             cpus=host["cpus"][: self.topology.dom0_vcpus].copy(),
             host_tlb_shootdowns=host_tlb_shootdowns(),
             cpu_seconds=self._cpu_time.seconds(self._supervisor.machine_pids()),
             suspects=frozenset(d for d in self._domids if self._stats[d].suspect),
         )
+
+    @staticmethod
+    def _backend(host: np.void, disks: Sequence[Disk]) -> np.ndarray:
+        """What dom0 counts for a guest's disks; nothing for one it has not met yet."""
+        nothing = np.zeros(1, BACKEND_COUNTERS)
+        rings = [backend_ring(host, disk.domid, disk.device) for disk in disks]
+        return np.concatenate([nothing if ring is None else ring for ring in rings])
 
     def counters(self) -> dict[str, Any]:
         """What has been counted since every disk was Connected, by the names of the results."""
@@ -187,23 +208,35 @@ class Machine:
 
     # --- loads ------------------------------------------------------------------------------
 
-    def load(self, spec: LoadSpec, every_s: float = 0.5) -> Generator[Snapshot, None, None]:
-        """Run `spec` on every living guest at once; a snapshot every `every_s`, one at the end.
+    def load(
+        self, load: LoadSpec | Sequence[LoadSpec], every_s: float = 0.5
+    ) -> Generator[Snapshot, None, None]:
+        """Run a load, or several on different disks, on all living guests at once; a snapshot every
+        `every_s`, one at the end.
 
         Left early, it stops the guests' loads first. A guest that fails or dies does not stop the
-        others: when they are done, GuestFailed names it. Raises MachineError.
+        others: when they are done, GuestFailed names it. Raises ConfigError at once if it cannot
+        run on these disks, and MachineError.
         """
+        return self._load(jobs_on(load_of(load), self.topology.every_disk()), every_s)
+
+    def _load(self, jobs: Sequence[Job], every_s: float) -> Generator[Snapshot, None, None]:
         with self._blamed():
-            yield from self._crew.load(spec, every_s, self.snapshot)
+            yield from self._crew.load(jobs, every_s, self.snapshot)
+
+    def look(self, domid: int, vdev: str = "xvda") -> View:
+        """What lies in memory for a guest's disk now: see `toolstack/look.py`."""
+        with self._blamed():
+            return look(self._memory, self._store, self.ask, domid, device_of(vdev))
 
     # --- guests that come and go ------------------------------------------------------------
 
     def add_guest(self, domid: int, attack: str = "") -> None:
-        """One more guest, with a disk: Connected on return, or a hostile one that is to `attack`
-        (hostile/attacks.py). Loads and results do not know it. Raises MachineError.
+        """One more guest, with a ram disk: Connected on return, or a hostile one that is to
+        `attack` (hostile/attacks.py). Loads and results do not know it. Raises MachineError.
         """
         with self._blamed():
-            self._latecomers.add(domid, attack)
+            self._latecomers.add(domid, self.topology.disk_mib, attack)
 
     def remove_guest(self, domid: int) -> str:
         """End a guest that `add_guest` made; how it had died before, or ""."""
@@ -231,7 +264,11 @@ class Machine:
         except MachineError as error:
             self.close_failure = str(error)  # who has died cannot be asked to leave
         finally:
-            self._supervisor.close()
+            self._end()
+
+    def _end(self) -> None:
+        self._supervisor.close()
+        self._stores.close()
 
     def _shut_down(self) -> None:
         supervisor = self._supervisor
@@ -240,7 +277,8 @@ class Machine:
         leaving = self._crew.living()
         for domid, name in self._names.items():
             if name in leaving:
-                take_offline(self._store, domid)
+                for disk in self._disks[domid]:
+                    take_offline(self._store, domid, disk.device)
                 if self._crew.tell(name, "disconnect"):
                     leaving.remove(name)
         leaving = [name for name in leaving if self._crew.hear(name)]

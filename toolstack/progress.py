@@ -3,6 +3,7 @@
 Owns: the figures of the moment. It has no clock: a snapshot's `at_s` is the time.
 """
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from toolstack.loadspec import LoadSpec
+from toolstack.jobs import Job
 from toolstack.snapshot import Snapshot, difference
 
 LINE_EVERY_S: Final = 1.0
@@ -20,8 +21,8 @@ LINE_EVERY_S: Final = 1.0
 class Progress:
     """Show a load that began at `started`; a context manager. Call `update` with each snapshot."""
 
-    def __init__(self, console: Console, mode: str, spec: LoadSpec, started: Snapshot) -> None:
-        self._console, self._mode, self._spec = console, mode, spec
+    def __init__(self, console: Console, mode: str, jobs: Sequence[Job], started: Snapshot) -> None:
+        self._console, self._mode, self._jobs = console, mode, jobs
         self._started = self._before = started
         self._line_at_s = started.at_s + LINE_EVERY_S
         self._live: Live | None = None
@@ -89,20 +90,27 @@ class Progress:
         return elapsed if left is None else f"{elapsed}, about {left:.0f} s left"
 
     def remaining_s(self, now: Snapshot) -> float | None:
-        """Seconds until the load ends, at the pace of its slowest guest; None if unknown yet."""
+        """Seconds until the load ends, at the pace of its slowest disk; None if unknown yet."""
         done = difference(now, self._started)
-        ends = []
-        if self._spec.runtime_s is not None:
-            ends.append(self._spec.runtime_s - done.at_s)
-        if self._spec.ios is not None:
-            least = min(int(block["ios"][0]) for block in done.frontend.values())
-            if least:
-                ends.append(done.at_s * (self._spec.ios - least) / least)
-        return max(0.0, min(ends)) if ends else None
+        left = [_left_s(job, done) for job in self._jobs]
+        known = [seconds for seconds in left if seconds is not None]
+        return max(0.0, *known) if known and len(known) == len(left) else None
+
+
+def _left_s(job: Job, done: Snapshot) -> float | None:
+    """Of one disk's job."""
+    ends = []
+    if job.spec.runtime_s is not None:
+        ends.append(job.spec.runtime_s - done.at_s)
+    if job.spec.ios is not None:
+        ios = int(done.frontend[job.disk.domid]["ios"][job.disk.number])
+        if ios:
+            ends.append(done.at_s * (job.spec.ios - ios) / ios)
+    return min(ends) if ends else None
 
 
 def _sum(change: Snapshot, name: str, domids: list[int]) -> int:
-    return sum(int(change.frontend[domid][name][0]) for domid in domids)
+    return sum(int(change.frontend[domid][name].sum()) for domid in domids)
 
 
 def _rate(change: Snapshot, domids: list[int]) -> float:

@@ -7,24 +7,23 @@ Rules: reads well from 80 columns on, and in a file; words are plain ASCII, as a
 
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from toolstack.disk_report import disk_table, worth_a_table
 from toolstack.loadspec import size_text
 from toolstack.results import Run
+from toolstack.words import MB, Value, new_table, number, ratio
 
-Value = float | int | None
 Row = tuple[str, Callable[[Run], Value]]
 
 BLOCKS: Final = "\u00b7\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"  # a dot for none at all
 DIGITS: Final = "0123456789"
 CPUS_A_LINE: Final = 64  # half of it on a console that is not WIDE
 WIDE: Final = 112
-MB: Final = 1_000_000
 KIB: Final = 1024
 
 
@@ -33,6 +32,9 @@ def print_report(console: Console, runs: Sequence[Run], grants_left: Sequence[in
     console.print()
     _print_words(console, _headline(runs[0]))
     console.print(_main_table(runs))
+    for run in runs:
+        if worth_a_table(run):
+            console.print(disk_table(run))
     console.print(_phase_table(runs, grants_left))
     if any(run["counters"]["ipis"] for run in runs):
         console.print(_cpu_table(runs, console))
@@ -42,39 +44,33 @@ def print_report(console: Console, runs: Sequence[Run], grants_left: Sequence[in
         _print_words(console, notes)
 
 
-def number(value: Value) -> str:
-    """At least three digits, thousands apart; 0 is exactly none, and "-" is not known."""
-    if value is None:
-        return "-"
-    if value == 0 or abs(value) >= 100:
-        return f"{value:,.0f}"
-    if abs(value) < 0.01:
-        return "<0.01"
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def ratio(part: Value, whole: Value) -> float | None:
-    """`part` for each of `whole`; None if there is nothing to divide, or by."""
-    return None if part is None or not whole else part / whole
-
-
 def _headline(run: Run) -> str:
     config = run["config"]
-    mix = "" if config["rw"] not in ("rw", "randrw") else f" {config['rwmixread']} % reads,"
-    ends = []
-    if config["ios"] is not None:
-        ends.append(f"{number(config['ios'])} I/Os a guest")
-    if config["runtime_s"] is not None:
-        ends.append(f"{config['runtime_s']:g} s")
+    disks = sum(len(guest["disks"]) for guest in run["guests"])
+    loads = " and, at once, ".join(map(_load, config["job"] or [config]))
     return (
         f"{config['guests']} guest{'s' * (config['guests'] > 1)},"
-        f" dom0 with {config['dom0_vcpus']} vCPU{'s' * (config['dom0_vcpus'] > 1)};"
-        f" {config['rw']},{mix} {size_text(config['bs'])} blocks, depth {config['iodepth']},"
-        f" {' or '.join(ends)}; preset {config['preset']}: flush policy {config['flush_policy']},"
+        + (f" {disks} disks," if disks > config["guests"] else "")
+        + f" dom0 with {config['dom0_vcpus']} vCPU{'s' * (config['dom0_vcpus'] > 1)};"
+        f" {loads}; preset {config['preset']}: flush policy {config['flush_policy']},"
         f" batching {config['batching']}, {config['max_persistent_grants']} grants kept at most;"
         f" seed {config['seed']}."
+    )
+
+
+def _load(settings: dict[str, Any]) -> str:
+    """A load, or one of its jobs, in words."""
+    mix = "" if settings["rw"] not in ("rw", "randrw") else f" {settings['rwmixread']} % reads,"
+    ends = []
+    if settings["ios"] is not None:
+        ends.append(f"{number(settings['ios'])} I/Os a disk")
+    if settings["runtime_s"] is not None:
+        ends.append(f"{settings['runtime_s']:g} s")
+    where = [*settings["vdev"], *(f"guest {domid}" for domid in settings["domid"])]
+    on = f", on {', '.join(where)}" if where else ""
+    return (
+        f"{settings['rw']},{mix} {size_text(settings['bs'])} blocks, depth {settings['iodepth']},"
+        f" {' or '.join(ends)}{on}"
     )
 
 
@@ -153,14 +149,8 @@ HOST_NOTE: Final = (
 PHASE_ROWS: Final = (("maps", "map_ops"), ("unmaps", "unmap_ops"), ("flushes", "flushes"))
 
 
-def _table(title: str) -> Table:
-    return Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-
-
 def _side_by_side(title: str, runs: Sequence[Run]) -> Table:
-    table = _table(title)
+    table = new_table(title)
     table.add_column("", no_wrap=True)
     for run in runs:
         heading = _mode(run).replace("backend-without-", "backend-\nwithout-\n")
@@ -197,7 +187,7 @@ def _cpu_table(runs: Sequence[Run], console: Console) -> Table:
     characters = _bar_characters(console)
     a_line = CPUS_A_LINE if console.width >= WIDE else CPUS_A_LINE // 2
     most = max(count for run in runs for count in run["counters"]["ipis_by_cpu"])
-    table = _table("Simulated IPIs that each of dom0's CPUs received")
+    table = new_table("Simulated IPIs that each of dom0's CPUs received")
     for name in ("", "min", "median", "max"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     table.add_column(f"CPU 0 first; {characters[-1]} is {number(most)}", no_wrap=True)

@@ -12,7 +12,6 @@ from pydantic import Field, StrictBool, field_validator, model_validator
 
 from common.abi import XEN_PAGE_SIZE
 from toolstack.disks import (
-    GUESTS_MAX,
     Disk,
     DiskSpec,
     GuestSpec,
@@ -21,7 +20,7 @@ from toolstack.disks import (
     disks_of,
     guest_specs,
 )
-from toolstack.loadspec import Config, ConfigError, LoadSpec, shown, size_text
+from toolstack.loadspec import GUESTS_MAX, Config, ConfigError, LoadSpec, shown, size_text
 
 BUFFER_MIB: Final = 8
 
@@ -97,9 +96,10 @@ class Settings(Config):
 
     @property
     def threads(self) -> int:
-        """How many of the machine's threads may want a CPU at once: a guest's and its ring's, and
-        the hypervisor's where requests make hypercalls."""
-        return 2 * self.guests + (self.mode != "persistent")
+        """How many of the machine's threads may want a CPU at once: a guest's, one for each vCPU of
+        dom0 that has rings, and the hypervisor's where requests make hypercalls."""
+        vcpus = min(self.dom0_vcpus, len(self.every_disk()))
+        return self.guests + vcpus + (self.mode != "persistent")
 
     @property
     def buffer_frames(self) -> int:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from common.control import ControlLost, control_pair
+from common.process import raise_descriptor_limit
 from toolstack.child import Child, readable, signal_name
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.run_dir import RunDir
@@ -46,6 +47,7 @@ class Supervisor:
     """
 
     def __init__(self, log: Callable[[str], None]) -> None:
+        raise_descriptor_limit()  # two of each process, and what it keeps for dom0
         self.topology_id = secrets.token_hex(4)
         self._run_dir = RunDir(self.topology_id)
         self.run_dir = self._run_dir.path

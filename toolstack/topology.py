@@ -4,13 +4,16 @@ Owns: how a machine is started, and what is then known of it by those who need n
 itself. What the settings are, and when they are refused, is `toolstack/settings.py`'s.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from toolstack.loadspec import ConfigError, LoadSpec
 from toolstack.settings import MODES, PRESETS, Mode, Settings
 from toolstack.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from toolstack.look import View
 
 __all__ = ["MODES", "PRESETS", "ConfigError", "Mode", "RunningMachine", "Topology"]
 
@@ -45,9 +48,13 @@ class RunningMachine(Protocol):
 
     def snapshot(self) -> Snapshot: ...
 
-    def load(self, spec: LoadSpec, every_s: float = 0.5) -> Generator[Snapshot, None, None]: ...
+    def load(
+        self, load: LoadSpec | Sequence[LoadSpec], every_s: float = 0.5
+    ) -> Generator[Snapshot, None, None]: ...
 
     def guest(self, domid: int) -> Any: ...
+
+    def look(self, domid: int, vdev: str = ...) -> "View": ...
 
     def counters(self) -> dict[str, Any]: ...
 

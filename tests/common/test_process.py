@@ -157,3 +157,14 @@ def test_a_terminal_is_left_for_dev_null(errors_too: bool) -> None:
         "os.write(kept, str(open_descriptors() == [0, 1, 2, kept]).encode())\n"
     )
     assert (code, out) == (0, "TrueTrue")
+
+
+def test_as_many_descriptors_as_the_host_allows() -> None:
+    program = (
+        "import resource; from common.process import raise_descriptor_limit;"
+        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE);"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard));"
+        "raise_descriptor_limit();"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard))"
+    )
+    assert output_of(program) == (0, "True\n")

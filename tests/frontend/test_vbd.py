@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backend.ring_thread import Vcpu
 from backend.stores import RamStore
 from common import xenbus
 from common.abi import GRANT_ENTRY_V1, GTF_PERMIT_ACCESS, GTF_READING, SECTOR_SIZE
@@ -28,12 +27,12 @@ from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
 from frontend.frames import disk_frames
-from machine.connection import BackendOptions, Place
+from machine.connection import BackendOptions
 from machine.front import guest_disks
 from machine.front_disk import FrontDisk, Line
 from machine.plug import XVDA
 from tests.common.carriers import CARRIERS
-from tests.dom0_disk import BackDisk
+from tests.dom0_disk import BackDisk, Vcpu0
 from tests.hypervisor.running import Running
 from tests.xenstored.serving import Serving
 from toolstack.vbd_config import create_vbd, take_offline
@@ -58,8 +57,7 @@ class House:
         self.guest = self._xenstored.guest(DOMID)
         self.memory = self._hypervisor.memory
         self._events = events
-        host = host_of(self.memory.segment("host"))
-        self._vcpu = Vcpu(0, host["running"][0], host["dirty"][0])
+        self._vcpu = Vcpu0(self._hypervisor.dom0, self.memory, run_dir, events)
         self.fronts: list[FrontDisk] = []
         self.backs: list[BackDisk] = []
 
@@ -78,9 +76,8 @@ class House:
 
     def back(self, persistent: bool = True, gather_max: int = 1) -> BackDisk:
         """dom0's driver finds its disk."""
-        place = Place(self._hypervisor.dom0, self.memory, self.run_dir, DOMID, XVDA, self._vcpu)
         options = BackendOptions(persistent, 352, gather_max, False, False, 2, self._events)
-        back = BackDisk(self.dom0, place, RamStore(DISK_MIB << 11), options)
+        back = BackDisk(self.dom0, self._vcpu.place(DOMID), RamStore(DISK_MIB << 11), options)
         self.backs.append(back)
         return back
 
@@ -112,6 +109,7 @@ class House:
         """Nothing of it is left."""
         for back in self.backs:
             back.close()
+        self._vcpu.close()
         for front in self.fronts:
             if front.channel is not None:
                 front.channel.close()
@@ -177,7 +175,7 @@ def connect(
     house: House, front_persistent: bool = True, back_persistent: bool = True
 ) -> tuple[FrontDisk, BackDisk]:
     """A disk plugged in, both ends Connected."""
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     back, front = house.back(back_persistent), house.front(front_persistent)
     settle(back, front)
     assert (front.state, back.state) == (xenbus.CONNECTED, xenbus.CONNECTED)
@@ -208,14 +206,14 @@ def test_every_write_of_the_handshake_is_linuxs_in_its_order(house: House, write
 
 @pytest.mark.parametrize("first", ["front", "back"])
 def test_whichever_end_looks_first_they_connect(house: House, first: str) -> None:
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     ends: list[FrontDisk | BackDisk] = [house.front(), house.back()]
     settle(*(ends if first == "front" else reversed(ends)))
     assert [end.state for end in ends] == [xenbus.CONNECTED] * 2
 
 
 def test_the_ends_are_woken_by_their_watches_alone(house: House) -> None:
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     back, front = house.back(), house.front()
     while (front.state, back.state) != (xenbus.CONNECTED, xenbus.CONNECTED):
         for end, store in ((back, house.dom0), (front, house.guest)):
@@ -307,7 +305,7 @@ def test_a_reconnect_may_change_the_setting(house: House, settings: tuple[bool, 
 
 def test_a_table_without_a_free_entry_is_said_and_nothing_is_published(house: House) -> None:
     house.grant_flags()[:] = GTF_PERMIT_ACCESS | GTF_READING  # an earlier device's, stuck
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     back, front = house.back(), house.front()
     settle(back, front)
     said = f"{front.path}: no grant entry is free for the ring"
@@ -351,7 +349,7 @@ def test_a_disk_may_be_unplugged_and_plugged_in_again(house: House) -> None:
 def test_a_frontend_that_writes_nonsense_has_its_device_closed_and_told_why(
     house: House, key: str, value: bytes, reason: str
 ) -> None:
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     back, front = house.back(), house.front()
     look(back)
     look(front)
@@ -367,7 +365,7 @@ def test_a_frontend_that_writes_nonsense_has_its_device_closed_and_told_why(
 
 @pytest.mark.parametrize("key", ["ring-ref", "event-channel", "protocol"])
 def test_nonsense_may_be_long(house: House, key: str) -> None:
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     back, front = house.back(), house.front()
     look(back)
     look(front)
@@ -377,7 +375,7 @@ def test_nonsense_may_be_long(house: House, key: str) -> None:
 
 
 def test_a_frontend_that_leaves_keys_out_is_closed_too(house: House) -> None:
-    create_vbd(house.dom0, DOMID, DISK_MIB)
+    create_vbd(house.dom0, DOMID, f"ram:{DISK_MIB}m")
     back = house.back()
     look(back)
     house.guest.write(f"{FRONT}/state", b"3")

@@ -103,9 +103,9 @@ def house() -> Iterator[House]:
 
 
 def test_a_slow_answer_holds_up_its_own_disk_and_nobody_elses(house: House) -> None:
-    create_vbd(house.store, 1, 2)
+    create_vbd(house.store, 1, "ram:2m")
     eventually(lambda: house.slow.held)
-    create_vbd(house.store, 2, 2)
+    create_vbd(house.store, 2, "ram:2m")
     front = house.front(2)
     house.follow(front, CONNECTED)
     assert house.state(1) == b"1"
@@ -118,10 +118,10 @@ def test_a_slow_answer_holds_up_its_own_disk_and_nobody_elses(house: House) -> N
 
 
 def test_it_exits_while_an_answer_is_awaited_and_a_disk_is_connected(house: House) -> None:
-    create_vbd(house.store, 2, 2)
+    create_vbd(house.store, 2, "ram:2m")
     front = house.front(2)
     house.follow(front, CONNECTED)
-    create_vbd(house.store, 1, 2)
+    create_vbd(house.store, 1, "ram:2m")
     eventually(lambda: house.slow.held)
     house.exit()
     mapped = house.hypervisor.broker._hypervisor.domains.find(2)

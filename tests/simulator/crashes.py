@@ -36,6 +36,7 @@ from simulator.hands import Caller
 from simulator.handshake import LifeSeat, World
 
 DOMID = 1
+DISK = (DOMID, XVDA)
 MIB = 4
 POOL_PAGES = 8
 FRAMES = disk_frames(0, 0, POOL_PAGES)
@@ -85,7 +86,7 @@ class House:
         self.world.behind.heed = lambda: self._pass("store")
         if disorder is not None:
             self.world.behind.delay = lambda ns: disorder.randrange(10 * ns)
-        self.world.serve(DOMID, MIB << 11, True, 0, self._let_go)
+        self.world.serve(DISK, MIB << 11, True, 0, self._let_go)
         self._dom0, self._kept = Caller(self.hypervisor, abi.DOMID_0), list[np.ndarray]()
 
     # --- a disk's life ----------------------------------------------------------------------
@@ -102,7 +103,7 @@ class House:
 
     def plug(self) -> None:
         """Both directories, and a guest that boots."""
-        self.world.toolstack.hold(plug(DOMID, MIB), lambda _: None)
+        self.world.toolstack.hold(plug(DOMID, f"ram:{MIB}m"), lambda _: None)
         counters = np.zeros(1, FRONTEND_COUNTERS)
         spin = new_spin(adaptive=False)
         (domain,) = guest_disks(
@@ -114,7 +115,7 @@ class House:
             pool_pages=POOL_PAGES,
             arena=Arena(),
         )
-        self.world.boot(domain, True)
+        self.world.boot(domain, XVDA, True)
 
     def warm(self) -> None:
         """The frontend grants pages, and the backend keeps them mapped."""
@@ -135,10 +136,10 @@ class House:
 
     @property
     def front(self) -> LifeSeat:
-        return self.world.fronts[DOMID]
+        return self.world.fronts[DISK]
 
     def _states(self) -> tuple[str, str]:
-        back = self.world.backs.get(DOMID)
+        back = self.world.backs.get(DISK)
         front = xenbus.STATE_NAMES[self.front.vbd.state]
         return front, "none" if back is None else xenbus.STATE_NAMES[back.vbd.state]
 
@@ -149,7 +150,7 @@ class House:
 
     def _pass(self, point: str) -> None:
         """A point at which something may die, once there is a guest."""
-        if DOMID not in self.world.fronts:
+        if DISK not in self.world.fronts:
             return
         self.heard.append(point)
         if len(self.heard) - 1 == self._at and self._crash is not None:
@@ -237,7 +238,7 @@ def _make_again() -> Talk[None]:
         Request(MessageType.MKDIR, BACK),
         Request(MessageType.SET_PERMS, BACK, perms),
     ]
-    for request in next(plug(DOMID, MIB)):
+    for request in next(plug(DOMID, f"ram:{MIB}m")):
         if request.kind == MessageType.WRITE and request.first.startswith(BACK):
             requests.append(request)
     yield [*(request._replace(tx_id=tx_id) for request in requests), end(tx_id, "T")]

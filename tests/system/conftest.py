@@ -81,6 +81,6 @@ def machine() -> Iterator[Machine]:
 def guest(machine: Machine) -> Iterator[ScriptedGuest]:
     """Domain 2, with a disk plugged in; the test is its frontend."""
     guest = ScriptedGuest(machine._builder, 2)
-    create_vbd(machine._store, 2, 2)
+    create_vbd(machine._store, 2, "ram:2m")
     yield guest
     guest.die()

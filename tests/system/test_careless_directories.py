@@ -205,7 +205,7 @@ def test_ten_thousand_directories_cost_the_others_nothing_but_turns(machine: Mac
     for device in range(10_000):
         store.write(f"/local/domain/0/backend/vbd/5/{device}/state", b"1")
     guest = ScriptedGuest(machine._builder, 2)
-    create_vbd(store, 2, 2)
+    create_vbd(store, 2, "ram:2m")
     vbd = connect(guest)
     vbd.detach()
     follow(guest, vbd, CLOSED)

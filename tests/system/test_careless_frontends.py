@@ -208,7 +208,7 @@ class FullRing:
 def test_a_ring_that_is_kept_full_is_closed_like_any_other(spin: Any) -> None:
     with Topology(guests=1, disk_mib=4, events="pipe", spin=spin).start() as machine:
         guest = ScriptedGuest(machine._builder, 2)
-        create_vbd(machine._store, 2, 2)
+        create_vbd(machine._store, 2, "ram:2m")
         guest.await_backend(INIT_WAIT)
         guest.publish(INITIALISED)
         full = FullRing(guest)
@@ -241,7 +241,7 @@ def test_one_guests_storm_costs_the_others_no_handshake(
     try:
         for domid in range(3, 8):
             honest = ScriptedGuest(machine._builder, domid)
-            create_vbd(machine._store, domid, 2)
+            create_vbd(machine._store, domid, "ram:2m")
             vbd = connect(honest)
             honest.disk(vbd).write(0, bytes(4096))
             vbd.detach()

@@ -11,6 +11,7 @@ from common.control import DATA_MAX, MESSAGE_MAX
 from toolstack.disk import GuestDisk
 
 SIZE = 4 << 20
+NUMBER = 5  # the disk's in its guest
 
 
 class FarDisk:
@@ -24,7 +25,9 @@ class FarDisk:
     def ask(self, guest: str, *command: Any) -> Any:
         assert guest == "guest-3"
         assert len(msgpack.packb(command)) <= MESSAGE_MAX
-        command = tuple(msgpack.unpackb(msgpack.packb(command)))
+        word, number, *arguments = msgpack.unpackb(msgpack.packb(command))
+        assert number == NUMBER
+        command = (word, *arguments)
         self.commands.append(command)
         if self.lies is not None:
             return self.lies
@@ -58,7 +61,7 @@ def far() -> FarDisk:
 
 @pytest.fixture
 def disk(far: FarDisk) -> GuestDisk:
-    return GuestDisk(far.ask, "guest-3", SIZE)
+    return GuestDisk(far.ask, "guest-3", NUMBER, SIZE)
 
 
 def noise(nbytes: int) -> bytes:

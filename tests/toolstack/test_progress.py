@@ -5,9 +5,16 @@ import io
 from rich.console import Console
 
 from tests.toolstack.stand_in import snapshot
+from toolstack.jobs import Job, jobs_on
 from toolstack.loadspec import LoadSpec
 from toolstack.progress import Progress
+from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot
+
+
+def jobs(spec: LoadSpec) -> list[Job]:
+    """Two guests', on a disk each."""
+    return jobs_on(spec, Settings(guests=2).every_disk())
 
 
 def at(at_s: float, first: int, second: int = 0, verify_errors: int = 0) -> Snapshot:
@@ -24,7 +31,7 @@ def at(at_s: float, first: int, second: int = 0, verify_errors: int = 0) -> Snap
 def shown(spec: LoadSpec, snapshots: list[Snapshot], terminal: bool = False) -> str:
     file = io.StringIO()
     console = Console(file=file, width=100, force_terminal=terminal)
-    with Progress(console, "persistent", spec, at(100.0, 0)) as progress:
+    with Progress(console, "persistent", jobs(spec), at(100.0, 0)) as progress:
         for each in snapshots:
             progress.update(each)
     return file.getvalue()
@@ -50,15 +57,16 @@ def test_the_rate_is_of_the_moment_and_the_sums_are_of_the_whole() -> None:
     assert "1,100 IOPS now (500 to 600 a guest); 2,500 requests done, 2 verify errors" in text
 
 
-def test_a_load_of_so_many_ios_ends_with_its_slowest_guest() -> None:
-    with Progress(Console(quiet=True), "persistent", LoadSpec(ios=100), at(100, 0)) as progress:
+def test_a_load_of_so_many_ios_ends_with_its_slowest_disk() -> None:
+    load = jobs(LoadSpec(ios=100))
+    with Progress(Console(quiet=True), "persistent", load, at(100, 0)) as progress:
         assert progress.remaining_s(at(102.0, 80, 20)) == 8.0
         assert progress.remaining_s(at(102.0, 80, 0)) is None
 
 
 def test_a_load_ends_by_whichever_limit_comes_first() -> None:
-    spec = LoadSpec(ios=100, runtime_s=4)
-    with Progress(Console(quiet=True), "persistent", spec, at(100, 0)) as progress:
+    load = jobs(LoadSpec(ios=100, runtime_s=4))
+    with Progress(Console(quiet=True), "persistent", load, at(100, 0)) as progress:
         assert progress.remaining_s(at(102.0, 20, 20)) == 2.0
         assert progress.remaining_s(at(103.0, 90, 90)) == 3.0 * 10 / 90
         assert progress.remaining_s(at(105.0, 90, 90)) == 0.0
@@ -68,3 +76,16 @@ def test_a_terminal_gets_a_table_of_guests() -> None:
     text = shown(LoadSpec(), [at(101.0, 1000, 400)], terminal=True)
     for part in ("persistent", "IOPS now", "guest 1", "guest 2", "1,400", "about 4 s left"):
         assert part in text
+
+
+def test_jobs_end_with_the_last_of_them() -> None:
+    disks = Settings(guests=1, disks=["ram:1m", "null:1m"]).every_disk()
+    load = LoadSpec(
+        runtime_s=9, job=[{"vdev": "xvda", "runtime_s": 4}, {"vdev": "xvdb", "ios": 100}]
+    )
+    started = snapshot(100.0, disks=2)
+    with Progress(Console(quiet=True), "persistent", jobs_on(load, disks), started) as progress:
+        now = snapshot(102.0, disks=2, frontend={1: [{"ios": 7}, {"ios": 50}]})
+        assert progress.remaining_s(now) == 2.0
+        now = snapshot(102.0, disks=2, frontend={1: [{"ios": 7}, {"ios": 25}]})
+        assert progress.remaining_s(now) == 6.0

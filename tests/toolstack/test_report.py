@@ -1,21 +1,23 @@
 """The tables and the words, on a narrow console, a wide one, and one that knows only ASCII."""
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from tests.toolstack.stand_in import StandIn
 from toolstack.loadspec import LoadSpec
-from toolstack.report import BLOCKS, bars, caveat, number, print_report, reading
+from toolstack.report import BLOCKS, bars, caveat, print_report, reading
 from toolstack.results import Run, build_run
 from toolstack.topology import MODES, Mode, Topology
+from toolstack.words import number
 
 
-def run_of(mode: Mode, **settings: int) -> Run:
+def run_of(mode: Mode, spec: LoadSpec | None = None, **settings: Any) -> Run:
     machine = StandIn(Topology(**settings).with_mode(mode))
     before = machine.snapshot()
-    spec = LoadSpec(ios=4000)
+    spec = spec or LoadSpec(ios=4000)
     *_, after = machine.load(spec)
     machine.close()
     assert machine.booted is not None and machine.closed is not None
@@ -173,3 +175,61 @@ def test_nothing_is_excused_where_nothing_is_mapped(both: list[Run]) -> None:
 )
 def test_numbers_keep_three_digits_and_zero_is_exactly_none(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+KINDS = ["ram:64m", "null:1g", "ram:64m,name=a_long_name,access=ro"]
+JOBS = LoadSpec(
+    ios=4000,
+    job=[{"vdev": "xvda"}, {"vdev": "xvdb", "rw": "randread"}, {"vdev": "xvdc", "rw": "read"}],
+)
+
+
+@pytest.fixture(scope="module")
+def many() -> list[Run]:
+    return [run_of(mode, JOBS, guests=64, disks=KINDS) for mode in MODES]
+
+
+def took(iops: str) -> list[str]:
+    """What a line says of that many IOPS."""
+    return [iops, "50.0", "50.0", "1,000"]
+
+
+def test_one_disk_a_guest_needs_no_table_of_disks(both: list[Run]) -> None:
+    assert "The disks" not in text_of(both)
+
+
+@pytest.mark.parametrize("guests", [3, 64])
+def test_many_disks_fit_on_80_columns(guests: int) -> None:
+    text = text_of([run_of("non-persistent", JOBS, guests=guests, disks=KINDS)], 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+
+
+def test_a_few_disks_have_a_line_each() -> None:
+    text = text_of([run_of("non-persistent", JOBS, guests=2, disks=KINDS)])
+    assert row(text, "guest-1 xvda") == ["ram:64m", "randrw", "4k", *took("2,000"), "ok"]
+    assert row(text, "guest-2 xvdb") == ["null:1g", "randread", "4k", *took("2,000"), "unknown"]
+    assert row(text, "guest-2 xvdc")[:3] == ["ram:64m,nam~", "ro", "read"]
+
+
+def test_many_disks_have_a_line_for_those_that_are_alike(many: list[Run]) -> None:
+    text = text_of(many)
+    assert text.count("The disks, ") == len(many)
+    assert row(text, "xvda of 64") == ["ram:64m", "randrw", "4k", *took("128,000"), "ok"]
+    assert "guest-1 xvda" not in text
+
+
+def test_wrong_bytes_and_a_disk_left_alone_are_said() -> None:
+    run = run_of("persistent", LoadSpec(vdev="xvda"), guests=1, disks=KINDS)
+    run["guests"][0]["disks"][0]["totals"]["verify_errors"] = 3
+    text = text_of([run])
+    assert row(text, "guest-1 xvda")[-2:] == ["3", "bad"]
+    assert row(text, "guest-1 xvdb")[1:2] == ["none"] and row(text, "guest-1 xvdb")[-1] == "-"
+
+
+def test_the_headline_names_every_job(many: list[Run]) -> None:
+    words = " ".join(text_of(many[:1]).split())
+    assert "64 guests, 192 disks, dom0 with 24 vCPUs; randrw, 70 % reads, 4k blocks" in words
+    assert (
+        "on xvda and, at once, randread, 4k blocks, depth 32, 4,000 I/Os a disk, on xvdb" in words
+    )
