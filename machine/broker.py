@@ -193,7 +193,9 @@ class Broker:
     def _maptrack(self, domid: int, first: int) -> list[bytes]:
         """For who looks in: some live handles of a domain's, from `first` on, and their entries."""
         domain = self._hypervisor.domains.find(domid)
-        entries = domain.maptrack.entries[:0] if domain is None else domain.maptrack.entries
+        if domain is None:
+            return [b"", b""]
+        entries = domain.maptrack.entries
         live = np.flatnonzero(entries["flags"])
         handles = live[live >= first][:MAPPINGS_A_LOOK].astype("<u4")
         return [handles.tobytes(), entries[handles].tobytes()]

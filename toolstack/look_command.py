@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from toolstack.cli import DEFAULT_MODES, Start, settings
-from toolstack.disks import VDEVS, Disk
+from toolstack.disks import Disk
 from toolstack.door import Command, RunEnded
 from toolstack.failures import MachineError
 from toolstack.flags import FLAGS, OUTPUT, Flag
@@ -100,7 +100,7 @@ def _disk(topology: Topology, at: str | None) -> Disk:
     if at is None:
         return disks[0]
     domid, colon, vdev = at.partition(":")
-    found = [d for d in disks if (str(d.domid), d.vdev) == (domid, vdev if colon else VDEVS[0])]
+    found = [d for d in disks if (str(d.domid), d.vdev) == (domid, vdev if colon else "xvda")]
     if not found:
         there = ", ".join(f"{disk.domid}:{disk.vdev}" for disk in disks[:4])
         more = " ..." if len(disks) > 4 else ""

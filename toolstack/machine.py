@@ -25,12 +25,13 @@ from toolstack.birth import Builder
 from toolstack.cpu_time import CpuTime
 from toolstack.crew import Crew
 from toolstack.disk import GuestDisk
-from toolstack.disks import Disk
+from toolstack.disks import Disk, device_of
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.guest_stats import GuestStats
 from toolstack.jobs import Job, jobs_on, load_of
 from toolstack.latecomers import Latecomers
 from toolstack.loadspec import LoadSpec
+from toolstack.look import View, look
 from toolstack.results import counters
 from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot, host_tlb_shootdowns
@@ -221,7 +222,17 @@ class Machine:
 
     def _load(self, jobs: Sequence[Job], every_s: float) -> Generator[Snapshot, None, None]:
         with self._blamed():
+            for job in jobs:
+                if job.after is not None:
+                    writer = self._guests[job.after.domid].disks[job.after.number]
+                    reader = self._guests[job.disk.domid].disks[job.disk.number]
+                    reader.expect(writer, job.after.domid)
             yield from self._crew.load(jobs, every_s, self.snapshot)
+
+    def look(self, domid: int, vdev: str = "xvda") -> View:
+        """What lies in memory for a guest's disk now: see `toolstack/look.py`."""
+        with self._blamed():
+            return look(self._memory, self._store, self.ask, domid, device_of(vdev))
 
     # --- guests that come and go ------------------------------------------------------------
 

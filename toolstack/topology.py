@@ -6,11 +6,14 @@ itself. What the settings are, and when they are refused, is `toolstack/settings
 
 from collections.abc import Generator, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from toolstack.loadspec import ConfigError, LoadSpec
 from toolstack.settings import MODES, PRESETS, Mode, Settings
 from toolstack.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from toolstack.look import View
 
 __all__ = ["MODES", "PRESETS", "ConfigError", "Mode", "RunningMachine", "Topology"]
 
@@ -50,6 +53,8 @@ class RunningMachine(Protocol):
     ) -> Generator[Snapshot, None, None]: ...
 
     def guest(self, domid: int) -> Any: ...
+
+    def look(self, domid: int, vdev: str = ...) -> "View": ...
 
     def counters(self) -> dict[str, Any]: ...
 
