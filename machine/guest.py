@@ -240,10 +240,9 @@ class Guest:
         for disk in self._disks:
             disk.vbd.detach()
             disk.device = None
-        closed = lambda: all(disk.vbd.state == xenbus.CLOSED for disk in self._disks)  # noqa: E731
-        if not self._await(closed, CONNECT_TIMEOUT_S):
-            kept = [disk for disk in self._disks if disk.vbd.state != xenbus.CLOSED]
-            raise _all_of(disk.told("the backend does not let go") for disk in kept)
+        kept = lambda: [disk for disk in self._disks if disk.vbd.state != xenbus.CLOSED]  # noqa: E731
+        if not self._await(lambda: not kept(), CONNECT_TIMEOUT_S):
+            raise _all_of(disk.told("the backend does not let go") for disk in kept())
         self._await(
             lambda: all(disk.at_rest and disk.vbd.finished for disk in self._disks),
             UNMAP_TIMEOUT_S,

@@ -214,8 +214,7 @@ class Machine:
         vcpu = (domid - 1) % config.dom0_vcpus
         let_go = partial(self._let_go, domid)
         self.world.serve((domid, XVDA), config.disk_sectors, keeps, vcpu, let_go)
-        target = f"ram:{config.disk_sectors * abi.SECTOR_SIZE}"
-        self.world.toolstack.hold(plug(domid, target), lambda _: None)
+        self.world.toolstack.hold(plug(domid, f"ram:{config.disk_sectors >> 1}k"), lambda _: None)
         vbd = self.world.boot(domain, XVDA, grant_mode != PER_REQUEST).vbd
         self.world.rest()
         assert isinstance(vbd, FrontendVbd) and vbd.dev is not None
