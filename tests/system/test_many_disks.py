@@ -167,7 +167,7 @@ def test_the_command_line_takes_disks_and_says_what_was_not_verified(run_base: s
     lines = [line.split() for line in done.stdout.splitlines()]
     (null,) = [line for line in lines if line[:2] == ["guest-2", "xvdp"]]
     (ram,) = [line for line in lines if line[:2] == ["guest-2", "xvda"]]
-    assert (null[-1], ram[-1]) == ("unknown", "ok")
+    assert (null[-1], ram[-1]) == ("no", "yes")
 
 
 def test_sixteen_disks_of_a_guest_start_serve_and_end() -> None:
