@@ -32,6 +32,7 @@ def worth_a_table(run: Run) -> bool:
 def disk_table(run: Run) -> Table:
     """A line for each disk, or for each lot of disks that are alike."""
     table = new_table(f"The disks, {run['config']['mode']}")
+    table.padding = 0  # a blank between columns is the box's
     for name in ("", "target", "load"):
         table.add_column(name, no_wrap=name != "load")
     for name in ("IOPS", "p50", "p99", "maps", "verified"):
