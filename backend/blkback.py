@@ -1,9 +1,9 @@
 """blkback's core, its state: one ring of one virtual disk, as arrays that compiled phases take.
 
-Owns: what a ring's worker knows. The phases are in `backend/phases.py`, the tree of kept mappings
-in `backend/persistent_grants.py`.
+Owns: what a ring's worker knows. What a request's slot holds is in `backend/slots.py`, the phases
+are in `backend/phases.py`, the tree of kept mappings in `backend/persistent_grants.py`.
 Never knows: time, processes, sockets, how a page gets mapped. A driver asks the hypervisor and
-maps: `backend/ring_thread.py` with real `mmap`s, a simulator or a test in plain memory.
+maps: `backend/ring_hands.py` with real `mmap`s, a simulator or a test in plain memory.
 
 Host addresses: dom0 maps foreign pages at addresses it has set aside (Linux: ballooned pages). Slot
 `s` has host address `balloon + s * 4096`; `page_table[s]` is where its bytes are reached.
@@ -15,6 +15,7 @@ import numpy as np
 
 from backend import steps
 from backend.persistent_grants import NODE, TREE, new_tree
+from backend.slots import REQUEST, SEGMENT
 from common import ring
 from common.abi import (
     BLKIF_MAX_PERSISTENT_GRANTS,
@@ -39,35 +40,41 @@ BROKEN_REASONS: Final = {
     BROKEN_RING: "the frontend produced more requests than the ring holds",
 }
 
-# What happens to a segment's page when its request is done.
-FAILED: Final = 0  # not mapped: the hypervisor refused the grant
-MISSING: Final = 1  # not mapped yet
-KEPT: Final = 2  # in the tree, marked in flight
-ONCE: Final = 3  # mapped for this request only
+# How the store is reached (BACK.store_door).
+MEMORY: Final = 0  # copied from and to
+CALLS: Final = 1  # the driver calls it
+NOTHING: Final = 2  # a null store: all is done, and nothing moves
 
 BACK: Final = np.dtype(
     [
         ("balloon", "<u8"),  # host address of slot 0
-        ("store", "<u8"),  # address of the store's first byte; 0: its callbacks are used
+        ("store", "<u8"),  # MEMORY: address of the store's first byte
         ("nr_sectors", "<u8"),
         ("remote_domid", "<u4"),
         ("cpu", "<u4"),  # the worker CPU its vCPU is pinned to
         ("persistent", "<u4"),
         ("read_only", "<u4"),
+        ("features", "<u4"),  # what is served besides reads and writes: bits by kind
         ("gather_max", "<u4"),  # requests taken together: 1, or the whole ring (batching)
         ("waiting", "<u4"),  # requests that have been seen, and are still to be taken
-        ("gathered", "<u4"),  # requests that have been taken, and are still to be answered
-        ("request", "<u4"),  # of these: the one that is being moved or answered
+        ("gathered", "<u4"),  # slots of the group
+        ("vacant", "<u4"),  # slots that are free
+        ("started", "<u4"),  # slots that the driver is to hand to the store
+        ("finished", "<u4"),  # slots that the store has finished
+        ("picked_up", "<u4"),  # of these: those that have been taken into a group
+        ("request", "<u4"),  # of the group: the one that is being moved or answered
         ("at", "<u4"),  # its segment
         ("moved", "<u8"),  # its sectors that have been moved
-        ("closing", "<u4"),  # no more requests: what is kept is being unmapped
+        ("closing", "<u4"),  # no more requests
         ("map_ops", "<u4"),
         ("unmap_ops", "<u4"),
         ("copy_ops", "<u4"),
         ("copies", "<u4"),  # served by grant copy: nothing is mapped
-        ("bounce_frame", "<u8"),  # then: dom0's own frame that slot 0 is
+        ("bounce_frame", "<u8"),  # then: dom0's own frame for the first segment of slot 0
         ("free_slots", "<u4"),
         ("broken", "<u4"),
+        ("served", "<u8"),  # requests, when it last fell asleep
+        ("fruitless", "<u4"),  # times that it has fallen asleep again without a request
         # The hypercall that is being made: which of the listed operations it takes.
         ("call_cmd", "<u4"),  # GNTTABOP_*
         ("call_ops", "<u8"),  # address of what is listed
@@ -78,6 +85,7 @@ BACK: Final = np.dtype(
         ("call_count", "<u4"),
         ("posted", "<u4"),  # it is in the gate, and is to be waited for
         # The doors (`backend/doors.py`).
+        ("store_door", "<u4"),
         ("map_door", "<u4"),
         ("ram_fd", "<i4"),  # REAL: the frontend's RAM
         ("ram", "<u8"),  # TABLE: address of the frontend's frame 0
@@ -87,34 +95,12 @@ BACK: Final = np.dtype(
     align=True,
 )
 
-REQUEST: Final = np.dtype(
-    [
-        ("id", "<u8"),
-        ("sector", "<u8"),
-        ("operation", "<u4"),
-        ("nr_segments", "<u4"),
-        ("status", "<i4"),  # BLKIF_RSP_*, or NOT_DONE
-        ("pad", "<u4"),
-    ]
-)
-
-SEGMENT: Final = np.dtype(
-    [
-        ("gref", "<u4"),
-        ("slot", "<i4"),
-        ("handle", "<u4"),
-        ("node", "<i4"),
-        ("kind", "<u4"),
-        ("first_sect", "<u2"),
-        ("nr_sectors", "<u2"),
-    ]
-)
-
 
 class Blkback(NamedTuple):
     """words, qwords: the ring's page as u32 and u64; half: RING_HALF; turn: i64 (TURN_WORDS), its
     place and what it has done; next: the table; back: BACK; copy: u64 (14,), the one copy of the
-    request being parsed; requests: REQUEST (nr_ents); segments: SEGMENT (nr_ents, 11); map_ops,
+    request being parsed; requests: REQUEST (nr_ents), segments: SEGMENT (nr_ents, 11), a row for
+    each slot; vacant, group, started, finished: u32 (nr_ents), numbers of slots; map_ops,
     unmap_ops, copy_ops: the hypercalls' own structs (nr_ents * 11); op_segments: i32, the segment
     each map or copy op is for; slots: u32, the free host-address slots, a stack; page_table: u64 by
     slot; accessed: u64, four words a maptrack handle, the CPUs that touched it; tree, nodes: the
@@ -131,6 +117,10 @@ class Blkback(NamedTuple):
     copy: np.ndarray
     requests: np.ndarray
     segments: np.ndarray
+    vacant: np.ndarray
+    group: np.ndarray
+    started: np.ndarray
+    finished: np.ndarray
     map_ops: np.ndarray
     unmap_ops: np.ndarray
     copy_ops: np.ndarray
@@ -157,6 +147,10 @@ BLKBACK: Final = Layout(
     copy=np.uint64,
     requests=REQUEST,
     segments=(SEGMENT, 2),
+    vacant=np.uint32,
+    group=np.uint32,
+    started=np.uint32,
+    finished=np.uint32,
     map_ops=GNTTAB_MAP_GRANT_REF,
     unmap_ops=GNTTAB_UNMAP_GRANT_REF,
     copy_ops=GNTTAB_COPY,
@@ -198,7 +192,8 @@ def new_blkback(
 
     ring_page: u8, the mapped ring; page_table: u64, a free slot for each element; counters:
     BACKEND_COUNTERS (1,); gather_max: 1 for batching `request`, or the ring's size for `drain`;
-    bounce_frame: dom0's own frame for slot 0, to serve by grant copy; fields: the rest of BACK.
+    bounce_frame: the first of dom0's own frames for segments, to serve by grant copy; fields: the
+    rest of BACK.
     """
     assert not (bounce_frame is not None and persistent), "what is copied cannot be kept mapped"
     nr_ents = ring.nr_ents_of(ring_page)
@@ -208,6 +203,7 @@ def new_blkback(
     back["balloon"], back["persistent"] = XEN_PAGE_SIZE, persistent
     back["gather_max"], back["free_slots"] = min(gather_max, nr_ents), len(page_table)
     back["copies"], back["bounce_frame"] = bounce_frame is not None, bounce_frame or 0
+    back["vacant"] = nr_ents
     for field, value in fields.items():
         back[field] = value
     slots = arena.array(len(page_table), np.uint32)
@@ -221,8 +217,7 @@ def new_blkback(
         steps.NEXT,
         back,
         arena.array(SLOT_QWORDS, np.uint64),
-        arena.array(nr_ents, REQUEST),
-        arena.array((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SEGMENT),
+        *_new_slots(arena, nr_ents),
         arena.array(nr_segments, GNTTAB_MAP_GRANT_REF),
         arena.array(nr_segments, GNTTAB_UNMAP_GRANT_REF),
         arena.array(nr_segments, GNTTAB_COPY),
@@ -239,8 +234,22 @@ def new_blkback(
     )
 
 
+Six = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _new_slots(arena: Arena, nr_ents: int) -> Six:
+    """requests to finished: all are vacant."""
+    requests = arena.array(nr_ents, REQUEST)
+    segments = arena.array((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SEGMENT)
+    vacant, group, started, finished = (arena.array(nr_ents, np.uint32) for _ in range(4))
+    vacant[:] = np.arange(nr_ents)[::-1]
+    return requests, segments, vacant, group, started, finished
+
+
 def begin_close(dev: Blkback) -> None:
-    """Between two requests: go on with unmapping what is kept, and then be DONE."""
+    """Between two groups: take no more requests, answer what is at the store, unmap what is kept,
+    and then be DONE.
+    """
     assert dev.turn[STEP] in (steps.CLEAR, steps.LOOK)
-    dev.turn[STEP] = steps.RELEASE_KEPT
+    dev.turn[STEP] = steps.LOOK
     dev.back["closing"] = 1

@@ -5,7 +5,8 @@ one compiled loop serves all of them:
     grant_op   a grant-table hypercall, posted in the gate where there is one, else by the driver
     map        a granted frame made reachable, and no longer: by mmap (REAL), or by arithmetic in
                `page_table` where the guest's frames are in this address space anyway (TABLE)
-    submit_io  to the store's memory (`phases.move`), or by the driver's callbacks
+    submit_io  to the store's memory (`phases.move`), by the driver's calls, or nowhere
+               (`at_store.py`)
     wake       the far end, by the driver
 Rule: a call takes no more operations than both gate and message carry; what is left is the next
 call's. This is the one place where calls are cut.
@@ -18,8 +19,10 @@ import numpy as np
 from backend import phases, steps
 from backend.blkback import Blkback
 from backend.foreign_memory import map_granted, unmap_slots
-from backend.grant_copy import finish_copies, finish_reads, list_copies, settle
+from backend.grant_copy import finish_copies, finish_reads, list_copies
+from backend.slots import DONE, MAPPING
 from common.abi import (
+    BLKIF_MAX_SEGMENTS_PER_REQUEST,
     GNTST_OKAY,
     GNTTAB_COPY,
     GNTTAB_MAP_GRANT_REF,
@@ -32,6 +35,7 @@ from common.abi import (
 from common.compiled import part
 from common.hypercall import HYPERCALL, MESSAGE_MAX
 from common.hypercall_gate import MADE, PAYLOAD_MAX, PENDING, call
+from common.not_done import GNTST_UNFILLED
 from common.steps import AGAIN, COPY, GRANT, NEXT, NONE, ON
 
 # BACK.map_door.
@@ -56,10 +60,12 @@ def plan(dev: Blkback) -> int:
     """PLAN: what do the requests taken need of the grant table?"""
     back = dev.back[0]
     if back.copies:
-        settle(dev)
         return _prepare_copies(dev, False)
     if back.map_ops == 0:
         return ON
+    for listed in range(back.map_ops):
+        slot = np.int64(dev.op_segments[listed]) // BLKIF_MAX_SEGMENTS_PER_REQUEST
+        dev.requests[slot].state = np.uint32(MAPPING)
     back.call_cmd, back.call_listed = np.uint32(GNTTABOP_MAP_GRANT_REF), back.map_ops
     _prepare(dev, dev.map_ops.ctypes.data, MAP_OP_BYTES, MAPS_MAX)
     return GRANT
@@ -130,6 +136,7 @@ def granted(dev: Blkback, step: int) -> int:
     back = dev.back[0]
     first, end = np.int64(back.call_first), np.int64(back.call_first) + np.int64(back.call_count)
     back.call_first = np.uint32(end)
+    dev.counters[0].hypercalls += np.uint64(_was_made(dev, step, first))
     if step == steps.MAPPED:
         _reach(dev, first, end)
         phases.keep_mapped(dev, first, end)
@@ -141,7 +148,22 @@ def granted(dev: Blkback, step: int) -> int:
         return AGAIN
     if step == steps.COPIED_OUT:
         finish_reads(dev)
-    return NEXT if back.closing else ON
+    if back.gathered == 0:  # it was what had been kept
+        return NEXT
+    if step == steps.UNMAPPED:
+        for at in range(back.gathered):
+            dev.requests[dev.group[at]].state = np.uint32(DONE)
+    return ON
+
+
+@part
+def _was_made(dev: Blkback, step: int, first: int) -> bool:
+    """Has the hypervisor filled the call's operations? It has not, if that failed as a whole."""
+    if step == steps.MAPPED:
+        return dev.map_ops[first].status != GNTST_UNFILLED
+    if step == steps.UNMAPPED:
+        return dev.unmap_ops[first].status != GNTST_UNFILLED
+    return dev.copy_ops[first].status != GNTST_UNFILLED
 
 
 @part

@@ -12,28 +12,26 @@ from typing import Final
 
 import numpy as np
 
-from backend.blkback import FAILED, KEPT, ONCE, Blkback
+from backend.at_store import submit
+from backend.blkback import MEMORY, Blkback
 from backend.persistent_grants import erase, first, get, insert, put
+from backend.slots import BAD, DONE, FAILED, FREE, IO, KEPT, ONCE, READ, UNMAPPING
 from common import ring
 from common.abi import (
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
-    BLKIF_OP_READ,
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
     GNTST_OKAY,
     SECTOR_SIZE,
     XEN_PAGE_SIZE,
 )
-from common.blkif import (
-    put_response,
-)
+from common.blkif import put_response
 from common.compiled import kernel, part
 from common.copying import copy_bytes, copy_page
 from common.not_done import GNTST_UNFILLED, NOT_DONE
 from common.steps import (
     AGAIN,
     COPY,
-    END,
     GRANT,
     NONE,
     ON,
@@ -53,13 +51,14 @@ def keep_mapped(dev: Blkback, first: int, end: int) -> None:
     for done in range(first, end):
         op = dev.map_ops[done]
         place = np.int64(dev.op_segments[done])
-        index = place // BLKIF_MAX_SEGMENTS_PER_REQUEST
-        segment = dev.segments[index, place % BLKIF_MAX_SEGMENTS_PER_REQUEST]
+        slot = place // BLKIF_MAX_SEGMENTS_PER_REQUEST
+        segment = dev.segments[slot, place % BLKIF_MAX_SEGMENTS_PER_REQUEST]
         if op.status != GNTST_OKAY:
             segment.kind = np.uint32(FAILED)
             _free_slot(dev, np.int64(segment.slot))
-            dev.requests[index].status = np.int32(BLKIF_RSP_ERROR)
+            dev.requests[slot].status = np.int32(BLKIF_RSP_ERROR)
             continue
+        dev.counters[0].map_ops += np.uint64(1)
         segment.handle, segment.kind = op.handle, np.uint32(ONCE)
         if not back.persistent:
             continue
@@ -85,20 +84,22 @@ def keep_mapped(dev: Blkback, first: int, end: int) -> None:
 def move(dev: Blkback) -> int:
     """MOVE: copy one segment between its page and the store's memory; AGAIN while there are more.
 
-    A request is okay once its last segment has moved. NONE or END if the store has callbacks.
+    A request is okay once its last segment has moved. Where there is no memory: see `submit`.
     """
     back = dev.back[0]
-    if back.store == 0:
-        return END if back.copies else NONE
+    if back.store_door != MEMORY:
+        return submit(dev)
     if not _is_to_move(dev) and not _next_to_move(dev):
         return _moved(dev)
-    request = dev.requests[back.request]
-    segment = dev.segments[back.request, back.at]
+    slot = np.int64(dev.group[back.request])
+    request = dev.requests[slot]
+    segment = dev.segments[slot, back.at]
+    request.state = np.uint32(IO)
     nr_bytes = np.int64(segment.nr_sectors) * SECTOR_SIZE
     store = np.int64(back.store) + np.int64(request.sector + back.moved) * SECTOR_SIZE
-    page = page_address(dev, np.int64(back.request), np.int64(back.at))
-    touch(dev, np.int64(segment.handle))
-    if request.operation == BLKIF_OP_READ:
+    page = page_address(dev, slot, np.int64(back.at))
+    touch(dev, slot, np.int64(back.at))
+    if request.kind == READ:
         _copy(page, store, nr_bytes)
     else:
         _copy(store, page, nr_bytes)
@@ -113,7 +114,9 @@ def move(dev: Blkback) -> int:
 
 @part
 def _is_to_move(dev: Blkback) -> bool:
-    return dev.requests[dev.back[0].request].status == NOT_DONE
+    """What has no segments is no move: memory has not done it, and it fails."""
+    request = dev.requests[dev.group[dev.back[0].request]]
+    return request.status == NOT_DONE and request.nr_segments > 0
 
 
 @part
@@ -133,16 +136,18 @@ def _moved(dev: Blkback) -> int:
 
 
 @kernel
-def page_address(dev: Blkback, index: int, at: int) -> np.int64:
-    """Where the first byte of a mapped segment is reached."""
-    segment = dev.segments[index, at]
+def page_address(dev: Blkback, slot: int, at: int) -> np.int64:
+    """Where the first byte of a segment is reached."""
+    segment = dev.segments[slot, at]
     return np.int64(dev.page_table[segment.slot]) + np.int64(segment.first_sect) * SECTOR_SIZE
 
 
 @kernel
-def touch(dev: Blkback, handle: int) -> None:
+def touch(dev: Blkback, slot: int, at: int) -> None:
     """Mark a mapping as accessed by this worker's CPU, as a page-table walk would."""
-    cpu = np.int64(dev.back[0].cpu)
+    if dev.back[0].copies:  # dom0's own page
+        return
+    cpu, handle = np.int64(dev.back[0].cpu), np.int64(dev.segments[slot, at].handle)
     dev.accessed[handle * ACCESSED_WORDS + (cpu >> 6)] |= np.uint64(1) << np.uint64(cpu & 63)
 
 
@@ -161,16 +166,17 @@ def release(dev: Blkback) -> int:
     """
     back = dev.back[0]
     for index in range(back.gathered):
-        request = dev.requests[index]
-        if request.status != BLKIF_RSP_OKAY and request.nr_segments > 0:
+        slot = dev.group[index]
+        request = dev.requests[slot]
+        if request.status != BLKIF_RSP_OKAY and request.kind != BAD:
             dev.counters[0].io_errors += np.uint64(1)
+        request.state = np.uint32(DONE)
         for at in range(request.nr_segments):
-            segment = dev.segments[index, at]
+            segment = dev.segments[slot, at]
             if segment.kind == KEPT:
                 put(dev.tree, dev.nodes, np.int64(segment.node))
-            elif segment.kind == ONCE and back.copies:
-                _free_slot(dev, np.int64(segment.slot))
             elif segment.kind == ONCE:
+                request.state = np.uint32(UNMAPPING)
                 _list_unmap(dev, np.int64(segment.slot), np.int64(segment.handle))
     back.request = np.uint32(0)
     return GRANT if back.unmap_ops > 0 else ON
@@ -192,6 +198,7 @@ def free_unmapped(dev: Blkback, first: int, end: int) -> None:
     for done in range(first, end):
         op = dev.unmap_ops[done]
         assert op.status == GNTST_OKAY, "the hypervisor refused an unmap"
+        dev.counters[0].unmap_ops += np.uint64(1)
         _free_slot(dev, np.int64((op.host_addr - dev.back[0].balloon) >> np.uint64(12)))
 
 
@@ -203,14 +210,21 @@ def _free_slot(dev: Blkback, slot: int) -> None:
 
 @part
 def respond(dev: Blkback) -> int:
-    """RESPOND: write one response, in the order the requests came; AGAIN while there are more."""
+    """RESPOND: write one response, in the order of the group; AGAIN while there are more.
+
+    Its slot is free from now on.
+    """
     back = dev.back[0]
-    request = dev.requests[back.request]
+    slot = dev.group[back.request]
+    request = dev.requests[slot]
     at = ring.slot(dev.half, dev.half[0].prod_pvt)
     status = np.int64(BLKIF_RSP_ERROR if request.status == NOT_DONE else request.status)
     put_response(dev.qwords, at, request.id, np.int64(request.operation), status)
     dev.half[0].prod_pvt = u32_add(dev.half[0].prod_pvt, 1)
     dev.turn[WRITTEN] += 1
+    request.state = np.uint32(FREE)
+    dev.vacant[back.vacant] = slot
+    back.vacant += np.uint32(1)
     back.request += np.uint32(1)
     if back.request < back.gathered:
         return AGAIN
@@ -221,10 +235,13 @@ def respond(dev: Blkback) -> int:
 @part
 def release_kept(dev: Blkback) -> int:
     """RELEASE_KEPT: take up to 11 mappings out of the tree, to be unmapped; NONE if it is empty.
+    AGAIN if the store still has requests, whose pages may be among them.
 
     Linux unmaps what is left in batches of a request's segments; so do we.
     """
     back = dev.back[0]
+    if back.vacant < dev.half[0].nr_ents:
+        return AGAIN
     back.unmap_ops = np.uint32(0)
     while back.unmap_ops < BLKIF_MAX_SEGMENTS_PER_REQUEST:
         node = np.int64(first(dev.tree, dev.nodes))

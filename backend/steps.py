@@ -1,12 +1,14 @@
 """blkback's order: which phase of a ring's worker follows which. What each does is in `taking.py`,
-`phases.py` and `doors.py`, and in `common/notifying.py`.
+`phases.py`, `at_store.py` and `doors.py`, and in `common/notifying.py`. Each is about a *group* of
+slots (`backend/slots.py`).
 
 Rules
 1. A request is copied once, checked, and only then acted on. A bad one is answered, never dropped.
 2. The tree's in-flight mark covers a kept page from TAKE to RELEASE. A gref that is named again
    meanwhile (in the same request or another) is mapped a second time for that request only: in 2012
    it was a BUG() in dom0.
-3. A response goes out after its request's unmaps.
+3. A response goes out after its request's unmaps, and as soon as its request is ready: what a store
+   without memory is given (IO) comes back by LOOK, in an order of its own.
 4. The peer is asked for a notification (ARM), then looked at once more (LOOK_AGAIN): only then may
    it be slept. Our own event is taken (CLEAR) before the ring is looked at, never after.
 """
@@ -27,7 +29,8 @@ from common.steps import NEXT as DO_NEXT
 PHASES: Final = (
     Phase(CLEAR, "CLEAR", "fetch_and of our pending bit", {ON: LOOK}),
     Phase(LOOK, "LOOK", "load of req_prod",
-        {ON: TAKE, NONE: WATCH, AGAIN: (LOOK, SLICE), END: (LOOK, BROKEN)}),
+        {ON: TAKE, NONE: WATCH, AGAIN: (LOOK, SLICE), END: (LOOK, BROKEN), DO_NEXT: RELEASE,
+         COPY: LIST_OUT, GRANT: RELEASE_KEPT}),
     Phase(TAKE, "TAKE", "copy of one request",
         {AGAIN: TAKE, ON: MOVE, GRANT: PLAN, DO_ARM: ARM_TAKEN}),
     Phase(ARM_TAKEN, "ARM_TAKEN", "store of req_event", {ON: PLAN}),
@@ -37,7 +40,7 @@ PHASES: Final = (
     Phase(COPY_IN, "COPY_IN", "GNTTABOP_copy", {ON: COPIED_IN, NONE: (COPIED_IN, HYPERCALL)}),
     Phase(COPIED_IN, "COPIED_IN", "", {ON: MOVE, AGAIN: COPY_IN}),
     Phase(MOVE, "MOVE", "copy of one segment",
-        {AGAIN: MOVE, ON: RELEASE, COPY: LIST_OUT, NONE: (RELEASE, IO), END: (LIST_OUT, IO)}),
+        {AGAIN: MOVE, ON: RELEASE, COPY: LIST_OUT, NONE: (LOOK, IO), END: (RELEASE, IO)}),
     Phase(LIST_OUT, "LIST_OUT", "", {ON: RELEASE, COPY: COPY_OUT}),
     Phase(COPY_OUT, "COPY_OUT", "GNTTABOP_copy", {ON: COPIED_OUT, NONE: (COPIED_OUT, HYPERCALL)}),
     Phase(COPIED_OUT, "COPIED_OUT", "", {ON: RELEASE, AGAIN: COPY_OUT}),
@@ -54,7 +57,8 @@ PHASES: Final = (
     Phase(WATCH, "WATCH", "loads of req_prod, while it pays", {AGAIN: CLEAR, ON: ARM}),
     Phase(ARM, "ARM", "store of req_event", {ON: LOOK_AGAIN}),
     Phase(LOOK_AGAIN, "LOOK_AGAIN", "load of req_prod", {ON: CLEAR, NONE: (CLEAR, WAIT)}),
-    Phase(RELEASE_KEPT, "RELEASE_KEPT", "", {GRANT: EMPTY, NONE: (RELEASE_KEPT, DONE)}),
+    Phase(RELEASE_KEPT, "RELEASE_KEPT", "",
+        {GRANT: EMPTY, NONE: (RELEASE_KEPT, DONE), AGAIN: (LOOK, WAIT)}),
 )  # fmt: skip
 
 NEXT: Final = next_steps(PHASES)

@@ -1,7 +1,7 @@
-"""The compiled loop of a ring's worker: phase after phase, until the outside world is needed.
+"""The compiled loops of rings' workers: phase after phase, until the outside world is needed.
 
-Owns: which function a step of `backend/steps.py` is, and the loop. With every page kept and
-requests coming there is no effect but SLICE.
+Owns: which function a step of `backend/steps.py` is, the loop of one ring, and the loop over all of
+a thread's. With every page kept and requests coming there is no effect but SLICE.
 """
 
 from typing import Final
@@ -11,20 +11,23 @@ import numpy as np
 from backend import doors, phases, steps, taking
 from backend.blkback import BLKBACK, Blkback
 from common import notifying
-from common.compiled import kernel, part
+from common.compiled import part, whole
+from common.effects import WAIT
 from common.ring import REQ, RSP, publish
 from common.steps import EVENT, LOOKS_LEFT, NO_STEP, ON, STEP, WRITTEN, follow, leave, mask_of
+from common.turns import LOOKS_A_TURN, RING_BITS, Turns, begin_slice, next_ring, note, watches
 
-LOOKS_PER_SLICE: Final = 10_000  # at the ring: as many requests, or more
 BETWEEN_REQUESTS: Final = mask_of(steps.CLEAR, steps.LOOK)
 USUAL: Final = mask_of(
     steps.LOOK, steps.TAKE, steps.MOVE, steps.RELEASE, steps.RESPOND, steps.PUBLISH,
     steps.CHECK_EVENT,
 )  # fmt: skip
+TO_WATCH: Final = mask_of(steps.WATCH)
+FRUITLESS_MAX: Final = 2  # a spin takes requests whose event is still on its way
 _view = BLKBACK.view
 
 
-@kernel
+@whole
 def work(rings: np.ndarray, ring: int, looks: int, stops: int) -> int:
     """Serve a ring for at most so many looks at it; returns the first effect that is needed.
 
@@ -53,6 +56,39 @@ def work(rings: np.ndarray, ring: int, looks: int, stops: int) -> int:
         if at <= NO_STEP and (USUAL >> at) & 1 == 0:
             at = follow(dev.next, at, _advance(dev, at), stops)
     return leave(dev.turn, at)
+
+
+@whole
+def serve(turns: Turns, rings: np.ndarray, ending: int) -> np.int64:
+    """Serve all rings that have turns, for a slice; what for (`both_of`) the driver is needed.
+
+    ending: a ring that is to stop between two requests, or NOBODY: it looks for no more of them,
+    and its turn is returned from, whatever its effect. WAIT is that of a ring that has been woken
+    for nothing too often; when all sleep it is ASLEEP, else what `next_ring` says.
+    """
+    begin_slice(turns)
+    while True:
+        ring = next_ring(turns)
+        if ring < 0:
+            return np.int64(ring)
+        stops = TO_WATCH if watches(turns) else 0
+        effect = work(rings, ring, 0 if ring == ending else LOOKS_A_TURN, stops)
+        needed = note(turns, ring, effect) or ring == ending
+        if effect == WAIT:
+            needed |= _was_woken_for_nothing(rings, ring)
+        if needed:
+            return np.int64(effect) << RING_BITS | ring
+
+
+@part
+def _was_woken_for_nothing(rings: np.ndarray, ring: int) -> bool:
+    """A ring falls asleep: has that come without a request too often?"""
+    dev = _view(rings, ring)
+    back, counters = dev.back[0], dev.counters[0]
+    counters.waits += np.uint64(1)
+    back.fruitless = np.uint32(back.fruitless + 1 if counters.requests == back.served else 0)
+    back.served = counters.requests
+    return back.fruitless > FRUITLESS_MAX
 
 
 @part
@@ -97,8 +133,24 @@ def _notify_or_wait(dev: Blkback, step: int) -> int:
     if step == steps.READ_MASK:
         return notifying.read_mask(dev, dev.back[0].notes_wakes)
     if step == steps.WATCH:
-        return notifying.watch(dev, REQ)
+        return _watch(dev)
     if step in (steps.ARM, steps.ARM_TAKEN):
         return notifying.arm(dev, REQ)
     assert step == steps.LOOK_AGAIN, "no such step"
-    return notifying.look_again(dev, REQ, dev.half[0].nr_ents)
+    return _look_again(dev)
+
+
+@part
+def _watch(dev: Blkback) -> int:
+    """Who has given the store something is woken by it, and does not spin on the ring."""
+    if dev.back[0].vacant < dev.half[0].nr_ents:
+        return ON
+    return notifying.watch(dev, REQ)
+
+
+@part
+def _look_again(dev: Blkback) -> int:
+    """What the store has finished meanwhile is a reason to go on, too."""
+    if dev.back[0].finished > 0:
+        return ON
+    return notifying.look_again(dev, REQ, dev.back[0].vacant)

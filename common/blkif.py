@@ -15,9 +15,11 @@ from common.compiled import kernel
 from common.ring import SLOT_QWORDS
 
 # Words of a read/write request: op, nr_segments, handle | id | sector_number | segments.
+# Of a discard: op, flag, handle | id | sector_number | nr_sectors.
 ID: Final = 1
 SECTOR: Final = 2
 SEGMENTS: Final = 3
+NR_SECTORS: Final = 3
 
 
 @kernel

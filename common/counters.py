@@ -30,7 +30,7 @@ FRONTEND_COUNTERS: Final = _block(
     "waits",  # times it blocked on its event channel
 )
 
-# Written by the dom0 thread of one ring.
+# Written by the dom0 thread that serves a ring, for each.
 BACKEND_COUNTERS: Final = _block(
     "requests",
     "segments",
@@ -39,6 +39,10 @@ BACKEND_COUNTERS: Final = _block(
     "overflow_segments",  # mapped for one request only, though grants persist
     "persistent_now",
     "persistent_max",
+    "map_ops",  # the ring's own, as the hypervisor counts them for the domain
+    "unmap_ops",
+    "copy_ops",
+    "hypercalls",
     "notify_to_front",
     "waits",
     "map_ops",  # with the three below: what the hypervisor counts of the ring's I/O

@@ -112,6 +112,10 @@ class EventChannel:
         """Wake the far end, whose bit `set_pending` has just set."""
         self.carrier.wake()
 
+    def is_pending(self) -> bool:
+        """Is there an event? It is not taken."""
+        return bool(int(self.pending[self.port >> 6]) >> (self.port & 63) & 1)
+
     def notify(self) -> None:
         """EVTCHNOP_send."""
         if set_pending(self.far_pending, self.far_mask, self.port):

@@ -28,6 +28,7 @@ from common.memory import map_segment
 
 GUESTS_MAX: Final = 64
 DISKS_MAX: Final = 16  # of a guest
+RINGS_MAX: Final = GUESTS_MAX * DISKS_MAX
 CPUS_MAX: Final = 256
 MAPTRACK_HANDLES_MAX: Final = 1024 * 256  # Xen's default: 1,024 frames of 256 entries
 
@@ -39,10 +40,15 @@ STATS: Final = np.dtype(
     [("counters", FRONTEND_COUNTERS, (DISKS_MAX,)), ("latency", "<u8", (DISKS_MAX, BUCKETS))],
 )
 
+# A row of dom0's rings; domid 0: it is free.
+BACKEND_RING: Final = np.dtype(
+    [("domid", "<u4"), ("device", "<u4"), ("counters", BACKEND_COUNTERS)]
+)
+
 HOST: Final = np.dtype(
     [
         ("hypervisor", HYPERVISOR_COUNTERS, (GUESTS_MAX + 1,)),
-        ("backend", BACKEND_COUNTERS, (GUESTS_MAX + 1,)),
+        ("backend", BACKEND_RING, (RINGS_MAX,)),
         ("cpus", CPU_COUNTERS, (CPUS_MAX,)),
         ("dirty", "<u4", (CPUS_MAX,)),
         ("running", "<u4", (CPUS_MAX,)),
@@ -63,6 +69,29 @@ def stats_of(segment: np.ndarray) -> np.ndarray:
 def host_of(segment: np.ndarray) -> np.ndarray:
     """The HOST record, shape (1,), of the `host` segment (u8)."""
     return segment[: HOST.itemsize].view(HOST)
+
+
+def backend_ring(host: np.void, domid: int, device: int) -> np.ndarray | None:
+    """What dom0 counts for a disk's ring: BACKEND_COUNTERS (1,), a view; None if it never had one.
+
+    host: the HOST record.
+    """
+    rows = host["backend"]
+    (found,) = np.nonzero((rows["domid"] == domid) & (rows["device"] == device))
+    return rows["counters"][found[0] : found[0] + 1] if domid and len(found) else None
+
+
+def backend_sum(host: np.void, domid: int) -> np.ndarray:
+    """What dom0 counts for all rings of a guest together: BACKEND_COUNTERS (1,), a copy.
+
+    Of `persistent_max`, the largest tree, it is the largest.
+    """
+    rows = host["backend"]
+    counters, together = rows["counters"][rows["domid"] == domid], np.zeros(1, BACKEND_COUNTERS)
+    for name in BACKEND_COUNTERS.names or ():
+        over = np.max if name == "persistent_max" else np.sum
+        together[name] = over(counters[name], initial=0)
+    return together
 
 
 class MachineMemory:

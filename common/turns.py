@@ -12,7 +12,7 @@ Rules
 4. A slice is bounded in time: then the outside world is looked at.
 """
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -68,6 +68,11 @@ END: Final = Layout(
     End, words=np.uint32, half=RING_HALF, turn=np.int64, pending=np.uint64, port=np.int64
 )
 end_of = END.view
+
+
+def looked_at(dev: Any) -> End:
+    """That of a Blkfront or a Blkback."""
+    return End(dev.words, dev.half, dev.turn, dev.events.pending, dev.events.port)
 
 
 class Turns(NamedTuple):

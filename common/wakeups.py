@@ -69,7 +69,8 @@ class PipeCarrier:
         self._from_far, self._to_far = from_far, to_far
         for fd in (from_far, to_far):
             os.set_blocking(fd, False)
-        self.polled, self.hung_up = from_far, False
+        self.polled: Any = from_far
+        self.hung_up = False
 
     def fileno(self) -> int:
         """The pipe that is read from."""
@@ -125,7 +126,8 @@ class ZmqCarrier:
         else:
             self._socket.connect(address)
             self.wake()  # which the far end waits for in `await_far_end`
-        self.polled, self.hung_up = self._socket, False
+        self.polled: Any = self._socket
+        self.hung_up = False
 
     def fileno(self) -> int:
         """Look at the socket before each sleep on it."""

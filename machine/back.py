@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from backend.blkback import Blkback, new_blkback, slots_needed
+from backend.blkback import CALLS, MEMORY, Blkback, new_blkback, slots_needed
 from backend.doors import REAL, TABLE
 from backend.foreign_memory import Balloon
 from backend.stores import Store
@@ -49,7 +49,9 @@ def in_table(arena: Arena, nr_slots: int, ram: np.ndarray, hole: np.ndarray) -> 
 
 
 def own_frames(nr_slots: int, dom0_ram: np.ndarray, bounce_frame: int) -> Reach:
-    """dom0_ram: u8; bounce_frame: the frame that is slot 0."""
+    """dom0_ram: u8; bounce_frame: the first. Emptied: another guest's data may be in them."""
+    at = bounce_frame * XEN_PAGE_SIZE
+    dom0_ram[at : at + nr_slots * XEN_PAGE_SIZE] = 0
     frames = bounce_frame + np.arange(nr_slots, dtype=np.uint64)
     page_table = np.uint64(address_of(dom0_ram)) + frames * np.uint64(XEN_PAGE_SIZE)
     return Reach(page_table, XEN_PAGE_SIZE, {"map_door": TABLE}, bounce_frame)
@@ -78,6 +80,7 @@ def build_back(
         spin,
         gate,
         nr_sectors=store.nr_sectors,
+        store_door=CALLS if store.memory is None else MEMORY,
         store=0 if store.memory is None else address_of(store.memory),
         balloon=reach.balloon,
         bounce_frame=reach.bounce_frame,

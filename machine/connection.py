@@ -1,7 +1,7 @@
-"""dom0's hands for one disk: the mapped ring, the bound channel, the running thread.
+"""dom0's hands for one disk: the mapped ring, the bound channel, the ring that has turns.
 
 Owns: what a backend's handshake (`backend/vbd.py`) has in this process while its frontend is
-connected. Used by dom0's main thread; a ring's thread says itself that it has ended.
+connected. Used by dom0's main thread; the vCPU's thread says itself when the ring has ended.
 """
 
 import logging
@@ -14,8 +14,10 @@ import numpy as np
 
 from backend.blkback import Blkback
 from backend.foreign_memory import Balloon, map_granted, unmap_slots
-from backend.ring_thread import RingThread, Vcpu
+from backend.ring_hands import RingHands
+from backend.ring_numbers import RingNumbers
 from backend.stores import Store
+from backend.vcpu_thread import VcpuThread
 from common import abi
 from common.arena import Arena
 from common.event_channel import EventChannel, channel_address, events_dir
@@ -23,8 +25,7 @@ from common.faults import LocalFault, PeerFault
 from common.handshake import Op
 from common.hypercall import HypercallError, Hypercalls
 from common.hypercall_gate import Gate, new_gate, no_gate
-from common.machine_memory import MachineMemory, host_of
-from common.spinning import new_spin
+from common.machine_memory import MachineMemory
 from common.wakeups import Events, carrier_of
 from machine.back import build_back, mapped, own_frames, slots_of
 from machine.ring_ops import map_ring_op, unmap_ring_op
@@ -50,29 +51,36 @@ class BackendOptions:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a disk is served: dom0's ways to hypervisor and memory, the frontend, the vCPU."""
+    """Where a disk is served: dom0's ways to hypervisor and memory, the frontend, the vCPU.
+
+    hypercalls: the main thread's, of that vCPU; numbers: of dom0's rings.
+    """
 
     hypercalls: Hypercalls
     memory: MachineMemory
     run_dir: str
     domid: int
     device: int
-    vcpu: Vcpu
+    vcpu: VcpuThread
+    numbers: RingNumbers
 
 
-def bounce_frame_of(frontend_domid: int) -> int:
-    """dom0's first frame for a guest's ring, where requests are served by grant copy.
+def dom0_frames(nr_rings: int) -> int:
+    """Of RAM that dom0 needs to serve so many rings at once by grant copy."""
+    return DOM0_OWN_FRAMES + nr_rings * slots_of(0)
 
-    One past the last guest's is what RAM dom0 then needs.
-    """
-    per_ring = slots_of(0)
-    return DOM0_OWN_FRAMES + (frontend_domid - 1) * per_ring
+
+def bounce_frame_of(ring: int, ram: np.ndarray) -> int:
+    """dom0's first frame for a ring where requests are served by grant copy. Raises LocalFault."""
+    if dom0_frames(ring + 1) * abi.XEN_PAGE_SIZE > len(ram):
+        raise LocalFault("dom0 has no frames left to copy to and from")
+    return dom0_frames(ring)
 
 
 class Connection:
     """What exists while a frontend is connected. `report`: has something called in the main thread.
 
-    ring, port and thread each come and go as the handshake says: see `machine/seat.py`'s Hands.
+    ring, port and turns each come and go as the handshake says: see `machine/seat.py`'s Hands.
     """
 
     def __init__(
@@ -84,8 +92,8 @@ class Connection:
     ) -> None:
         self._place, self._disk, self._options = place, disk, options
         self._report = report
-        self._thread: RingThread | None = None
-        self._kept: Balloon | None = None  # where the thread maps what it is given
+        self._number: int | None = None  # of the ring that has turns
+        self._kept: Balloon | None = None  # where its pages are mapped
 
     def call(self, op: Op, argument: int) -> int:
         """See Hands."""
@@ -105,29 +113,25 @@ class Connection:
         cap = self._options.max_persistent_grants if keeps else 0
         try:
             self._kept = Balloon(slots_of(cap))
-            self._thread = self._new_thread(self._new_device(self._kept, keeps, cap), ended)
-            self._thread.start()
+            number, counters = self._place.numbers.take(self._place.domid, self._place.device)
+            self._number = number
+            dev = self._new_device(self._kept, number, counters, keeps, cap)
+            hands = RingHands(dev, self._disk, self._channel, self._place.vcpu.hypercalls)
+            self._place.vcpu.add(number, hands, partial(self._tell, ended))
         except (OSError, RuntimeError) as error:  # no thread can be started
             raise LocalFault(f"the ring cannot be served: {error}") from error
 
     def stop(self) -> None:
         """See Hands."""
-        assert self._thread is not None
-        self._thread.ask_to_stop()
+        assert self._number is not None
+        self._place.vcpu.end(self._number)
 
     def fail(self, reason: str) -> None:
         """See Hands."""
         log.warning("vbd %d/%d: %s", self._place.domid, self._place.device, reason)
 
-    def _new_thread(self, dev: Blkback, ended: Callable[[str], None]) -> RingThread:
-        return RingThread(
-            dev,
-            self._disk,
-            self._channel,
-            self._hypercalls,
-            self._place.vcpu,
-            lambda reason: self._report(partial(ended, reason)),
-        )
+    def _tell(self, ended: Callable[[str], None], reason: str) -> None:
+        self._report(partial(ended, reason))
 
     def _gate(self) -> Gate:
         """Who never spins could not wait at the gate: all its calls go by message."""
@@ -135,20 +139,23 @@ class Connection:
             return no_gate()
         return new_gate(self._place.memory.segment("gate"), self._place.vcpu.cpu)
 
-    def _new_device(self, kept: Balloon, keeps: bool, cap: int) -> Blkback:
+    def _new_device(
+        self, kept: Balloon, number: int, counters: np.ndarray, keeps: bool, cap: int
+    ) -> Blkback:
         domid, segment, options = self._place.domid, self._place.memory.segment, self._options
         reach = mapped(kept, self._ram_fd)
         if options.grant_copy:
-            reach = own_frames(kept.nr_slots, segment("ram"), bounce_frame_of(domid))
+            ram = segment("ram")
+            reach = own_frames(kept.nr_slots, ram, bounce_frame_of(number, ram))
         return build_back(
             Arena(),
             self._ring.view(0),
             reach,
             self._disk,
             segment("accessed").view(np.uint64),
-            host_of(segment("host"))["backend"][0, domid : domid + 1],
+            counters,
             self._channel.words,
-            new_spin(options.adaptive_spin, options.threads),
+            self._place.vcpu.spin,
             self._gate(),
             remote_domid=domid,
             persistent=keeps,
@@ -168,9 +175,8 @@ class Connection:
             self._ring = Balloon(1)
         except OSError as error:
             raise LocalFault(f"the ring has no room: {error}") from error
-        self._hypercalls = place.hypercalls.get_vcpu(place.vcpu.cpu)
         op = map_ring_op(self._ring.address, ring_ref, place.domid)
-        self._hypercalls.grant_table_op(abi.GNTTABOP_MAP_GRANT_REF, op)
+        place.hypercalls.grant_table_op(abi.GNTTABOP_MAP_GRANT_REF, op)
         if op["status"][0] != abi.GNTST_OKAY:
             self._forget_ring()
             raise PeerFault(f"ring-ref {ring_ref} cannot be mapped: GNTST {op['status'][0]}")
@@ -181,22 +187,21 @@ class Connection:
     def _unmap_ring(self) -> None:
         op = unmap_ring_op(self._ring_op)
         assert unmap_slots(op, 1) == 0
-        self._hypercalls.grant_table_op(abi.GNTTABOP_UNMAP_GRANT_REF, op)
+        self._place.hypercalls.grant_table_op(abi.GNTTABOP_UNMAP_GRANT_REF, op)
         assert op["status"][0] == abi.GNTST_OKAY
         self._forget_ring()
 
     def _forget_ring(self) -> None:
-        if self._thread is not None:
-            self._thread.close()
+        if self._number is not None:
+            self._place.numbers.give_back(self._number)
         if self._kept is not None:
             self._kept.close()
-        self._thread = self._kept = None
-        self._hypercalls.close()
+        self._number = self._kept = None
         self._ring.close()
 
     def _bind(self, port: int) -> int:
         try:
-            bound, descriptors = self._hypercalls.event_channel_op(
+            bound, descriptors = self._place.hypercalls.event_channel_op(
                 f"event-channel {port}",
                 abi.EVTCHNOP_BIND_INTERDOMAIN,
                 abi.EVTCHN_BIND_INTERDOMAIN,
@@ -213,4 +218,6 @@ class Connection:
 
     def _close_channel(self, port: int) -> None:
         self._channel.close()
-        self._hypercalls.event_channel_op("close", abi.EVTCHNOP_CLOSE, abi.EVTCHN_CLOSE, port=port)
+        self._place.hypercalls.event_channel_op(
+            "close", abi.EVTCHNOP_CLOSE, abi.EVTCHN_CLOSE, port=port
+        )

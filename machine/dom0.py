@@ -1,10 +1,10 @@
 """dom0's process: a backend for every virtual disk that the toolstack writes into the store.
 
-Owns: the watch on `backend/vbd`, the disks, which vCPU each ring's thread runs on. What an event
+Owns: the watch on `backend/vbd`, the disks, which vCPU serves each ring. What an event
 names is looked at, one disk at a time and in turn (`backend/due.py`), and never all there is.
 The main thread does the handshakes, in one loop over control, store and the rings' ends, and waits
-for no answer: a disk whose answer is slow waits for it alone. Each ring has a thread of its own,
-all in one address space, so that unmapping a page really shoots down the TLBs of the others.
+for no answer: a disk whose answer is slow waits for it alone. Each vCPU that has rings has a
+thread, all in one address space, so that unmapping a page really shoots down the others' TLBs.
 """
 
 import itertools
@@ -22,15 +22,17 @@ from typing import Any, Final
 
 from backend.due import Key
 from backend.plug import DEVICE_MAX, NEEDED, open_disk, parse_name, read_plug
-from backend.ring_thread import Vcpu
+from backend.ring_numbers import RingNumbers
 from backend.vbd import BackendVbd
+from backend.vcpu_thread import VcpuThread
 from common.abi import DOMID_FIRST_RESERVED
 from common.control import Control, answer
 from common.faults import LocalFault, PeerFault
 from common.handshake import Leave, Stirred
 from common.hypercall import HypercallError, Hypercalls
 from common.log_limit import log_to_terminal
-from common.machine_memory import MachineMemory, host_of
+from common.machine_memory import RINGS_MAX, MachineMemory, host_of
+from common.spinning import new_spin
 from common.xenbus import INITIALISING, backend_path, frontend_path
 from common.xenstore import XenStoreClient, XenStoreError
 from common.xenstore_talks import Outcome, ask, children, look, unwatch, watch, write_if_there
@@ -58,23 +60,31 @@ class Dom0:
     """The driver domain: all virtual disks, by frontend domid and device number."""
 
     def __init__(self, config: Dom0Config, control: Control, hypercalls: Hypercalls) -> None:
-        self._config, self._control, self._hypercalls = config, control, hypercalls
+        self._config, self._control = config, control
         self._store = XenStoreClient(config.store_path, reply_timeout_s=None)
         self._looks = Looks()
         self._memory = MachineMemory(hypercalls)
         self._exiting = False
         host = host_of(self._memory.segment("host"))
+        options = config.options
         self._vcpus = [
-            Vcpu(cpu, host["running"][0], host["dirty"][0])
-            for cpu in range(config.options.nr_vcpus)
+            VcpuThread(
+                cpu,
+                host["running"][0],
+                host["dirty"][0],
+                hypercalls.get_vcpu(cpu),
+                new_spin(options.adaptive_spin, options.threads),
+                options.events,
+                RINGS_MAX,
+            )
+            for cpu in range(options.nr_vcpus)
         ]
-        for vcpu in self._vcpus:  # booting a domain runs each of its vCPUs once
-            vcpu.run()
-            vcpu.idle()
+        self._rings = RingNumbers(host["backend"][0])
+        self._ways = [hypercalls.get_vcpu(vcpu.cpu) for vcpu in self._vcpus]  # of this thread
         self._seats: dict[Key, DiskSeat] = {}
         self._reading: dict[Key, bool] = {}  # what a new disk needs; whether to read it again
         self._numbers, self._serial = itertools.count(1), 0
-        # A ring's thread has something called here; the main thread owns the store.
+        # A vCPU's thread has something called here; the main thread owns the store.
         self._reports: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._reported = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller = select.poll()
@@ -105,6 +115,8 @@ class Dom0:
             seat.tell(Leave())
         while any(seat.vbd.serving or seat.vbd.mapped for seat in self._seats.values()):
             self._turn()
+        for vcpu in self._vcpus:
+            vcpu.close()
         self._exiting = True
 
     # --- what there is to look at -----------------------------------------------------------
@@ -222,7 +234,8 @@ class Dom0:
         disk, options = open_disk(params), self._config.options
         vcpu = self._vcpus[self._serial % len(self._vcpus)]
         self._serial += 1
-        place = Place(self._hypercalls, self._memory, self._config.run_dir, *key, vcpu)
+        way, run_dir = self._ways[vcpu.cpu], self._config.run_dir
+        place = Place(way, self._memory, run_dir, *key, vcpu, self._rings)
         hands = Connection(place, disk, options, self._report)
         vbd = BackendVbd(*key, disk.nr_sectors, options.persistent, self._numbers)
         self._seats[key] = DiskSeat(
@@ -259,7 +272,7 @@ class Dom0:
 
 
 def _die_of(failure: threading.ExceptHookArgs) -> None:
-    """An exception in a ring's thread is a bug of ours: this process ends, and says why."""
+    """An exception in a vCPU's thread is a bug of ours: this process ends, and says why."""
     sys.excepthook(failure.exc_type, failure.exc_value or failure.exc_type(), failure.exc_traceback)
     sys.stderr.flush()
     os._exit(70)

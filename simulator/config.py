@@ -1,6 +1,6 @@
 """What one simulated run is of: the machine, the mode, the load."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from common.abi import BLKIF_MAX_PERSISTENT_GRANTS
@@ -17,11 +17,25 @@ MODES: Final[dict[str, tuple[int, bool, bool]]] = {
 
 
 @dataclass(frozen=True)
+class DiskPlan:
+    """One disk of a guest. load: what runs on it, if anything; kind: of its store, "ram" or "null";
+    name: of a store that several disks have, "" for one of its own.
+    """
+
+    load: LoadPlan | None
+    sectors: int
+    kind: str = "ram"
+    read_only: bool = False
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class Config:
     """A machine and its load. `plan.seed` is the machine's seed too; a guest adds its domid.
 
-    physical_cpus: 0 for one to each vCPU of dom0 and each guest; otherwise at least dom0's, and
-    guests that find no CPU of their own share.
+    disks: by guest, in the order of their numbers; where there are none each guest has one of
+    `disk_sectors`, on which `plan` runs. physical_cpus: 0 for one to each vCPU of dom0 and each
+    guest; otherwise at least dom0's, and guests that find no CPU of their own share.
     """
 
     plan: LoadPlan
@@ -34,6 +48,7 @@ class Config:
     gather_max: int = 1
     max_persistent_grants: int = BLKIF_MAX_PERSISTENT_GRANTS
     disk_sectors: int = 4 << 11
+    disks: tuple[tuple[DiskPlan, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.physical_cpus and self.physical_cpus < self.dom0_vcpus:
@@ -41,6 +56,18 @@ class Config:
                 f"physical-cpus: {self.physical_cpus} are fewer than dom0's {self.dom0_vcpus},"
                 " each pinned to one of its own"
             )
+        assert len(self.disks) in (0, self.guests), "each guest has its disks, or none has"
+
+    def disks_of(self, domid: int) -> tuple[DiskPlan, ...]:
+        """A guest's, by number."""
+        if self.disks:
+            return self.disks[domid - 1]
+        return (DiskPlan(replace(self.plan, seed=self.plan.seed + domid), self.disk_sectors),)
+
+    @property
+    def nr_rings(self) -> int:
+        """Of the whole machine: one a disk."""
+        return sum(len(self.disks_of(domid)) for domid in range(1, self.guests + 1))
 
     @property
     def nr_cpus(self) -> int:

@@ -4,43 +4,27 @@ Owns: the memory that stands for each domain's, the order of a run, and its coun
 the real ones, and the handshake, which has a clock of its own: the load begins at 0.
 """
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import simpy
 
-from backend.blkback import BLKBACK
-from backend.stores import RamStore
-from backend.worker import work
 from common import abi
 from common.arena import Arena
-from common.compiled import direct
-from common.event_channel import clear_mask, clear_pending, event_words
 from common.handshake import Leave
-from common.hypercall_gate import no_gate
 from common.machine_memory import STATS
-from common.spinning import new_spin
-from common.xenbus import CLOSED, CONNECTED
-from frontend.blkfront_info import BLKFRONT, PER_REQUEST
-from frontend.frames import grant_frames, ram_frames
-from frontend.load import LOAD, new_load
-from frontend.pattern import disk_name
-from frontend.stepper import run
+from common.xenbus import CLOSED
 from frontend.vbd import FrontendVbd
 from hypervisor.cpus import POLICIES
-from hypervisor.domains import DomainMemory
-from machine.back import build_back, in_table, own_frames, slots_of
-from machine.front import channel_words, guest_disks, lay_out_buffers
-from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
-from machine.plug import XVDA, plug
+from machine.hypervisor import build_hypervisor, domain_memory, host_memory
 from simulator.backend_thread import BackendThread, Dom0
-from simulator.config import MODES, Config
+from simulator.config import Config
 from simulator.costs import COSTS, ERAS, Costs
 from simulator.cpus import Cpu
 from simulator.flush import FlushLock, ObservedCpus
-from simulator.guest import FOR_EVER, Guest
+from simulator.guest import Guest
+from simulator.guests import Disk, Ground, GuestBuilder, GuestDomain, bounce_frames_of
 from simulator.handshake import World
 from simulator.shared import Channel as BookedChannel
 from simulator.shared import Memory, RequestPool
@@ -51,8 +35,8 @@ from simulator.trace import Trace
 class Counts:
     """Every counter at `now_ns` of virtual time, by guest domid; each array is a copy.
 
-    frontend, backend, hypervisor: shape (1,); latency: u64 by bucket; cpus: CPU_COUNTERS by worker
-    CPU; busy_ns: what all CPUs have spent computing.
+    frontend, backend: by disk number; hypervisor: shape (1,); latency: u64 by disk number and
+    bucket; cpus: CPU_COUNTERS by worker CPU; busy_ns: what all CPUs have spent computing.
     """
 
     now_ns: int
@@ -62,16 +46,6 @@ class Counts:
     latency: dict[int, np.ndarray]
     cpus: np.ndarray
     busy_ns: int
-
-
-@dataclass
-class _Disk:
-    """What one guest counts, and both ends of its disk."""
-
-    stats: np.ndarray
-    guest: Guest
-    thread: BackendThread
-    store: RamStore
 
 
 class Machine:
@@ -86,15 +60,12 @@ class Machine:
         self.lock = FlushLock(self.env, costs, era.byte_lock, seed)
         self.memory = Memory(self.env, costs)
         self.pool = RequestPool(self.env, era.requests_max)
-        # Both ends' rings and the guests' loads, by domid.
-        self._fronts = BLKFRONT.rows(self.arena, config.guests + 1)
-        self._jobs = LOAD.rows(self.arena, config.guests + 1)
-        self._backs = BLKBACK.rows(self.arena, config.guests + 1)
-        self._run = direct(run, self._fronts, self._jobs, 0, 0, 0)
-        self._work = direct(work, self._backs, 0, 0, 0)
+        self.guests: dict[int, GuestDomain] = {}
         self._boot(trace or Trace())
         self.booted = self.counts()
-        self._disks = {domid: self._connect(domid) for domid in self.domids}
+        builder = GuestBuilder(self._ground)
+        for domid in self.domids:
+            self.guests[domid] = builder.build(domid)
         self.started = self.finished = self.closed = self.booted
 
     @property
@@ -102,37 +73,41 @@ class Machine:
         """The guests."""
         return range(1, self.config.guests + 1)
 
+    @property
+    def disks(self) -> list[Disk]:
+        """All guests'."""
+        return [disk for guest in self.guests.values() for disk in guest.disks]
+
     def ends(self, domid: int) -> tuple[Guest, BackendThread]:
-        """Who runs both ends of a guest's disk."""
-        return (disk := self._disks[domid]).guest, disk.thread
+        """Who runs both ends of a guest's first disk."""
+        return (disk := self.guests[domid].disks[0]).guest, disk.thread
 
     def run(self) -> "Machine":
         """The load, from its first request to its last answer, and then the disks are closed."""
         self.started = self.counts()
-        lives = [self.env.process(disk.guest.run()) for disk in self._disks.values()]
-        for disk in self._disks.values():
+        lives = [self.env.process(disk.guest.run()) for disk in self.disks if disk.loaded]
+        for disk in self.disks:
             self.env.process(disk.thread.run())
         try:
             self.env.run(self.env.all_of(lives))
         except RuntimeError as error:
             raise AssertionError("a wake-up was lost: everybody sleeps for ever") from error
         self.finished = self.counts()
-        for domid in self.domids:
-            self._disconnect(domid)
+        for disk in self.disks:
+            self._disconnect(disk)
         self.closed = self.counts()
         return self
 
     def counts(self) -> Counts:
         """Every counter as it stands."""
-        host, domids = self.host, self.domids
-        stats = {domid: disk.stats for domid, disk in getattr(self, "_disks", {}).items()}
-        none = np.zeros(1, STATS)
+        host, domids, guests = self.host, self.domids, self.guests
+        none = GuestDomain(np.zeros(1, STATS), [])
         return Counts(
             int(self.env.now),
-            {domid: stats.get(domid, none)["counters"][0, :1].copy() for domid in domids},
-            {domid: host["backend"][0, domid : domid + 1].copy() for domid in domids},
+            {domid: guests.get(domid, none).frontend() for domid in domids},
+            {domid: guests.get(domid, none).backend() for domid in domids},
             {domid: host["hypervisor"][0, domid : domid + 1].copy() for domid in domids},
-            {domid: stats.get(domid, none)["latency"][0, 0].copy() for domid in domids},
+            {domid: guests.get(domid, none).latency() for domid in domids},
             host["cpus"][0, : self.config.dom0_vcpus].copy(),
             sum(sum(cpu.spent) for cpu in self.cpus),
         )
@@ -140,7 +115,7 @@ class Machine:
     def utilisation(self) -> dict[str, float]:
         """How busy each resource was during the run, 0 to 1; of CPUs, those that ran."""
         elapsed = max(1, self.finished.now_ns - self.started.now_ns)
-        dom0 = self.cpus[: min(self.config.dom0_vcpus, self.config.guests)]
+        dom0 = self.cpus[: min(self.config.dom0_vcpus, self.config.nr_rings)]
         guests = {self.config.guest_cpu(domid) for domid in self.domids}
         return {
             "flush lock": self.lock.busy_ns / elapsed,
@@ -153,13 +128,13 @@ class Machine:
 
     def _boot(self, trace: Trace) -> None:
         config, nr = self.config, self.config.dom0_vcpus
-        self._memory = host_memory(self.arena)
-        self.host, accessed = self._memory
-        self._bounce_frames = slots_of(0) if MODES[config.mode][2] else 0
-        dom0 = domain_memory(self.arena, 1 + self._bounce_frames * config.guests)
+        machine_memory = host_memory(self.arena)
+        self.host, accessed = machine_memory
+        bounce_frames = bounce_frames_of(config)
+        dom0 = domain_memory(self.arena, 1 + bounce_frames * config.nr_rings)
         self.hypervisor = build_hypervisor(
             self.arena,
-            self._memory,
+            machine_memory,
             dom0,
             nr_cpus=nr,
             policy=config.flush_policy,
@@ -189,108 +164,26 @@ class Machine:
             ERAS[config.era],
             trace,
         )
-
-    def _connect(self, domid: int) -> _Disk:
-        """A guest and its disk, from the domain's birth until both ends are Connected."""
-        config, plan, arena = self.config, self.config.plan, self.arena
-        frames_per_io = -(-plan.bs // abi.XEN_PAGE_SIZE)
-        buffers = plan.iodepth * frames_per_io
-        memory = domain_memory(arena, ram_frames(1, buffers), grant_frames(1))
-        build_domain(self.hypervisor, self._memory, domid, memory)
-        stats, spin = arena.array(1, STATS), new_spin(adaptive=False)
-        # A short run touches few blocks of each disk, and once.
-        store = RamStore(config.disk_sectors, huge_pages=False)
-        (domain,) = guest_disks(
-            domid,
-            *memory,
-            stats["counters"][0],
-            spin,
-            buffer_frames=buffers,
-            nr_ios=plan.iodepth,
-            notes_wakes=True,
-            arena=arena,
-        )
-        grant_mode, keeps, _ = MODES[config.mode]
-        vcpu = (domid - 1) % config.dom0_vcpus
-        let_go = partial(self._let_go, domid)
-        self.world.serve((domid, XVDA), config.disk_sectors, keeps, vcpu, let_go)
-        self.world.toolstack.hold(plug(domid, f"ram:{config.disk_sectors >> 1}k"), lambda _: None)
-        vbd = self.world.boot(domain, XVDA, grant_mode != PER_REQUEST).vbd
-        self.world.rest()
-        assert isinstance(vbd, FrontendVbd) and vbd.dev is not None
-        assert vbd.state == self.world.backs[domid, XVDA].vbd.state == CONNECTED
-        front = vbd.dev
-        lay_out_buffers(front, vbd.first_buffer, frames_per_io)
-        for page in memory.event.reshape(2, abi.XEN_PAGE_SIZE):
-            pending, mask = event_words(page)
-            clear_mask(mask, vbd.port)  # each end listens, and has looked: a new one is pending
-            clear_pending(pending, vbd.port)
-        thread = self._new_thread(domid, memory, store, vbd.port)
-        own_plan = replace(plan, seed=plan.seed + domid)
-        versions = arena.array(config.disk_sectors, np.uint32)
-        counted = (versions, stats["latency"][0, 0], disk_name(domid, 0), 0)
-        job = new_load(arena, own_plan, front, *counted, real_time=False)
-        BLKFRONT.write(self._fronts[domid], front)
-        LOAD.write(self._jobs[domid], job)
-        guest = Guest(
-            self.cpus[config.guest_cpu(domid)],
-            domid,
+        self._ground = Ground(
+            config,
             self.costs,
-            plan.seed,
-            front,
-            job,
-            partial(self._run, self._fronts, self._jobs, domid),
-            self.memory,
-            self.dom0.trace,
-        )
-        guest.peer, thread.peer = thread, guest
-        return _Disk(stats, guest, thread, store)
-
-    def _new_thread(
-        self, domid: int, memory: DomainMemory, store: RamStore, port: int
-    ) -> BackendThread:
-        config = self.config
-        keeps = MODES[config.mode][1]
-        cap = config.max_persistent_grants if keeps else 0
-        vcpu, nr_slots = (domid - 1) % config.dom0_vcpus, slots_of(cap)
-        reach = in_table(self.arena, nr_slots, memory.ram, self.dom0.hole)
-        if self._bounce_frames:
-            reach = own_frames(nr_slots, self.dom0.ram, 1 + self._bounce_frames * (domid - 1))
-        words = channel_words(self.arena, memory.event, allocated_here=False)
-        words.port[0] = port
-        dev = build_back(
             self.arena,
-            memory.ram[: abi.XEN_PAGE_SIZE],
-            reach,
-            store,
-            self.dom0.accessed,
-            self.host["backend"][0, domid : domid + 1],
-            words,
-            new_spin(adaptive=False),
-            no_gate(),
-            remote_domid=domid,
-            persistent=keeps,
-            max_persistent_grants=cap,
-            gather_max=config.gather_max,
-            cpu=vcpu,
-            notes_wakes=True,
+            self.cpus,
+            self.memory,
+            self.hypervisor,
+            machine_memory,
+            self.world,
+            self.dom0,
         )
-        BLKBACK.write(self._backs[domid], dev)
-        loop = partial(self._work, self._backs, domid, FOR_EVER)
-        given = (self.costs, config.plan.seed, dev, loop, self.dom0)
-        return BackendThread(self.cpus[vcpu], domid, *given)
 
-    def _disconnect(self, domid: int) -> None:
+    def _disconnect(self, disk: Disk) -> None:
         """The guest unplugs its disk: both ends close, and nothing stays mapped or granted."""
-        front = self.world.fronts[domid, XVDA]
+        front = self.world.fronts[disk.key]
         front.tell(Leave())
         self.world.rest()
         assert isinstance(front.vbd, FrontendVbd) and front.vbd.finished
-        assert self.world.backs[domid, XVDA].vbd.state == CLOSED
-        self._disks[domid].store.close()
-
-    def _let_go(self, domid: int) -> None:
-        self._disks[domid].thread.end()
+        assert self.world.backs[disk.key].vbd.state == CLOSED
+        disk.store.close()
 
     def grant_table_op(self, vcpu: int, cmd: int, ops: np.ndarray, waited: bool) -> None:
         """One hypercall of dom0's `vcpu`, its arguments changed in place."""

@@ -17,7 +17,8 @@ import numpy as np
 from backend.blkback import begin_close
 from backend.doors import called_for
 from backend.persistent_grants import check
-from backend.ring_thread import RingThread
+from backend.ring_hands import RingHands
+from backend.slots import FREE
 from backend.steps import CLEAR
 from backend.steps import PHASES as BACK_PHASES
 from backend.stores import RamStore, Store
@@ -208,7 +209,7 @@ class Pair:
             reach,
             self.store,
             self.accessed,
-            self.host["backend"][0, GUEST : GUEST + 1],
+            self.host["backend"]["counters"][0, :1],
             EventWords(self.back_events[0], *self.front_events, port),
             self.spin,
             no_gate(),
@@ -219,7 +220,7 @@ class Pair:
             read_only=read_only,
         )
         none = cast(Any, None)
-        self.hands = RingThread(self.back, self.store, none, none, none, none)
+        self.hands = RingHands(self.back, self.store, none, none)
         self.queued = no_load(arena)
         self.front_job = self.queued
         self.hypercalls: list[tuple[str, int]] = []  # "map", "unmap" or "copy", how many operations
@@ -361,7 +362,7 @@ class Pair:
         if effect == effects.HYPERCALL:
             self.make_call()
         elif effect == effects.IO:
-            self.hands._store_io()
+            self.hands.store_io()
 
     def back_step(self) -> str:
         """One phase of blkback, and what it asks for done; which it was."""
@@ -432,6 +433,11 @@ class Pair:
         back, dom0 = self.back, self.hypervisor.domains.find(abi.DOMID_0)
         assert check(back.tree, back.nodes) is None
         assert back.tree["in_flight"][0] == 0
+        assert set(back.requests["state"].tolist()) == {FREE}
+        assert sorted(back.vacant.tolist()) == list(range(int(back.back["vacant"][0])))
+        counts = self.counts()
+        for name in ("map_ops", "unmap_ops", "copy_ops", "hypercalls"):
+            assert counts[f"back_{name}"] == counts[name], name
         free = int(back.back["free_slots"][0])
         assert free + self.kept == len(back.page_table)
         assert len(set(back.slots[:free].tolist())) == free

@@ -20,7 +20,7 @@ from common.machine_memory import MachineMemory, stats_of
 from common.xenstore import XenStoreClient
 from frontend.frames import grant_frames, ram_frames
 from machine.broker import BrokerConfig
-from machine.connection import BackendOptions, bounce_frame_of
+from machine.connection import BackendOptions, dom0_frames
 from machine.guest_config import GuestConfig
 from toolstack.failures import MachineError
 from toolstack.guest_stats import GuestStats
@@ -63,7 +63,7 @@ class Builder:
             self._supervisor.topology_id,
             topology.dom0_vcpus,
             topology.flush_policy,
-            bounce_frame_of(topology.guests + 1 if topology.grant_copy else 1),
+            dom0_frames(len(topology.every_disk()) if topology.grant_copy else 0),
             topology.events,
             topology.threads,
         )

@@ -7,10 +7,13 @@ before anything starts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from toolstack.disks import Disk
 from toolstack.loadspec import GUESTS_MAX, ConfigError, LoadSpec, size_text
+
+if TYPE_CHECKING:
+    from frontend.load import LoadPlan
 
 
 class Job(NamedTuple):
@@ -49,6 +52,27 @@ def jobs_on(load: LoadSpec, disks: Iterable[Disk]) -> list[Job]:
             specs[disk] = spec
     writers = {disk.key: disk for disk in disks if not disk.read_only}
     return [_job(disk, spec, writers.get(disk.key, disk), specs) for disk, spec in specs.items()]
+
+
+def plan_of(job: Job) -> "LoadPlan":
+    """What the guest is told: the same shape as on other disks, its own sequence of choices."""
+    return load_plan(job.spec, job.seed, job.verified)
+
+
+def load_plan(spec: LoadSpec, seed: int, verify: bool) -> "LoadPlan":
+    """`spec` for a frontend."""
+    from frontend.load import LoadPlan  # noqa: PLC0415 - brings Numba, which `--help` needs not
+
+    return LoadPlan(
+        spec.rw,
+        spec.bs,
+        spec.iodepth,
+        spec.rwmixread,
+        spec.ios,
+        spec.runtime_s,
+        seed,
+        verify,
+    )
 
 
 def _job(disk: Disk, spec: LoadSpec, writer: Disk, specs: Mapping[Disk, LoadSpec]) -> Job:

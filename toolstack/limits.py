@@ -20,7 +20,7 @@ from common.hypercall_gate import gate_bytes
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS, whole_pages
 from frontend.frames import grant_frames, ram_frames
 from hypervisor.domctl import GRANT_FRAMES_MAX
-from machine.connection import bounce_frame_of
+from machine.connection import dom0_frames
 from toolstack.loadspec import ConfigError
 from toolstack.settings import Settings
 
@@ -119,7 +119,7 @@ def _shared(machine: Settings, disks: Sequence[int]) -> int:
     frames = machine.buffer_frames
     stats = whole_pages(STATS.itemsize) // XEN_PAGE_SIZE
     pages = [ram_frames(nr, frames) + grant_frames(nr) + EVENT_PAGES + stats for nr in disks]
-    dom0 = bounce_frame_of(machine.guests + 1 if machine.grant_copy else 1) + 1 + EVENT_PAGES
+    dom0 = dom0_frames(sum(disks) if machine.grant_copy else 0) + 1 + EVENT_PAGES
     whole = HOST.itemsize, gate_bytes(machine.dom0_vcpus), MAPTRACK_HANDLES_MAX * 32
     return (sum(pages) + dom0) * XEN_PAGE_SIZE + sum(map(whole_pages, whole))
 

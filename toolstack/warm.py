@@ -11,7 +11,7 @@ from backend.blkback import BLKBACK, begin_close
 from backend.doors import called_for
 from backend.foreign_memory import map_granted, unmap_slots
 from backend.stores import RamStore
-from backend.worker import work
+from backend.worker import serve as serve_backs
 from common import effects
 from common.abi import (
     BLKIF_OP_READ,
@@ -30,9 +30,18 @@ from common.arena import Arena
 from common.event_channel import clear_mask, clear_pending, set_pending
 from common.hypercall_gate import PENDING, call, collect, gate_bytes, new_gate, no_gate
 from common.machine_memory import DISKS_MAX, STATS
-from common.ring import RSP
+from common.ring import REQ, RSP
 from common.spinning import new_spin
-from common.turns import End, any_pending, both_of, new_turns, take_in
+from common.turns import (
+    ASLEEP,
+    NOBODY,
+    any_pending,
+    both_of,
+    looked_at,
+    make_ready,
+    new_turns,
+    take_in,
+)
 from frontend.blkfront import end_every_access
 from frontend.blkfront_info import BLKFRONT, PER_REQUEST, PERSISTENT
 from frontend.block_device import _enqueue_first
@@ -92,15 +101,17 @@ class _TinyMachine:
             in_table(arena, slots_of(KEPT), guest.ram, dom0.ram),
             self.store,
             machine.accessed,
-            machine.host["backend"][0, 1:2],
+            machine.host["backend"]["counters"][0, :1],
             channel_words(arena, guest.event, allocated_here=False),
             spin,
             no_gate(),
             remote_domid=1,
             max_persistent_grants=KEPT,
         )
-        self.rings = BLKBACK.rows(arena, 1)
-        BLKBACK.write(self.rings[0], self.back)
+        self.backs = BLKBACK.rows(arena, 1)
+        BLKBACK.write(self.backs[0], self.back)
+        self.turns = new_turns(arena, 1, REQ, spin)
+        take_in(self.turns, 0, looked_at(self.back))
         machine.host["dirty"][0, 0] = 1
 
     def run(self, job: Load) -> None:
@@ -109,14 +120,15 @@ class _TinyMachine:
         for _ in range(ROUNDS_MAX):
             if run(self.rings, self.jobs, 0, LOOKS, 0) == effects.DONE:
                 return
-            self.serve(effects.WAIT)
+            self.serve(ASLEEP)
         raise WarmUpError("I/Os never end")
 
     def serve(self, until: int) -> None:
-        """Let the back work until the effect `until`."""
+        """Let the back work until the effect `until`, or ASLEEP."""
         for _ in range(ROUNDS_MAX):
-            effect = work(self.rings, 0, LOOKS, 0)
-            if effect == until:
+            returned = int(serve_backs(self.turns, self.backs, NOBODY))
+            effect = both_of(returned)[0]
+            if until in (returned, effect):
                 return
             if effect == effects.HYPERCALL:
                 self.make_call(*called_for(self.back))
@@ -142,8 +154,7 @@ def _warm_turns(machine: _TinyMachine) -> None:
     """A job that is done at once, among the turns of the guest's thread."""
     front = machine.front
     turns = new_turns(machine.arena, DISKS_MAX, RSP, front.spin)
-    events = front.events
-    take_in(turns, 0, End(front.words, front.half, front.turn, events.pending, events.port))
+    take_in(turns, 0, looked_at(front))
     assert both_of(serve(machine.rings, machine.jobs, turns)) == (effects.DONE, 0)
     any_pending(turns)
     abandon(front)
@@ -174,6 +185,7 @@ def warm() -> None:
     end_every_access(front)
     _run_load(machine, PER_REQUEST)
     begin_close(back)
+    make_ready(machine.turns, 0)
     machine.serve(effects.DONE)
     phases.page_address(back, 0, 0)
     phases.touch(back, 0)

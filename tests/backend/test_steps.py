@@ -19,7 +19,8 @@ from common.ring import EVENT, REQ, RSP
 from common.steps import ANY_STEP, NO_STEP, ON, OUTCOME_BITS, OUTCOMES, STEP, STEP_BITS
 from common.u32 import u32_add
 from hypervisor.gate_server import GateServer
-from tests.pair import LOOKS_MAX, MODES, PORT, READ, WRITE, CallbackStore, Pair, Raw
+from tests.backend.late import Late
+from tests.pair import LOOKS_MAX, MODES, PORT, READ, WRITE, Pair, Raw
 
 Row = tuple[str, int, str]  # a step, the effect after it, the next step
 
@@ -87,7 +88,9 @@ def open_gate(pair: Pair) -> Iterator[None]:
 
 def rows_of(mode: str, spins: bool, gate: bool, callbacks: bool) -> set[Row]:
     """What a life of a worker takes."""
-    pair = Pair(mode, gather_max=2, cap=1, store=CallbackStore(512) if callbacks else None)
+    pair = (Late if callbacks else Pair)(mode, gather_max=2, cap=1)
+    if isinstance(pair, Late):
+        pair.holds = False
     grefs = [pair.grant(pair.buffer_frame + at) for at in range(12)]
     one = [Raw([(grefs[at], 0, 7)], operation) for at, operation in ((0, READ), (0, WRITE))]
     many = Raw([(gref, 0, 7) for gref in grefs[1:]], READ)
@@ -99,6 +102,7 @@ def rows_of(mode: str, spins: bool, gate: bool, callbacks: bool) -> set[Row]:
         for request in (*one, many):
             taken.serve(request)
         taken.serve(*one, one[0], arms=False)
+        taken.serve(one[0], Raw(operation=9))
         set_pending(*pair.front_events, PORT)
         taken.serve(Raw(operation=9))
         pair.front_events[1][0] |= np.uint64(1 << PORT)  # masked
@@ -115,9 +119,15 @@ def rows_of(mode: str, spins: bool, gate: bool, callbacks: bool) -> set[Row]:
             taken.before[step] = lambda: pair.push_raw(one[0])
             taken.serve()
             assert step not in taken.before
+        if isinstance(pair, Late):
+            pair.holds = True
+            taken.serve(one[0])
         store_release(pair.back.words, REQ, u32_add(int(pair.back.words[RSP]), 33))
         assert taken.go_on() == effects.BROKEN
         begin_close(pair.back)
+        if isinstance(pair, Late):
+            assert taken.go_on() == effects.WAIT
+            pair.finish(*pair.at_store)
         assert taken.go_on() == effects.DONE
     pair.check()
     return taken.rows

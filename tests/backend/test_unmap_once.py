@@ -14,7 +14,7 @@ import pytest
 
 from backend import steps, worker
 from backend.foreign_memory import Balloon, map_granted
-from backend.ring_thread import RingThread
+from backend.ring_hands import RingHands
 from common import abi, effects
 from common.atomics import store_release
 from common.hypercall import GATE_KICK, HYPERCALL, MESSAGE_MAX, Hypercalls
@@ -47,7 +47,7 @@ class Dom0:
         self.server = GateServer(self.pair.hypervisor, gate, 1)
         ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.hypercalls, none = Hypercalls(ours), cast(Any, None)
-        self.hands = RingThread(self.pair.back, self.pair.store, none, self.hypercalls, none, none)
+        self.hands = RingHands(self.pair.back, self.pair.store, none, self.hypercalls)
         self.pair.spin_on(10**10)
 
     def work(self) -> int:
@@ -55,7 +55,7 @@ class Dom0:
 
     def open_gate(self) -> None:
         """From now on the worker posts its calls."""
-        self.hands._dev = self.pair.back = self.pair.back._replace(gate=self.gate)
+        self.hands.dev = self.pair.back = self.pair.back._replace(gate=self.gate)
 
     def put_stranger(self) -> None:
         """Map another frame where the request's page was mapped."""
@@ -147,7 +147,7 @@ def test_what_the_worker_has_emptied_its_driver_does_not_empty_again(
     assert dom0.is_empty()
     dom0.put_stranger()
     with dom0.hypervisor():
-        dom0.hands._hypercall()
+        dom0.hands.hypercall()
     assert not dom0.is_empty()
     assert dom0.in_slot() == STRANGER
     assert dom0.work() == effects.WAKE

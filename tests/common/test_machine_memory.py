@@ -8,13 +8,15 @@ from typing import cast
 import numpy as np
 import pytest
 
-from common.counters import BACKEND_COUNTERS, CPU_COUNTERS, FRONTEND_COUNTERS, HYPERVISOR_COUNTERS
+from common.counters import CPU_COUNTERS, FRONTEND_COUNTERS, HYPERVISOR_COUNTERS
 from common.histogram import BUCKETS
 from common.hypercall import HypercallError, Hypercalls
 from common.machine_memory import (
+    BACKEND_RING,
     CPUS_MAX,
     GUESTS_MAX,
     HOST,
+    RINGS_MAX,
     STATS,
     MachineMemory,
     host_of,
@@ -134,7 +136,7 @@ def test_bytes_are_rounded_up_to_whole_pages(nbytes: int, pages: int) -> None:
             HOST,
             [
                 ("hypervisor", HYPERVISOR_COUNTERS, (GUESTS_MAX + 1,)),
-                ("backend", BACKEND_COUNTERS, (GUESTS_MAX + 1,)),
+                ("backend", BACKEND_RING, (RINGS_MAX,)),
                 ("cpus", CPU_COUNTERS, (CPUS_MAX,)),
                 ("dirty", np.dtype("<u4"), (CPUS_MAX,)),
                 ("running", np.dtype("<u4"), (CPUS_MAX,)),

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backend.ring_thread import Vcpu
 from backend.stores import RamStore
 from common import xenbus
 from common.abi import GRANT_ENTRY_V1, GTF_PERMIT_ACCESS, GTF_READING, SECTOR_SIZE
@@ -28,12 +27,12 @@ from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
 from frontend.vbd import BUFFER_FRAME
-from machine.connection import BackendOptions, Place
+from machine.connection import BackendOptions
 from machine.front import guest_domain
 from machine.front_disk import FrontDisk, Line
 from machine.plug import XVDA
 from tests.common.carriers import CARRIERS
-from tests.dom0_disk import BackDisk
+from tests.dom0_disk import BackDisk, Vcpu0
 from tests.hypervisor.running import Running
 from tests.xenstored.serving import Serving
 from toolstack.vbd_config import create_vbd, take_offline
@@ -57,8 +56,7 @@ class House:
         self.guest = self._xenstored.guest(DOMID)
         self.memory = self._hypervisor.memory
         self._events = events
-        host = host_of(self.memory.segment("host"))
-        self._vcpu = Vcpu(0, host["running"][0], host["dirty"][0])
+        self._vcpu = Vcpu0(self._hypervisor.dom0, self.memory, run_dir, events)
         self.fronts: list[FrontDisk] = []
         self.backs: list[BackDisk] = []
 
@@ -76,9 +74,8 @@ class House:
 
     def back(self, persistent: bool = True, gather_max: int = 1) -> BackDisk:
         """dom0's driver finds its disk."""
-        place = Place(self._hypervisor.dom0, self.memory, self.run_dir, DOMID, XVDA, self._vcpu)
         options = BackendOptions(persistent, 352, gather_max, False, False, 2, self._events)
-        back = BackDisk(self.dom0, place, RamStore(DISK_MIB << 11), options)
+        back = BackDisk(self.dom0, self._vcpu.place(DOMID), RamStore(DISK_MIB << 11), options)
         self.backs.append(back)
         return back
 
@@ -109,6 +106,7 @@ class House:
         """Nothing of it is left."""
         for back in self.backs:
             back.close()
+        self._vcpu.close()
         for front in self.fronts:
             if front.channel is not None:
                 front.channel.close()

@@ -1,4 +1,4 @@
-"""The real runtime's drivers, a phase at a time: `Driver` and `RingThread` on threads of their own,
+"""The real runtime's drivers, a phase at a time: `Driver` and `VcpuThread` on threads of their own,
 of which one runs until it passes a baton, between any two phases or where it would sleep.
 
 Who runs next is a seed's choice, so that a run can be had again. Both asleep is a wake-up lost.
@@ -7,15 +7,18 @@ Who runs next is a seed's choice, so that a run can be had again. Both asleep is
 import threading
 from collections.abc import Callable, Sequence
 from random import Random
+from types import SimpleNamespace
 from typing import Any, Final, cast
 
 import numpy as np
 
-from backend.ring_thread import RingThread, Vcpu
+from backend.ring_hands import RingHands
+from backend.vcpu_thread import VcpuThread, _Served
 from backend.worker import work
 from common import effects
 from common.event_channel import clear_pending
 from common.steps import ANY_STEP
+from common.turns import ASLEEP, RING_BITS
 from frontend import driver
 from frontend.load import Load
 from tests.pair import LOOKS_MAX, PORT, Pair
@@ -46,16 +49,14 @@ class Batons:
         """The load, from its first phase to its last."""
         pair = self._pair
         words = np.zeros(2, np.uint32)
-        hands = RingThread(
-            pair.back,
-            pair.store,
-            cast(Any, _Channel(self, BACK)),
-            cast(Any, _Hypercalls(pair)),
-            Vcpu(0, words[:1], words[1:]),
-            lambda _: None,
-        )
-        hands._work = self._stepped(BACK, lambda rings: int(work(rings, 0, LOOKS_MAX, ANY_STEP)))
-        thread = threading.Thread(target=self._serve, args=(hands,))
+        calls = cast(Any, _Hypercalls(pair))
+        vcpu = VcpuThread(0, words[:1], words[1:], calls, pair.spin, "pipe", 1)
+        hands = RingHands(pair.back, pair.store, cast(Any, _Channel(self, BACK)), calls)
+        vcpu._add(0, _Served(hands, lambda _: None))
+        served = self._stepped(BACK, lambda _: int(work(pair.rings, 0, LOOKS_MAX, ANY_STEP)))
+        vcpu._serve = lambda *_: _returned(served(None))
+        vcpu._sleep = lambda: self.sleep(BACK)  # type: ignore[method-assign]
+        thread = threading.Thread(target=self._serve, args=(vcpu,))
         thread.start()
         pair.front_job = job
         stepped = self._stepped(FRONT, lambda _: pair.front_run(ANY_STEP))
@@ -69,14 +70,15 @@ class Batons:
                 self._over = True
                 self._turn.notify_all()
             thread.join(PATIENCE_S)
+            vcpu.close()
         for failure in self._failures:
             raise failure
 
-    def _serve(self, hands: RingThread) -> None:
+    def _serve(self, vcpu: VcpuThread) -> None:
         try:
             with self._turn:
                 self._await(BACK)
-            hands._serve()
+            vcpu._main()
         except _Over:
             pass  # the load has ended, and dom0 with it
         except BaseException as failure:
@@ -129,8 +131,15 @@ class Batons:
         return bool(int(pending[PORT >> 6]) >> (PORT & 63) & 1)
 
 
+def _returned(effect: int) -> int:
+    """What `worker.serve` returns of ring 0, if there is no other."""
+    return ASLEEP if effect == effects.WAIT else effect << RING_BITS
+
+
 class _Channel:
     """An event channel whose waiter passes the baton."""
+
+    carrier = SimpleNamespace(polled=None, hung_up=True)
 
     def __init__(self, batons: Batons, end: int) -> None:
         self._batons, self._end = batons, end
@@ -145,6 +154,9 @@ class _Channel:
 
 class _Hypercalls:
     """The real hypervisor, called at once."""
+
+    def close(self) -> None:
+        pass
 
     def __init__(self, pair: Pair) -> None:
         self._pair = pair

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from backend import steps as back
-from backend.blkback import KEPT, Blkback
+from backend.blkback import Blkback
+from backend.slots import KEPT
 from backend.stores import RamStore
 from common import abi
 from common.effects import WAIT, WAKE
@@ -96,9 +97,9 @@ def in_flight(dev: Blkback) -> None:
     """Until it is released, a kept page of a taken request is marked."""
     if dev.turn[STEP] not in IN_USE:
         return
-    for index in range(int(dev.back["gathered"][0])):
-        nr_segments = int(dev.requests["nr_segments"][index])
-        for segment in dev.segments[index, :nr_segments]:
+    for slot in dev.group[: int(dev.back["gathered"][0])].tolist():
+        nr_segments = int(dev.requests["nr_segments"][slot])
+        for segment in dev.segments[slot, :nr_segments]:
             if segment["kind"] == KEPT:
                 assert dev.nodes["in_flight"][segment["node"]], "a page in use is not in flight"
 

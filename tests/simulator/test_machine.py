@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend.blkback import BLKBACK
 from backend.steps import CLEAR, LOOK_AGAIN, PHASES
 from common.effects import WAIT
 from common.steps import NONE, ON, next_steps
-from machine.front import guest_domain
+from machine.front import guest_disks
 from simulator.config import MODES, Config
 from simulator.machine import Machine
 from tests.simulator.points import plan, run, total
@@ -57,7 +56,7 @@ def test_every_io_is_answered_with_the_right_bytes(
 def test_a_load_whose_ios_can_never_fit_ends_too(
     mode: str, iodepth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(guest_domain.__kwdefaults__, "pool_pages", 5)
+    monkeypatch.setitem(guest_disks.__kwdefaults__, "pool_pages", 5)
     machine = run(mode, plan(iodepth=iodepth, bs=6 * 4096))
     assert total(machine, "frontend", "ios") == total(machine, "frontend", "io_errors") == 200
     assert total(machine, "frontend", "requests") == 0
@@ -70,7 +69,7 @@ def test_nothing_is_left_mapped_or_granted(mode: str) -> None:
         assert machine.closed.hypervisor[domid]["grants_mapped"][0] == 0
         front = machine.closed.frontend[domid]
         assert front["grants_ended"][0] == front["grants_issued"][0]
-        back = machine._disks[domid].thread.dev
+        back = machine.ends(domid)[1].dev
         assert back.back["free_slots"][0] == len(back.page_table)
 
 
@@ -114,7 +113,7 @@ def test_grant_copy_of_drained_batches_copies_each_segment_once_and_keeps_its_sl
     machine = run("grant-copy", plan(bs=8192, iodepth=32), gather_max=32)
     assert total(machine, "hypervisor", "copy_ops") == 400
     assert total(machine, "hypervisor", "hypercalls") < 200
-    for disk in machine._disks.values():
+    for disk in machine.disks:
         back = disk.thread.dev
         assert sorted(back.slots.tolist()) == list(range(len(back.page_table)))
         assert back.back["free_slots"][0] == len(back.page_table)
@@ -190,7 +189,7 @@ def test_the_matrix_of_ipis_adds_up() -> None:
 
 def test_a_peer_that_does_not_answer_is_a_lost_wakeup() -> None:
     machine = Machine(run().config)
-    for disk in machine._disks.values():
+    for disk in machine.disks:
         disk.guest.peer = disk.guest  # wakes itself, and nobody serves
     with pytest.raises(AssertionError, match="a wake-up was lost"):
         machine.run()
@@ -207,9 +206,12 @@ def test_a_worker_that_does_not_look_again_before_it_sleeps_is_found_out(
         for phase in PHASES
     ]
     machine = Machine(Config(plan(ios=2000), mode="persistent", guests=2))
-    for domid, disk in machine._disks.items():
+    for disk in machine.disks:
         monkeypatch.setattr(disk.thread, "wait", lambda *_, thread=disk.thread: thread.sleep())
-        disk.thread.dev = disk.thread.dev._replace(next=next_steps(blind))
-        BLKBACK.write(machine._backs[domid], disk.thread.dev)
-    with pytest.raises(AssertionError, match="a wake-up was lost"):
-        machine.run()
+    table, sound = machine.disks[0].thread.dev.next, next_steps(PHASES)
+    table[:] = next_steps(blind)  # everybody's
+    try:
+        with pytest.raises(AssertionError, match="a wake-up was lost"):
+            machine.run()
+    finally:
+        table[:] = sound

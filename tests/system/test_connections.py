@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from backend.ring_thread import Vcpu
 from backend.stores import RamStore
 from common.atomics import store_release
 from common.hypercall import Hypercalls
@@ -17,9 +16,8 @@ from common.machine_memory import MachineMemory, host_of
 from common.ring import REQ
 from common.xenbus import CLOSED, CLOSING, CONNECTED, INITIALISED
 from common.xenstore import XenStoreClient
-from machine.connection import BackendOptions, Place
-from machine.plug import XVDA
-from tests.dom0_disk import BackDisk
+from machine.connection import BackendOptions
+from tests.dom0_disk import BackDisk, Vcpu0
 from tests.system.scripted import ScriptedGuest
 from toolstack.birth import Builder
 from toolstack.supervisor import Supervisor
@@ -45,16 +43,9 @@ class House:
         memory = MachineMemory(self._hypercalls)
         self._host = host_of(memory.segment("host"))
         create_vbd(self.store, 1, "ram:1m")
-        place = Place(
-            self._hypercalls,
-            memory,
-            self.supervisor.run_dir,
-            1,
-            XVDA,
-            Vcpu(0, self._host["running"][0], self._host["dirty"][0]),
-        )
+        self._vcpu = Vcpu0(self._hypercalls, memory, self.supervisor.run_dir, "pipe")
         options = BackendOptions(True, 352, 1, False, False, 2, "pipe")
-        self.back = BackDisk(self.store, place, RamStore(2048), options)
+        self.back = BackDisk(self.store, self._vcpu.place(1), RamStore(2048), options)
 
     def connect(self) -> None:
         """The frontend publishes a fresh ring, and the backend connects to it."""
@@ -75,6 +66,7 @@ class House:
 
     def close(self) -> None:
         self.back.close()
+        self._vcpu.close()
         self.guest.die()
         self.store.close()
         self.supervisor.close()
