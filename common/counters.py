@@ -45,10 +45,6 @@ BACKEND_COUNTERS: Final = _block(
     "hypercalls",
     "notify_to_front",
     "waits",
-    "map_ops",  # with the three below: what the hypervisor counts of the ring's I/O
-    "unmap_ops",
-    "copy_ops",
-    "hypercalls",
 )
 
 # Written by the hypervisor, for the domain whose grants were concerned.
