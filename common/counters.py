@@ -39,10 +39,6 @@ BACKEND_COUNTERS: Final = _block(
     "overflow_segments",  # mapped for one request only, though grants persist
     "persistent_now",
     "persistent_max",
-    "map_ops",  # the ring's own, as the hypervisor counts them for the domain
-    "unmap_ops",
-    "copy_ops",
-    "hypercalls",
     "notify_to_front",
     "waits",
 )
