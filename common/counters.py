@@ -41,6 +41,10 @@ BACKEND_COUNTERS: Final = _block(
     "persistent_max",
     "notify_to_front",
     "waits",
+    "map_ops",  # with the three below: what the hypervisor counts of the ring's I/O
+    "unmap_ops",
+    "copy_ops",
+    "hypercalls",
 )
 
 # Written by the hypervisor, for the domain whose grants were concerned.
