@@ -139,8 +139,7 @@ class Guest:
         return [disk.use(self._between_slices) for disk in self._disks]
 
     def _require_usable(self) -> None:
-        failed = [disk for disk in self._disks if not disk.vbd.usable]
-        if failed:
+        if failed := [disk for disk in self._disks if not disk.vbd.usable]:
             raise _all_of(disk.told(f"not Connected but {disk.state()}") for disk in failed)
 
     def _await_far_ends(self) -> None:
@@ -240,9 +239,11 @@ class Guest:
         for disk in self._disks:
             disk.vbd.detach()
             disk.device = None
-        kept = lambda: [disk for disk in self._disks if disk.vbd.state != xenbus.CLOSED]  # noqa: E731
-        if not self._await(lambda: not kept(), CONNECT_TIMEOUT_S):
-            raise _all_of(disk.told("the backend does not let go") for disk in kept())
+        if not self._await(
+            lambda: all(disk.vbd.state == xenbus.CLOSED for disk in self._disks), CONNECT_TIMEOUT_S
+        ):
+            kept = [disk for disk in self._disks if disk.vbd.state != xenbus.CLOSED]
+            raise _all_of(disk.told("the backend does not let go") for disk in kept)
         self._await(
             lambda: all(disk.at_rest and disk.vbd.finished for disk in self._disks),
             UNMAP_TIMEOUT_S,

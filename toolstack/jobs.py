@@ -34,7 +34,7 @@ class Job(NamedTuple):
 
 def load_of(load: LoadSpec | Sequence[LoadSpec]) -> LoadSpec:
     """One load, which may be of several jobs. Raises ConfigError."""
-    return load if isinstance(load, LoadSpec) else LoadSpec(job=tuple(load))
+    return load if isinstance(load, LoadSpec) else LoadSpec.from_table({"job": tuple(load)})
 
 
 def jobs_on(load: LoadSpec, disks: Iterable[Disk]) -> list[Job]:

@@ -492,7 +492,7 @@ def test_help_teaches_allowed_values_defaults_examples_and_commands() -> None:
     text = " ".join(grantlab("--help").stdout.split())
     assert "mask, mask-2012, accessed, precise (default: mask; mask-2012 with preset 2012)" in text
     assert "1..64 (default: 4)" in text
-    assert text.count("./run.sh --") == 2
+    assert text.count("./run.sh --") == 3
     assert "Commands: run" in text
     assert all(f" {name} {what}" in text for name, what in OF_RUN_SH.items())
 
