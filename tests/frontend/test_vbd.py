@@ -30,9 +30,10 @@ from frontend.frames import disk_frames
 from machine.connection import BackendOptions
 from machine.front import guest_disks
 from machine.front_disk import FrontDisk, Line
+from machine.places import Places
 from machine.plug import XVDA
 from tests.common.carriers import CARRIERS
-from tests.dom0_disk import BackDisk, Vcpu0
+from tests.dom0_disk import BackDisk
 from tests.hypervisor.running import Running
 from tests.xenstored.serving import Serving
 from toolstack.vbd_config import create_vbd, take_offline
@@ -57,7 +58,8 @@ class House:
         self.guest = self._xenstored.guest(DOMID)
         self.memory = self._hypervisor.memory
         self._events = events
-        self._vcpu = Vcpu0(self._hypervisor.dom0, self.memory, run_dir, events)
+        options = BackendOptions(True, 352, 1, False, False, 2, events)
+        self._places = Places(self._hypervisor.dom0, self.memory, run_dir, options)
         self.fronts: list[FrontDisk] = []
         self.backs: list[BackDisk] = []
 
@@ -77,7 +79,9 @@ class House:
     def back(self, persistent: bool = True, gather_max: int = 1) -> BackDisk:
         """dom0's driver finds its disk."""
         options = BackendOptions(persistent, 352, gather_max, False, False, 2, self._events)
-        back = BackDisk(self.dom0, self._vcpu.place(DOMID), RamStore(DISK_MIB << 11), options)
+        back = BackDisk(
+            self.dom0, self._places.take((DOMID, XVDA)), RamStore(DISK_MIB << 11), options
+        )
         self.backs.append(back)
         return back
 
@@ -109,7 +113,7 @@ class House:
         """Nothing of it is left."""
         for back in self.backs:
             back.close()
-        self._vcpu.close()
+        self._places.close()
         for front in self.fronts:
             if front.channel is not None:
                 front.channel.close()
