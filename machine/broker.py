@@ -19,7 +19,7 @@ import numpy as np
 
 from common.abi import DOMID_0, GRANT_ENTRY_V1, GTF_TYPE_MASK, HYPERVISOR_DOMCTL
 from common.arena import Arena
-from common.control import Control, answer
+from common.control import CommandTable, Control, answer
 from common.hypercall import GATE_KICK, HYPERCALL, MESSAGE_MAX, VIRQ_DOM_EXC
 from common.hypercall_gate import gate_bytes
 from common.log_limit import log_to_terminal
@@ -185,7 +185,11 @@ class Broker:
     def _obey(self) -> None:
         message = self._control.receive(0)
         if message is not None:
-            commands = {"exit": self._exit, "grants": self._grants, "maptrack": self._maptrack}
+            commands: CommandTable = {
+                "exit": self._exit,
+                "grants": self._grants,
+                "maptrack": self._maptrack,
+            }
             answer(self._control, message, commands)
 
     def _exit(self) -> None:

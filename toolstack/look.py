@@ -1,7 +1,8 @@
 """Looking in: what lies in the memory of a machine that runs, or rests, for one of its disks.
 
 Owns: where each part is had from. Ring page and event words are in the guest's own segments, which
-the toolstack maps; grant table and maptrack are the hypervisor's and the tree dom0's, who are asked. All are copies, each made at its own moment: of a disk that is busy they may not agree.
+the toolstack maps; grant table and maptrack are the hypervisor's and the tree dom0's, who are
+asked. All are copies, each made at its own moment: of a disk that is busy they may not agree.
 Rule: the guest's part is the guest's to write: what it claims is checked before it is followed.
 """
 
