@@ -5,7 +5,7 @@ One thread for all disks; everything per request is compiled. While loads run, o
 waited for, that loop goes on between slices, and what is asked meanwhile is answered afterwards.
 
 Commands, with disks by number: connect, load (of jobs, each a disk and LoadPlan's fields), stop,
-read, write, read_many, write_many, flush, disconnect, exit; see `common/control.py` for their form.
+read, write, read_many, write_many, flush, versions, disconnect, exit (`common/control.py`: form).
 """
 
 import contextlib
@@ -44,7 +44,6 @@ from machine.seat import Timers
 
 CONNECT_TIMEOUT_S: Final = 30.0
 UNMAP_TIMEOUT_S: Final = 10.0  # of a backend, once this end is Closed
-
 
 T = TypeVar("T")
 
@@ -140,14 +139,12 @@ class Guest:
         return [disk.use(self._between_slices) for disk in self._disks]
 
     def _require_usable(self) -> None:
-        failed = [disk for disk in self._disks if not disk.vbd.usable]
-        if failed:
+        if failed := [disk for disk in self._disks if not disk.vbd.usable]:
             raise _all_of(disk.told(f"not Connected but {disk.state()}") for disk in failed)
 
     def _await_far_ends(self) -> None:
         """Until the backends can be woken."""
-        channels = [disk.vbd.channel for disk in self._disks]
-        fds = [channel.carrier.fileno() for channel in channels if channel is not None]
+        fds = [disk.vbd.channel.carrier.fileno() for disk in self._disks if disk.vbd.channel]
         for fd in fds:
             self._poller.register(fd, select.POLLIN)
         self._await(
@@ -220,9 +217,12 @@ class Guest:
         """BlockDevice.flush."""
         self._use(disk, BlockDevice.flush)
 
+    def command_versions(self, disk: int, *arguments: Any) -> bytes:
+        """GuestDisk.versions."""
+        return self._disk(disk).versions(*arguments)
+
     def _use(self, number: int, do: Callable[[BlockDevice], T]) -> T:
-        disk = self._disk(number)
-        if not disk.vbd.usable:
+        if not (disk := self._disk(number)).vbd.usable:
             self._await(lambda: disk.at_rest, CONNECT_TIMEOUT_S)
         try:
             return do(disk.connected())
@@ -239,8 +239,9 @@ class Guest:
         for disk in self._disks:
             disk.vbd.detach()
             disk.device = None
-        closed = lambda: all(disk.vbd.state == xenbus.CLOSED for disk in self._disks)  # noqa: E731
-        if not self._await(closed, CONNECT_TIMEOUT_S):
+        if not self._await(
+            lambda: all(disk.vbd.state == xenbus.CLOSED for disk in self._disks), CONNECT_TIMEOUT_S
+        ):
             kept = [disk for disk in self._disks if disk.vbd.state != xenbus.CLOSED]
             raise _all_of(disk.told("the backend does not let go") for disk in kept)
         self._await(
@@ -274,8 +275,7 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
         client = XenStoreClient(store)
         if unsealed := seal(settings.events):
             logging.warning("not sealed: %s", unsealed)
-        record = stats_of(stats)
-        spin = new_spin(settings.adaptive_spin, settings.threads)
+        record, spin = stats_of(stats), new_spin(settings.adaptive_spin, settings.threads)
         poller = new_poller(settings.events)
         for end in (control, client):
             poller.register(end.fileno(), select.POLLIN)

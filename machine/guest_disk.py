@@ -42,6 +42,7 @@ class GuestDisk:
         self._domid, self._driver = domid, driver
         self._counters, self._latency = counters, latency
         self._versions = np.zeros(0, np.uint32)
+        self._name = disk_name(domid, number)  # in what is written on it
         self._failed = 0  # I/Os, with the device
         self._broken_because = ""
 
@@ -92,10 +93,20 @@ class GuestDisk:
                 f"iodepth {plan.iodepth} x bs {plan.bs} needs {plan.iodepth * frames} frames of"
                 f" I/O buffers and at most {NR_IOS} I/Os; this disk has {room} frames"
             )
-        dev, name = self._driver.dev(self.number), disk_name(self._domid, self.number)
+        dev = self._driver.dev(self.number)
         dev.ios["frame"][: plan.iodepth] = self.vbd.first_buffer + np.arange(plan.iodepth) * frames
         now_ns = time.monotonic_ns()
-        return new_load(Arena(), plan, dev, self._versions, self._latency, name, now_ns)
+        return new_load(Arena(), plan, dev, self._versions, self._latency, self._name, now_ns)
+
+    def versions(
+        self, sector: int, nr_sectors: int, told: bytes = b"", domid: int = 0, number: int = 0
+    ) -> bytes:
+        """What loads know of these sectors (`frontend/pattern.py`). told: what they are to know of
+        them from now on, which disk `number` of `domid` has written."""
+        if told:
+            self._versions[sector : sector + nr_sectors] = np.frombuffer(told, np.uint32)
+            self._name = disk_name(domid, number)
+        return b"" if told else self._versions[sector : sector + nr_sectors].tobytes()
 
     def give_up(self, broken_because: str = "") -> None:
         """It can be used no more, and what is in flight has failed. broken_because: how its backend

@@ -38,6 +38,7 @@ the two side by side. Every byte read is checked.
 EXAMPLES: Final = [
     ("./run.sh", "4 guests, both modes, 5 seconds each"),
     ("./run.sh --guests 8 --rw randread --bs 44k", "full requests: 11 segments each"),
+    ("./run.sh --disk ram:64m --disk null:1g", "two disks each, one of which moves nothing"),
     ("./run.sh --preset 2012 --no-persistent --ios 10000 --json out.json", "2012's flushes"),
 ]
 

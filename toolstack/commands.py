@@ -12,6 +12,7 @@ from rich.console import Console
 from toolstack.cli import cli
 from toolstack.door import Command, Within, output_directory
 from toolstack.loadspec import ConfigError
+from toolstack.look_command import look
 from toolstack.simulate import simulate
 
 __all__ = ["cli"]
@@ -60,10 +61,19 @@ def figure(out: str, scheduler: str | None, workers: int | None, runtime: float)
 @click.option("--guests", default="3", metavar="N", help="Guests: 1..64 (default: 3).")
 @click.option("--dom0-vcpus", default="24", metavar="N", help="dom0's vCPUs: 1..256 (default: 24).")
 @click.option("--flush-policy", default="mask", metavar="NAME", help="mask, accessed, precise.")
+@click.option("--disk", "disks", multiple=True, metavar="DISK", help="As `run` has it.")
 @click.option("--bs", default="44k", metavar="SIZE", help="Block size (default: 44k).")
 @click.option("--ios", default="500", metavar="N", help="I/Os of each guest (default: 500).")
 @click.option("--seed", default="1", metavar="N", help="Fixes every choice of the load.")
-def compare(guests: str, dom0_vcpus: str, flush_policy: str, bs: str, ios: str, seed: str) -> None:
+def compare(
+    guests: str,
+    dom0_vcpus: str,
+    flush_policy: str,
+    disks: tuple[str, ...],
+    bs: str,
+    ios: str,
+    seed: str,
+) -> None:
     """Run one seeded load on real processes and in the simulator, in a shape in which timing cannot
     matter (one I/O in flight, no CPU leaves the mask), and compare grants, maps, unmaps, flushes,
     IPIs, notifications and bytes one by one."""
@@ -75,7 +85,8 @@ def compare(guests: str, dom0_vcpus: str, flush_policy: str, bs: str, ios: str, 
             f"flush-policy: {flush_policy!r} is not one of {', '.join(TIMELESS_POLICIES)}, under"
             " which no count depends on time"
         )
-    machines = topologies(guests=guests, dom0_vcpus=dom0_vcpus, flush_policy=flush_policy)
+    shape = {"guests": guests, "dom0_vcpus": dom0_vcpus, "flush_policy": flush_policy}
+    machines = topologies(**shape, **({"disks": disks} if disks else {}))
     run_both(machines, load(bs=bs, ios=ios, seed=seed), Console(highlight=False))
 
 
@@ -95,5 +106,5 @@ def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) ->
     make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
-for command in (simulate, figure, compare, whatif):
+for command in (simulate, look, figure, compare, whatif):
     cli.add_command(command)

@@ -11,10 +11,9 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from common.xenstore import XenStoreClient
-from frontend.load import LoadPlan
 from toolstack.birth import ANSWER_TIMEOUT_S
 from toolstack.failures import GuestFailed, MachineError
-from toolstack.jobs import Job
+from toolstack.jobs import Job, plan_of
 from toolstack.snapshot import Snapshot
 from toolstack.supervisor import Supervisor
 from toolstack.vbd_config import forget_domain
@@ -42,7 +41,7 @@ class Crew:
         plans: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for job in jobs:
             of_guest = plans.setdefault(self._names[job.disk.domid], [])
-            of_guest.append((job.disk.number, asdict(_plan(job))))
+            of_guest.append((job.disk.number, asdict(plan_of(job))))
         running = [name for name in self.living() if name in plans]
         limit = _limit_s(jobs)
         started = time.monotonic()
@@ -120,18 +119,3 @@ class Crew:
 def _limit_s(jobs: Sequence[Job]) -> float:
     """Seconds after which all must have ended."""
     return max((job.spec.runtime_s or math.inf for job in jobs), default=0.0) + LOAD_GRACE_S
-
-
-def _plan(job: Job) -> LoadPlan:
-    """A disk's share of a load: the same shape, its own sequence of choices."""
-    spec = job.spec
-    return LoadPlan(
-        spec.rw,
-        spec.bs,
-        spec.iodepth,
-        spec.rwmixread,
-        spec.ios,
-        spec.runtime_s,
-        job.seed,
-        job.verified,
-    )

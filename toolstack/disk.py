@@ -6,12 +6,14 @@ the guest's, through its ring. What it answers is a guest's: its length is check
 
 from collections.abc import Callable, Iterator, Sequence
 from operator import index
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from common.abi import SECTOR_SIZE
 from common.control import DATA_MAX
+
+VERSION_BYTES: Final = 4  # of what a guest knows of a sector
 
 
 class GuestDisk:
@@ -69,6 +71,15 @@ class GuestDisk:
     def flush(self) -> None:
         """Return when everything written would survive."""
         self._asked("flush")
+
+    def expect(self, other: "GuestDisk", domid: int) -> None:
+        """Loads are to find here what they have written on `other` of guest `domid`, whose store
+        this is, too: fio's verify_state."""
+        size, step = self.size // SECTOR_SIZE, DATA_MAX // VERSION_BYTES
+        for sector in range(0, size, step):
+            nr = min(step, size - sector)
+            versions = other._bytes(nr * VERSION_BYTES, "versions", sector, nr)
+            self._asked("versions", sector, nr, versions, domid, other.number)
 
     def _checked(self, offset: int | np.integer) -> int:
         """A plain number; what is wrong with a smaller one the guest says, as for its own users."""

@@ -14,10 +14,10 @@ from toolstack.results import Run
 from toolstack.words import new_table, number, ratio
 
 LINES_MAX: Final = 16  # with one for each disk
-TARGET_MAX: Final = 15  # characters
+TARGET_MAX: Final = 12  # characters
 CAPTION: Final = (
-    "p50, p99: microseconds, of a line's slowest; maps: for 1,000 requests; read: was what was read"
-    " what had been written?"
+    "p50, p99: microseconds, of a line's slowest; maps: for 1,000 requests; verified: no where"
+    " nobody knows what is to be read"
 )
 
 Disks = list[dict[str, Any]]
@@ -32,9 +32,10 @@ def worth_a_table(run: Run) -> bool:
 def disk_table(run: Run) -> Table:
     """A line for each disk, or for each lot of disks that are alike."""
     table = new_table(f"The disks, {run['config']['mode']}")
+    table.padding = 0  # a blank between columns is the box's
     for name in ("", "target", "load"):
-        table.add_column(name, no_wrap=True)
-    for name in ("IOPS", "p50", "p99", "maps", "read"):
+        table.add_column(name, no_wrap=name != "load")
+    for name in ("IOPS", "p50", "p99", "maps", "verified"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, disks in _lines(run):
         table.add_row(name, *_words(disks[0]), *_figures(disks))
@@ -78,11 +79,15 @@ def _figures(disks: Disks) -> list[str]:
 
     maps = sum(disk["counters"]["map_ops"] for disk in disks)
     wrong = total("verify_errors")
-    checked = "-" if not disks[0]["load"] else "ok" if disks[0]["verified"] else "unknown"
+    checked = "-" if not disks[0]["load"] else "yes" if disks[0]["verified"] else "no"
     return [
-        number(total("iops")),
-        number(slowest("p50")),
-        number(slowest("p99")),
+        _short(total("iops")),
+        _short(slowest("p50")),
+        _short(slowest("p99")),
         number(ratio(1000 * maps, total("requests"))),
         f"{number(wrong)} bad" if wrong else checked,
     ]
+
+
+def _short(value: float | None) -> str:
+    return f"{value / 1e6:.2f}M" if value is not None and value >= 1e6 else number(value)

@@ -59,7 +59,7 @@ class DiskSpec(Config):
             known = {"name", "vdev", "access"}
             if len(known & {key for key, value in pairs if value}) < len(pairs):  # or twice
                 raise ConfigError(f"is not {FORM}")
-            return cls(**{"target": target, **dict(pairs)})
+            return cls.from_table({"target": target, **dict(pairs)})
         except ConfigError as error:
             raise ConfigError(f"disk: {shown(written)}: {error}") from None
 

@@ -6,51 +6,80 @@ Rules: a disk has one job at most, and one that no job names is left alone. All 
 before anything starts.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from toolstack.disks import Disk
 from toolstack.loadspec import GUESTS_MAX, ConfigError, LoadSpec, size_text
 
+if TYPE_CHECKING:
+    from frontend.load import LoadPlan
+
 
 class Job(NamedTuple):
-    """What runs on a disk. seed: of its own choices; verified: is what it reads checked?"""
+    """What runs on a disk. verified: is what it reads compared? after: the disk whose writer knows
+    what it is to find, if that is another's.
+    """
 
     disk: Disk
     spec: LoadSpec
+    verified: bool
+    after: Disk | None = None
 
     @property
     def seed(self) -> int:
         """Another for each disk."""
         return self.spec.seed + self.disk.domid + GUESTS_MAX * self.disk.number
 
-    @property
-    def verified(self) -> bool:
-        """Is what it reads compared? A null disk keeps nothing, and what another guest writes to a
-        store is not known to this one."""
-        spec = self.disk.spec
-        is_another_s = bool(spec.name) and self.disk.read_only
-        return self.spec.verify and spec.kind != "null" and not is_another_s
-
 
 def load_of(load: LoadSpec | Sequence[LoadSpec]) -> LoadSpec:
     """One load, which may be of several jobs. Raises ConfigError."""
-    return load if isinstance(load, LoadSpec) else LoadSpec(job=tuple(load))
+    return load if isinstance(load, LoadSpec) else LoadSpec.from_table({"job": tuple(load)})
 
 
 def jobs_on(load: LoadSpec, disks: Iterable[Disk]) -> list[Job]:
     """The jobs that run, one for each disk that has one. Raises ConfigError."""
-    disks, found = list(disks), dict[tuple[int, int], Job]()
+    disks, specs = list(disks), dict[Disk, LoadSpec]()
     for spec in load.jobs:
         meant = [disk for disk in disks if _means(spec, disk)]
         if not meant:
             of = f" of guest {', '.join(map(str, spec.domid))}" if spec.domid else ""
             raise ConfigError(f"vdev: {', '.join(spec.vdev) or 'any'}{of} is no disk there is")
         for disk in meant:
-            if (disk.domid, disk.number) in found:
+            if disk in specs:
                 raise ConfigError(f"job: {disk} has two; a disk has one at most")
-            found[disk.domid, disk.number] = Job(disk, _checked(spec, disk))
-    return list(found.values())
+            _check(spec, disk)
+            specs[disk] = spec
+    writers = {disk.key: disk for disk in disks if not disk.read_only}
+    return [_job(disk, spec, writers.get(disk.key, disk), specs) for disk, spec in specs.items()]
+
+
+def plan_of(job: Job) -> "LoadPlan":
+    """What the guest is told: the same shape as on other disks, its own sequence of choices."""
+    return load_plan(job.spec, job.seed, job.verified)
+
+
+def load_plan(spec: LoadSpec, seed: int, verify: bool) -> "LoadPlan":
+    """`spec` for a frontend."""
+    from frontend.load import LoadPlan  # noqa: PLC0415 - brings Numba, which `--help` needs not
+
+    return LoadPlan(
+        spec.rw,
+        spec.bs,
+        spec.iodepth,
+        spec.rwmixread,
+        spec.ios,
+        spec.runtime_s,
+        seed,
+        verify,
+    )
+
+
+def _job(disk: Disk, spec: LoadSpec, writer: Disk, specs: Mapping[Disk, LoadSpec]) -> Job:
+    """A null disk keeps nothing. What another writes to a store is known, while nobody does."""
+    changes = writer != disk and writer in specs and specs[writer].writes
+    verified = spec.verify and disk.spec.kind != "null" and not changes
+    return Job(disk, spec, verified, writer if verified and writer != disk else None)
 
 
 def _means(spec: LoadSpec, disk: Disk) -> bool:
@@ -59,8 +88,8 @@ def _means(spec: LoadSpec, disk: Disk) -> bool:
     )
 
 
-def _checked(spec: LoadSpec, disk: Disk) -> LoadSpec:
-    """`spec`, if it can run there. Raises ConfigError."""
+def _check(spec: LoadSpec, disk: Disk) -> None:
+    """Can `spec` run there? Raises ConfigError."""
     if disk.read_only and spec.writes:
         raise ConfigError(
             f"rw: {spec.rw} writes to {disk}, which is access=ro; read and randread are allowed"
@@ -69,4 +98,3 @@ def _checked(spec: LoadSpec, disk: Disk) -> LoadSpec:
         raise ConfigError(
             f"bs: {size_text(spec.bs)} is more than all of {disk}, {size_text(disk.spec.size)}"
         )
-    return spec

@@ -172,8 +172,8 @@ def _of_processes(shape: Shape, there: Host) -> Iterator[str]:
     if there.shared is not None and shape.shared > there.shared:
         yield (
             f"buffer-mib: the machine's shared memory takes {-(-shape.shared // MIB)} MiB of"
-            f" /dev/shm, which has {there.shared // MIB} free; smaller buffers, fewer disks or a"
-            " larger /dev/shm would do"
+            f" /dev/shm, which has {there.shared // MIB} MiB free; smaller buffers, fewer disks or"
+            " a larger /dev/shm would do"
         )
 
 

@@ -222,6 +222,11 @@ class Machine:
 
     def _load(self, jobs: Sequence[Job], every_s: float) -> Generator[Snapshot, None, None]:
         with self._blamed():
+            for job in jobs:
+                if job.after is not None:
+                    writer = self._guests[job.after.domid].disks[job.after.number]
+                    reader = self._guests[job.disk.domid].disks[job.disk.number]
+                    reader.expect(writer, job.after.domid)
             yield from self._crew.load(jobs, every_s, self.snapshot)
 
     def look(self, domid: int, vdev: str = "xvda") -> View:

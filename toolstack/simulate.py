@@ -15,11 +15,13 @@ from common.abi import BLKIF_RING_SIZE, SECTOR_SIZE
 from toolstack.cli import settings
 from toolstack.door import Command, RunEnded, Within
 from toolstack.files import check_outputs, write_outputs
-from toolstack.flags import FLAGS, LOAD, MACHINE, Flag
+from toolstack.flags import FLAGS, LOAD, MACHINE, OUTPUT, Flag
+from toolstack.jobs import jobs_on, load_plan, plan_of
 from toolstack.loadspec import LoadSpec
 from toolstack.report import print_report
 from toolstack.results import Run, build_run, faults, grants_left
 from toolstack.snapshot import Snapshot
+from toolstack.step import show_steps, small
 from toolstack.topology import ConfigError, Topology
 
 if TYPE_CHECKING:
@@ -55,25 +57,25 @@ def simulate_run(
 
 def config_of(topology: Topology, spec: LoadSpec, physical_cpus: int = 0) -> "Config":
     """The simulated machine that is `topology` under `spec`. Raises ConfigError."""
-    disks = topology.every_disk()
-    if len(disks) > topology.guests or {disk.spec.kind for disk in disks} != {"ram"}:
-        raise ConfigError("disk: the simulator has one ram disk a guest")
-    from frontend.load import LoadPlan  # noqa: PLC0415
-    from simulator.config import Config  # noqa: PLC0415
+    from simulator.config import Config, DiskPlan  # noqa: PLC0415
 
-    plan = LoadPlan(
-        spec.rw,
-        spec.bs,
-        spec.iodepth,
-        spec.rwmixread,
-        spec.ios,
-        spec.runtime_s,
-        spec.seed,
-        spec.verify,
+    jobs = {job.disk: job for job in jobs_on(spec, topology.every_disk())}
+    disks = tuple(
+        tuple(
+            DiskPlan(
+                plan_of(jobs[disk]) if disk in jobs else None,
+                disk.spec.size // SECTOR_SIZE,
+                disk.spec.kind,
+                disk.read_only,
+                disk.spec.name,
+            )
+            for disk in topology.disks_of(domid)
+        )
+        for domid in topology.domids
     )
     try:
         return Config(
-            plan,
+            load_plan(spec, spec.seed, spec.verify),
             topology.mode,
             topology.guests,
             topology.dom0_vcpus,
@@ -82,7 +84,7 @@ def config_of(topology: Topology, spec: LoadSpec, physical_cpus: int = 0) -> "Co
             topology.preset,
             BLKIF_RING_SIZE if topology.batching == "drain" else 1,
             topology.max_persistent_grants,
-            disks[0].spec.size // SECTOR_SIZE,
+            disks=disks,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -93,9 +95,16 @@ def simulated(topology: Topology, spec: LoadSpec) -> tuple[Topology, LoadSpec]:
     if topology.given().get("spin") == "adaptive":
         raise ConfigError("spin: 'adaptive' is the real runtime's; the simulator knows only off")
     topology = Topology(**{**topology.given(), "spin": "off"})
+    if spec.job:
+        return topology, LoadSpec(**{**spec.given(), "job": tuple(map(_short, spec.job))})
+    return topology, _short(spec)
+
+
+def _short(spec: LoadSpec) -> LoadSpec:
+    """With an end of its own, where none was named."""
     if spec.ios is None and "runtime_s" not in spec.given():
-        spec = LoadSpec(**{**spec.given(), "runtime_s": RUNTIME_S})
-    return topology, spec
+        return LoadSpec(**{**spec.given(), "runtime_s": RUNTIME_S})
+    return spec
 
 
 def _snapshot(counts: "Counts") -> Snapshot:
@@ -136,12 +145,19 @@ def _flags() -> list[click.Parameter]:
             help=text,
         )
     )
+    text = "Show every phase and what it changes (default: of one guest, and of one I/O)."
+    flags.append(Flag(OUTPUT, "--step", "step", is_flag=True, help=text))
     return flags
 
 
 def _simulate(**flags: Any) -> None:
-    physical_cpus = flags.pop("physical_cpus")
+    physical_cpus, step = flags.pop("physical_cpus"), flags.pop("step")
     topologies, spec = settings(flags)
+    if step:
+        pairs = [simulated(*small(topology, spec)) for topology in topologies]
+        for topology, its_spec in pairs:
+            show_steps(config_of(topology, its_spec, physical_cpus), Console(highlight=False))
+        return
     pairs = [simulated(topology, spec) for topology in topologies]
     check_outputs(flags)
     console, runs, left, busy = Console(highlight=False), [], [], []

@@ -41,7 +41,8 @@ class Snapshot:
 def difference(after: Snapshot, before: Snapshot) -> Snapshot:
     """What was counted from `before` to `after`; levels stand as they are in `after`.
 
-    `at_s` becomes the seconds between. A guest that was not there before had counted nothing.
+    `at_s` becomes the seconds between. A guest or a disk that was not there before had counted
+    nothing.
     """
     shootdowns = None
     if after.host_tlb_shootdowns is not None and before.host_tlb_shootdowns is not None:
@@ -63,9 +64,16 @@ def _each(
     after: Mapping[int, np.ndarray], before: Mapping[int, np.ndarray]
 ) -> dict[int, np.ndarray]:
     return {
-        domid: _subtract(block, before[domid]) if domid in before else block.copy()
-        for domid, block in after.items()
+        domid: _subtract(block, _padded(before.get(domid), block)) for domid, block in after.items()
     }
+
+
+def _padded(before: np.ndarray | None, after: np.ndarray) -> np.ndarray:
+    """`before` with as many rows as `after`, the new ones zero."""
+    padded = np.zeros_like(after)
+    if before is not None:
+        padded[: len(before)] = before
+    return padded
 
 
 def _subtract(after: np.ndarray, before: np.ndarray) -> np.ndarray:

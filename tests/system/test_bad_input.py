@@ -37,6 +37,14 @@ def one_line(done: "subprocess.CompletedProcess[str]") -> str:
         (("--config", "/nonexistent.toml"), "/nonexistent.toml"),
         (("--json", "/nonexistent/x.json"), "/nonexistent"),
         (("--disk-mib", "1", "--bs", "2m"), "bs"),
+        (("--disk", "ram:1q"), "ram:SIZE"),
+        (("--disk", "ram:1m,vdev=sda"), "xvda..xvdp"),
+        (("--disk", "ram:1m,access=ro"), "access=ro"),  # the default load writes
+        (("--disk", "ram:4k", "--bs", "64k"), "bs"),
+        (("--disk", "ram:1m", "--disk-mib", "1"), "disk-mib"),
+        (("--disk", "ram:1m,name=a"), "name=a"),  # of four guests
+        (("--vdev", "xvdb"), "vdev"),
+        (("--csv", "/nonexistent/x.csv"), "/nonexistent"),
     ],
 )
 def test_a_bad_flag_is_named_with_what_is_allowed(
@@ -68,13 +76,13 @@ def in_own_mounts(setup: str, command: str, run_base: str) -> "subprocess.Comple
     )
 
 
-def test_a_full_dev_shm_is_said_to_be_full(run_base: str) -> None:
+def test_a_dev_shm_that_is_too_small_is_said_to_be(run_base: str) -> None:
     done = in_own_mounts(
         "mount -t tmpfs -o size=12m none /dev/shm",
         "./run.sh --guests 4 --persistent --ios 10",
         run_base,
     )
-    assert "shared memory is full" in one_line(done)
+    assert "of /dev/shm, which has 12 MiB free" in one_line(done)
 
 
 def test_a_forbidden_dev_shm_is_said_to_be_forbidden(run_base: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.toolstack.stand_in import StandIn, Starter
+from toolstack import limits
 from toolstack.__main__ import main
 from toolstack.cli import FLAGS, Flag, cli
 from toolstack.door import OF_RUN_SH
@@ -167,6 +168,63 @@ def test_results_are_written_for_each_mode(tmp_path: Path) -> None:
     found = json.loads(path.read_text())
     assert found["schema"] == 2
     assert [run["config"]["mode"] for run in found["runs"]] == ["non-persistent", "persistent"]
+
+
+def test_disks_and_what_runs_on_them_are_named_by_flags() -> None:
+    starter = Starter()
+    flags = "--persistent --disk ram:1m --disk null:1g,vdev=xvdp,access=ro --vdev xvdp --rw read"
+    result = grantlab(*flags.split(), "--guests", "2", starter=starter)
+    assert result.exit_code == 0, result.stderr
+    (machine,) = starter.machines
+    assert [disk.vdev for disk in machine.topology.disks_of(2)] == ["xvda", "xvdp"]
+    assert machine.specs[0].vdev == ("xvdp",)
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert any(line[:2] == ["guest-2", "xvdp"] and line[-1] == "no" for line in lines)
+
+
+def test_a_flag_s_disks_are_in_place_of_the_file_s(tmp_path: Path) -> None:
+    config = tmp_path / "lab.toml"
+    config.write_text("[topology]\ndisk-mib = 9\n")
+    starter = Starter()
+    grantlab("--config", str(config), "--disk", "null:1m", starter=starter)
+    assert starter.machines[0].topology.disks_of(1)[0].spec.params == "null:1m"
+    config.write_text('[topology]\ndisks = ["null:1m"]\n')
+    grantlab("--config", str(config), "--disk-mib", "3", starter=starter)
+    assert starter.machines[-1].topology.disks_of(1)[0].spec.params == "ram:3m"
+
+
+def test_a_flag_of_the_load_reaches_every_job_of_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "lab.toml"
+    config.write_text(
+        '[topology]\ndisks = ["ram:1m", "ram:1m"]\n[load]\nbs = "8k"\n'
+        '[[load.job]]\nvdev = "xvda"\n[[load.job]]\nvdev = "xvdb"\nrw = "read"\nbs = "1k"\n'
+    )
+    starter = Starter()
+    assert grantlab("--config", str(config), "--ios", "7", starter=starter).exit_code == 0
+    assert [(job.rw, job.bs, job.ios) for job in starter.machines[0].specs[0].jobs] == [
+        ("randrw", 8192, 7),
+        ("read", 1024, 7),
+    ]
+    grantlab("--config", str(config), "--bs", "512", starter=starter)
+    assert [job.bs for job in starter.machines[-1].specs[0].jobs] == [512, 512]
+    assert "vdev: is for a load of no jobs" in refused("--config", str(config), "--vdev", "xvda")
+
+
+def test_a_table_of_rings_is_written_as_it_is_asked_for(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("a.csv", "a.parquet")]
+    disks = ("--disk", "ram:1m", "--disk", "null:1m")
+    done = grantlab(*disks, "--guests", "3", "--csv", paths[0], "--parquet", paths[1])
+    assert done.exit_code == 0
+    assert len(Path(paths[0]).read_text().splitlines()) == 1 + 2 * 3 * 2
+    assert Path(paths[1]).stat().st_size > 0
+
+
+def test_a_machine_that_the_host_has_no_room_for_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "host", lambda: limits.Host(5000, None, None, None))
+    line = refused("--persistent", "--guests", "64")
+    assert "max-persistent-grants: 352 for each of 64 disks may need 49216 mappings" in line
 
 
 @pytest.mark.parametrize(
@@ -434,7 +492,7 @@ def test_help_teaches_allowed_values_defaults_examples_and_commands() -> None:
     text = " ".join(grantlab("--help").stdout.split())
     assert "mask, mask-2012, accessed, precise (default: mask; mask-2012 with preset 2012)" in text
     assert "1..64 (default: 4)" in text
-    assert text.count("./run.sh --") == 2
+    assert text.count("./run.sh --") == 3
     assert "Commands: run" in text
     assert all(f" {name} {what}" in text for name, what in OF_RUN_SH.items())
 

@@ -20,6 +20,7 @@ class FarDisk:
     def __init__(self) -> None:
         self.commands: list[tuple[Any, ...]] = []
         self.bytes = bytearray(SIZE)
+        self.expected = np.zeros(SIZE // SECTOR_SIZE, np.uint32)
         self.lies: Any = None
 
     def ask(self, guest: str, *command: Any) -> Any:
@@ -52,6 +53,12 @@ class FarDisk:
 
     def _flush(self) -> None:
         pass
+
+    def _versions(self, sector: int, nr: int, told: bytes = b"", *name: int) -> bytes:
+        if told:
+            assert name == (7, NUMBER)
+            self.expected[sector : sector + nr] = np.frombuffer(told, np.uint32)
+        return np.arange(sector, sector + nr, dtype=np.uint32).tobytes()
 
 
 @pytest.fixture
@@ -177,3 +184,10 @@ def test_an_answer_of_another_length_or_kind_is_an_error_that_names_the_guest(
 def test_flush_is_asked_for(far: FarDisk, disk: GuestDisk) -> None:
     disk.flush()
     assert far.commands == [("flush",)]
+
+
+def test_what_another_wrote_is_asked_of_it_and_told_whole(far: FarDisk, disk: GuestDisk) -> None:
+    disk.size = SIZE - 5 * SECTOR_SIZE
+    disk.expect(GuestDisk(far.ask, "guest-3", NUMBER, SIZE), 7)
+    known = disk.size // SECTOR_SIZE
+    assert (far.expected[:known] == np.arange(known)).all() and not far.expected[known:].any()

@@ -86,17 +86,35 @@ def test_what_cannot_run_is_named(settings: dict[str, Any], line: str) -> None:
     assert error_of(**settings).startswith(line)
 
 
-def test_what_nobody_knows_is_not_verified() -> None:
-    """A null disk keeps nothing; what another guest writes is not known to this one."""
-    verified = {
-        f"{job.disk.domid} {job.disk.vdev}": job.verified
-        for job in jobs_on(LoadSpec(rw="read"), MACHINE.every_disk())
+def verified(load: LoadSpec) -> dict[str, tuple[bool, str]]:
+    """By disk: is it verified, and whose writes must be known for that?"""
+    found = jobs_on(load, MACHINE.every_disk())
+    return {
+        f"{job.disk.domid} {job.disk.vdev}": (job.verified, str(job.after or "")) for job in found
     }
-    assert verified == {
-        "1 xvda": True, "1 xvdb": False, "2 xvda": True, "2 xvdb": True, "2 xvdc": False,
-    }  # fmt: skip
-    unasked = jobs_on(LoadSpec(rw="read", verify=False), MACHINE.every_disk())
-    assert not any(job.verified for job in unasked)
+
+
+def test_a_null_disk_keeps_nothing_that_could_be_verified() -> None:
+    found = verified(LoadSpec(rw="read"))
+    assert [found[disk] for disk in ("1 xvda", "1 xvdb", "2 xvda", "2 xvdb")] == [
+        (True, ""), (False, ""), (True, ""), (True, ""),
+    ]  # fmt: skip
+    assert not any(each for each, _ in verified(LoadSpec(rw="read", verify=False)).values())
+
+
+def test_another_s_store_is_verified_if_nobody_writes_to_it_meanwhile() -> None:
+    reader = {"domid": 2, "vdev": "xvdc", "rw": "read"}
+    known = (True, "guest 1's xvda")
+    assert verified(LoadSpec(job=[reader]))["2 xvdc"] == known
+    assert verified(LoadSpec(job=[reader, {"domid": 1, "rw": "read"}]))["2 xvdc"] == known
+    assert verified(LoadSpec(job=[reader, {"domid": 1}]))["2 xvdc"] == (False, "")
+    assert verified(LoadSpec(job=[reader, {"domid": 1}]))["1 xvda"] == (True, "")
+
+
+def test_a_store_that_nobody_may_write_to_is_zeros() -> None:
+    machine = Settings(guests=2, disks=["ram:1m,name=a,access=ro"])
+    jobs = jobs_on(LoadSpec(rw="read"), machine.every_disk())
+    assert [(job.verified, job.after) for job in jobs] == [(True, None)] * 2
 
 
 def test_every_disk_has_its_own_seed() -> None:

@@ -70,7 +70,7 @@ def test_a_usual_host_takes_64_guests_and_64_by_4_that_keep_less() -> None:
         (
             BOUNDLESS._replace(shared=64 << 20),
             {"guests": 64, "buffer_mib": 1},
-            ["buffer-mib", "of /dev/shm, which has 64 free", "would do"],
+            ["buffer-mib", "of /dev/shm, which has 64 MiB free", "would do"],
         ),
         (
             BOUNDLESS,

@@ -205,17 +205,31 @@ def test_many_disks_fit_on_80_columns(guests: int) -> None:
     assert "…" not in text
 
 
+def test_the_longest_figures_fit_on_80_columns() -> None:
+    own = [{"domid": 64, "disks": ["ram:65536m,name=long,vdev=xvdp"]}]
+    spec = LoadSpec(rw="randwrite", bs="1020k", ios=4000, domid=64)
+    run = run_of("non-persistent", spec, guests=64, disks=["ram:65536m"], guest=own)
+    run["guests"] = run["guests"][60:]
+    (disk,) = run["guests"][-1]["disks"]
+    disk["totals"].update(iops=1_234_567.0, verify_errors=12_345)
+    disk["latency_us"].update(p50=123_456.0, p99=1_234_567.0)
+    disk["counters"]["map_ops"] = 11 * disk["totals"]["requests"]
+    text = text_of([run])
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert row(text, "guest-64 xvdp")[-2:] == ["12,345", "bad"]
+
+
 def test_a_few_disks_have_a_line_each() -> None:
     text = text_of([run_of("non-persistent", JOBS, guests=2, disks=KINDS)])
-    assert row(text, "guest-1 xvda") == ["ram:64m", "randrw", "4k", *took("2,000"), "ok"]
-    assert row(text, "guest-2 xvdb") == ["null:1g", "randread", "4k", *took("2,000"), "unknown"]
-    assert row(text, "guest-2 xvdc")[:3] == ["ram:64m,nam~", "ro", "read"]
+    assert row(text, "guest-1 xvda") == ["ram:64m", "randrw", "4k", *took("2,000"), "yes"]
+    assert row(text, "guest-2 xvdb") == ["null:1g", "randread", "4k", *took("2,000"), "no"]
+    assert row(text, "guest-2 xvdc")[:3] == ["ram:64m,~", "ro", "read"]
 
 
 def test_many_disks_have_a_line_for_those_that_are_alike(many: list[Run]) -> None:
     text = text_of(many)
     assert text.count("The disks, ") == len(many)
-    assert row(text, "xvda of 64") == ["ram:64m", "randrw", "4k", *took("128,000"), "ok"]
+    assert row(text, "xvda of 64") == ["ram:64m", "randrw", "4k", *took("128,000"), "yes"]
     assert "guest-1 xvda" not in text
 
 

@@ -49,6 +49,16 @@ def test_a_guest_that_was_not_there_before_had_counted_nothing() -> None:
     assert difference(after, before).frontend[2]["requests"][0] == 7
 
 
+def test_nor_had_a_disk_that_was_not_there_before() -> None:
+    before = snapshot(frontend={1: {"requests": 2}}, latency={1: (50,)})
+    after = snapshot(frontend={1: [{"requests": 5}, {"requests": 7}]}, latency={1: (50,)}, disks=2)
+    change = difference(after, before)
+    assert change.frontend[1]["requests"].tolist() == [3, 7]
+    assert change.latency[1].sum() == 0
+    before.frontend[1] = before.frontend[1][:0]  # type: ignore[index]
+    assert difference(after, before).frontend[1]["requests"].tolist() == [5, 7]
+
+
 def test_host_shootdowns_are_subtracted_where_the_host_counts_them() -> None:
     before, after = snapshot(host_tlb_shootdowns=100), snapshot(host_tlb_shootdowns=130)
     assert difference(after, before).host_tlb_shootdowns == 30

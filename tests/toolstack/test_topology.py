@@ -136,6 +136,31 @@ def test_a_file_may_spell_settings_as_the_flags_do(tmp_path: Path) -> None:
     assert (topology.flush_policy, spec.runtime_s) == ("precise", 2.0)
 
 
+def test_a_file_may_give_guests_their_own_disks_and_the_load_several_jobs(tmp_path: Path) -> None:
+    text = """
+        [topology]
+        guests = 2
+        disks = ["ram:1m", "null:1m"]
+        [[topology.guest]]
+        [[topology.guest]]
+        disks = ["ram:2m,vdev=xvdc"]
+        [load]
+        bs = "8k"
+        [[load.job]]
+        domid = 1
+        [[load.job]]
+        domid = 2
+        vdev = ["xvdc"]
+        runtime = 3
+    """
+    topology, spec = Topology.from_toml(file_of(tmp_path, text))
+    assert [disk.vdev for disk in topology.every_disk()] == ["xvda", "xvdb", "xvdc"]
+    assert [(job.bs, job.domid, job.vdev, job.runtime_s) for job in spec.jobs] == [
+        (8192, (1,), (), 5.0),
+        (8192, (2,), ("xvdc",), 3.0),
+    ]
+
+
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
     assert Topology.from_toml(file_of(tmp_path, "")) == (Topology(), LoadSpec())
 
