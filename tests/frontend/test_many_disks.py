@@ -15,7 +15,7 @@ from frontend.blkfront_info import BROKEN_ID, BROKEN_REASONS, NO_ROOM
 from frontend.load import Load, LoadPlan, new_load
 from frontend.pattern import disk_name
 from tests.frontend.whole import check_whole
-from tests.pair import MODES, OKAY, READ, WRITE, pairs
+from tests.pair import MODES, OKAY, READ, WRITE, Pair, pairs
 
 NR_SECTORS = 64 * abi.SECTORS_PER_PAGE
 NR_BLOCKS = 64
@@ -157,7 +157,7 @@ def test_who_finds_no_entries_waits_for_those_of_other_disks(left: int, spins: b
     if spins:
         disks.spin()
     plans = [plan("randrw", 100, depth, pages) for pages, depth in ((11, 2), (1, 16), (4, 8))]
-        assert disks.run(*plans) == {}
+    assert disks.run(*plans) == {}
     assert disks.counted("ios") == [100] * 3
     assert disks.counted("io_errors") == [0] * 3
     disks.check()
