@@ -275,8 +275,7 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
         client = XenStoreClient(store)
         if unsealed := seal(settings.events):
             logging.warning("not sealed: %s", unsealed)
-        record = stats_of(stats)
-        spin = new_spin(settings.adaptive_spin, settings.threads)
+        record, spin = stats_of(stats), new_spin(settings.adaptive_spin, settings.threads)
         poller = new_poller(settings.events)
         for end in (control, client):
             poller.register(end.fileno(), select.POLLIN)
