@@ -1,16 +1,24 @@
 """What a virtual disk's bytes are kept in: a handful of callbacks, and memory where there is some.
 
 A store with `memory` is read and written by compiled copies straight between guest pages and it;
-any other has its callbacks called, once a segment, from the ring's thread. A store raises OSError
-for what it cannot do, and the guest's request is answered ERROR.
+any other has its callbacks called, once a segment, from the thread that serves the ring. A store
+raises OSError for what it cannot do, and the guest's request is answered ERROR.
+
+The memory of a ram disk is a sealed memfd. Who makes and keeps it is the toolstack, as a rule, so
+that it outlives dom0; dom0 is given its descriptor (`RamStores.give`) before the disk is plugged.
 """
 
-import mmap
+import fcntl
+import os
+from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from common.abi import SECTOR_SIZE
+from common.faults import LocalFault
+from common.memory import map_shared, sealed_memory
 
 
 class Store(Protocol):
@@ -33,20 +41,24 @@ class Store(Protocol):
 
 
 class RamStore:
-    """A ramdisk: dom0's own memory, zeroed, taken from the host page by page as it is used.
+    """A ramdisk: zeros at first, taken from the host page by page as it is used.
 
-    huge_pages: pages of 2 MiB, where there are some; for a disk that is used all over, and soon.
+    fd: the memory, which stays its owner's; without one it is the store's own. closed: called when
+    it is.
     """
 
-    def __init__(self, nr_sectors: int, huge_pages: bool = True) -> None:
+    def __init__(
+        self, nr_sectors: int, fd: int | None = None, closed: Callable[[], None] = lambda: None
+    ) -> None:
         if nr_sectors < 1:
             raise ValueError(f"nr_sectors: {nr_sectors} is not at least 1")
-        self.nr_sectors = nr_sectors
-        self._map = mmap.mmap(-1, nr_sectors * SECTOR_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
-            # Random blocks of a large disk miss the TLB each time; 2-MiB pages miss it less.
-            self._map.madvise(mmap.MADV_HUGEPAGE)
-        self.memory: np.ndarray | None = np.frombuffer(self._map, np.uint8)
+        self.nr_sectors, self._closed = nr_sectors, closed
+        own = sealed_memory("grantlab-ram", nr_sectors * SECTOR_SIZE) if fd is None else -1
+        try:
+            self.memory: np.ndarray | None = map_shared(own if fd is None else fd)
+        finally:
+            if own >= 0:
+                os.close(own)
 
     def read(self, offset: int, into: np.ndarray) -> None:
         """Fill `into` with the bytes at `offset`."""
@@ -59,9 +71,78 @@ class RamStore:
         self.memory[offset : offset + len(data)] = data
 
     def flush(self) -> None:
-        """Nothing to do: a ramdisk survives nothing."""
+        """Nothing to do: a ramdisk survives nothing but dom0."""
 
     def close(self) -> None:
-        """Give the memory back at once: a view of it may live until Python's collector comes by."""
+        """Unmap it: nobody holds a view any more."""
         self.memory = None
-        self._map.madvise(mmap.MADV_DONTNEED)
+        self._closed()
+
+
+class NullStore:
+    """A disk that moves nothing: what is written is forgotten, a read leaves what was there."""
+
+    memory: np.ndarray | None = None
+
+    def __init__(self, nr_sectors: int) -> None:
+        self.nr_sectors = nr_sectors
+
+    def read(self, offset: int, into: np.ndarray) -> None:
+        """Leave `into` as it is."""
+
+    def write(self, offset: int, data: np.ndarray) -> None:
+        """Forget `data`."""
+
+    def flush(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to give up."""
+
+
+class RamStores:
+    """The memory of ram disks by key: a store's name, or the disk that it is of alone.
+
+    Disks of one key are one store. Of a key that nobody has given, the memory is made here, and
+    goes with the last of its disks.
+    """
+
+    def __init__(self) -> None:
+        self._given: dict[str, int] = {}
+        self._made: dict[str, int] = {}
+        self._users = Counter[str]()
+
+    def give(self, key: str, fd: int) -> None:
+        """From now on disks of that key are this memory, whose descriptor is ours. Raises OSError
+        if it is none, or not sealed: whoever could make it shorter could kill dom0.
+        """
+        if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            raise OSError(f"the memory of store {key} is not sealed")
+        self.forget(key)
+        self._given[key] = fd
+
+    def forget(self, key: str) -> None:
+        """A disk that is connected keeps what it has."""
+        if (fd := self._given.pop(key, None)) is not None:
+            os.close(fd)
+
+    def open(self, key: str, nr_sectors: int) -> RamStore:
+        """A disk of that key. Raises OSError; LocalFault, if it is there with another size."""
+        fd, nbytes = self._given.get(key, self._made.get(key)), nr_sectors * SECTOR_SIZE
+        if fd is None:
+            fd = self._made[key] = sealed_memory(f"grantlab-{key}", nbytes)
+        if (there := os.fstat(fd).st_size) != nbytes:
+            raise LocalFault(f"store {key} has {there} bytes, and not {nbytes}")
+        self._users[key] += 1
+        return RamStore(nr_sectors, fd, lambda: self._let_go(key))
+
+    def _let_go(self, key: str) -> None:
+        self._users[key] -= 1
+        if self._users[key] == 0 and key in self._made:
+            os.close(self._made.pop(key))
+
+    def close(self) -> None:
+        """Forget all."""
+        for kept in (self._given, self._made):
+            while kept:
+                os.close(kept.popitem()[1])

@@ -42,7 +42,8 @@ class Published(NamedTuple):
 class BackendVbd(End):
     """One virtual disk of dom0, from Initialising to Closed (and round again).
 
-    persistent: whether mappings may be kept; numbers: see `common/handshake.py`.
+    persistent: whether mappings may be kept; numbers: see `common/handshake.py`; read_only: writes
+    are answered ERROR.
     """
 
     role = "backend"
@@ -55,6 +56,7 @@ class BackendVbd(End):
         nr_sectors: int,
         persistent: bool,
         numbers: Iterator[int],
+        read_only: bool = False,
     ) -> None:
         super().__init__(
             xenbus.backend_path(frontend_domid, device),
@@ -64,7 +66,7 @@ class BackendVbd(End):
         self.port = 0  # our own, while it is bound
         self.mapped = False  # the ring is
         self.serving = 0  # the Start that has not ended
-        self._nr_sectors, self._persistent = nr_sectors, persistent
+        self._nr_sectors, self._persistent, self._read_only = nr_sectors, persistent, read_only
         self._online = True
         self._failure = ""  # a fault of the frontend that this device has yet to be closed for
         self._leaving = False  # it has yet to let go, whatever the frontend does
@@ -135,7 +137,7 @@ class BackendVbd(End):
                 "feature-barrier": 0,
                 "feature-persistent": int(self._persistent),
                 "sectors": self._nr_sectors,
-                "info": 0,
+                "info": abi.VDISK_READONLY if self._read_only else 0,
                 "sector-size": abi.SECTOR_SIZE,
                 "physical-sector-size": abi.XEN_PAGE_SIZE,
             },

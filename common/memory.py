@@ -8,6 +8,7 @@ size kills whoever first touches a page that does not fit (SIGBUS).
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 from typing import Final
@@ -20,6 +21,8 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
+
+SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class SharedMemoryError(Exception):
@@ -53,6 +56,21 @@ def create_segment(name: str, nbytes: int) -> int:
     return int(segment.fd)
 
 
+def sealed_memory(name: str, nbytes: int) -> int:
+    """The descriptor of `nbytes` of new memory, zeros, whose size nobody can change: who has it
+    mapped need not fear that somebody else who holds a descriptor makes it shorter (SIGBUS). A page
+    is taken from the host when it is first used. Raises OSError.
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, nbytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 class _Mapping:
     """All of a segment, mapped for as long as a view of it lives."""
 
@@ -81,6 +99,11 @@ def map_segment(fd: int) -> np.ndarray:
     of a segment can truncate it, and whoever else has it mapped dies of SIGBUS.
     """
     try:
-        return np.asarray(_Mapping(fd, os.fstat(fd).st_size))
+        return map_shared(fd)
     finally:
         os.close(fd)
+
+
+def map_shared(fd: int) -> np.ndarray:
+    """The same of sealed memory, whose descriptor stays open. Raises OSError."""
+    return np.asarray(_Mapping(fd, os.fstat(fd).st_size))

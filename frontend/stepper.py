@@ -81,7 +81,7 @@ def run(rings: np.ndarray, jobs: np.ndarray, ring: int, looks: int, stops: int) 
 
 
 @whole
-def serve(rings: np.ndarray, jobs: np.ndarray, turns: Turns) -> int:
+def serve(rings: np.ndarray, jobs: np.ndarray, turns: Turns) -> np.int64:
     """Run the jobs of the rings that have `turns`, a turn each, until the driver has something to
     do: the effect and the ring that it is of (`both_of`).
 

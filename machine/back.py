@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from backend.blkback import CALLS, MEMORY, Blkback, new_blkback, slots_needed
+from backend.blkback import CALLS, MEMORY, NOTHING, Blkback, new_blkback, slots_needed
 from backend.doors import REAL, TABLE
 from backend.foreign_memory import Balloon
-from backend.stores import Store
+from backend.stores import NullStore, Store
 from common.abi import BLKIF_RING_SIZE, XEN_PAGE_SIZE
 from common.arena import Arena
 from common.copying import address_of
@@ -80,10 +80,16 @@ def build_back(
         spin,
         gate,
         nr_sectors=store.nr_sectors,
-        store_door=CALLS if store.memory is None else MEMORY,
+        store_door=_door_of(store),
         store=0 if store.memory is None else address_of(store.memory),
         balloon=reach.balloon,
         bounce_frame=reach.bounce_frame,
         **reach.door,
         **options,
     )
+
+
+def _door_of(store: Store) -> int:
+    if isinstance(store, NullStore):
+        return NOTHING
+    return CALLS if store.memory is None else MEMORY

@@ -89,9 +89,10 @@ class Connection:
         disk: Store,
         options: BackendOptions,
         report: Callable[[Callable[[], None]], None],
+        read_only: bool = False,
     ) -> None:
         self._place, self._disk, self._options = place, disk, options
-        self._report = report
+        self._report, self._read_only = report, read_only
         self._number: int | None = None  # of the ring that has turns
         self._kept: Balloon | None = None  # where its pages are mapped
 
@@ -159,6 +160,7 @@ class Connection:
             self._gate(),
             remote_domid=domid,
             persistent=keeps,
+            read_only=self._read_only,
             max_persistent_grants=cap,
             gather_max=options.gather_max,
             cpu=self._place.vcpu.cpu,

@@ -1,7 +1,7 @@
 """dom0's process: a backend for every virtual disk that the toolstack writes into the store.
 
-Owns: the watch on `backend/vbd`, the disks, which vCPU serves each ring. What an event
-names is looked at, one disk at a time and in turn (`backend/due.py`), and never all there is.
+Owns: the watch on `backend/vbd`, and the disks. What an event names is looked at, a disk at a time
+and in turn (`backend/due.py`), and never all there is.
 The main thread does the handshakes, in one loop over control, store and the rings' ends, and waits
 for no answer: a disk whose answer is slow waits for it alone. Each vCPU that has rings has a
 thread, all in one address space, so that unmapping a page really shoots down the others' TLBs.
@@ -21,23 +21,22 @@ from functools import partial
 from typing import Any, Final
 
 from backend.due import Key
-from backend.plug import DEVICE_MAX, NEEDED, open_disk, parse_name, read_plug
-from backend.ring_numbers import RingNumbers
+from backend.plug import DEVICE_MAX, NEEDED, Plug, open_disk, parse_name, read_plug
+from backend.stores import RamStores
 from backend.vbd import BackendVbd
-from backend.vcpu_thread import VcpuThread
 from common.abi import DOMID_FIRST_RESERVED
-from common.control import Control, answer
+from common.control import CommandError, CommandTable, Control, answer
 from common.faults import LocalFault, PeerFault
 from common.handshake import Leave, Stirred
 from common.hypercall import HypercallError, Hypercalls
 from common.log_limit import log_to_terminal
-from common.machine_memory import RINGS_MAX, MachineMemory, host_of
-from common.spinning import new_spin
+from common.machine_memory import MachineMemory
 from common.xenbus import INITIALISING, backend_path, frontend_path
 from common.xenstore import XenStoreClient, XenStoreError
 from common.xenstore_talks import Outcome, ask, children, look, unwatch, watch, write_if_there
-from machine.connection import BackendOptions, Connection, Place
+from machine.connection import BackendOptions, Connection
 from machine.looks import DiskSeat, Looks
+from machine.places import Places
 
 BACKEND_ROOT: Final = "/local/domain/0/backend/vbd"
 TOOLSTACK: Final = "toolstack"  # the token of the watch there; a disk's own is "domid/device"
@@ -65,25 +64,11 @@ class Dom0:
         self._looks = Looks()
         self._memory = MachineMemory(hypercalls)
         self._exiting = False
-        host = host_of(self._memory.segment("host"))
-        options = config.options
-        self._vcpus = [
-            VcpuThread(
-                cpu,
-                host["running"][0],
-                host["dirty"][0],
-                hypercalls.get_vcpu(cpu),
-                new_spin(options.adaptive_spin, options.threads),
-                options.events,
-                RINGS_MAX,
-            )
-            for cpu in range(options.nr_vcpus)
-        ]
-        self._rings = RingNumbers(host["backend"][0])
-        self._ways = [hypercalls.get_vcpu(vcpu.cpu) for vcpu in self._vcpus]  # of this thread
+        self._places = Places(hypercalls, self._memory, config.run_dir, config.options)
+        self._rams = RamStores()
         self._seats: dict[Key, DiskSeat] = {}
         self._reading: dict[Key, bool] = {}  # what a new disk needs; whether to read it again
-        self._numbers, self._serial = itertools.count(1), 0
+        self._numbers = itertools.count(1)
         # A vCPU's thread has something called here; the main thread owns the store.
         self._reports: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._reported = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -105,9 +90,32 @@ class Dom0:
             self._take_reports()
         if self._store.fileno() in ready:
             self._take_events()
-        if self._control.fileno() in ready and (message := self._control.receive(0)):
-            answer(self._control, message, {"exit": self._exit})
+        if self._control.fileno() in ready:
+            self._obey()
         self._have_a_look()
+
+    def _obey(self) -> None:
+        message, descriptors = self._control.receive_with_descriptors()
+        try:
+            commands: CommandTable = {
+                "exit": self._exit,
+                "store": partial(self._keep, descriptors),
+                "forget-store": self._rams.forget,
+            }
+            answer(self._control, message, commands)
+        finally:
+            for fd in descriptors:
+                os.close(fd)
+
+    def _keep(self, descriptors: list[int], key: str) -> None:
+        """A ram disk's memory, which has come with the message."""
+        if len(descriptors) != 1:
+            raise CommandError(f"store {key}: {len(descriptors)} descriptors are not one")
+        try:
+            self._rams.give(key, descriptors[0])
+        except OSError as error:
+            raise CommandError(str(error)) from error
+        descriptors.clear()
 
     def _exit(self) -> None:
         """Let go of every disk; what that takes is awaited here as everything is."""
@@ -115,8 +123,8 @@ class Dom0:
             seat.tell(Leave())
         while any(seat.vbd.serving or seat.vbd.mapped for seat in self._seats.values()):
             self._turn()
-        for vcpu in self._vcpus:
-            vcpu.close()
+        self._places.close()
+        self._rams.close()
         self._exiting = True
 
     # --- what there is to look at -----------------------------------------------------------
@@ -209,14 +217,14 @@ class Dom0:
             return
         entries = {name.removeprefix(f"{path}/"): value for name, value in values.items()}
         try:
-            params = read_plug(entries, *key)
-            if seat is not None and params == seat.params:
+            plug = read_plug(entries, *key)
+            if seat is not None and plug == seat.plug:
                 seat.take_look()
                 return
             if seat is not None:  # nothing has been promised of it yet
                 self._drop(key)
-            if params is not None:
-                self._begin(key, params)
+            if plug is not None:
+                self._begin(key, plug)
         except (LocalFault, PeerFault) as fault:
             if seat is not None and key in self._seats:
                 self._drop(key)
@@ -230,18 +238,15 @@ class Dom0:
         if outcome == "again":
             self._looks.add(key)
 
-    def _begin(self, key: Key, params: bytes) -> None:
-        disk, options = open_disk(params), self._config.options
-        vcpu = self._vcpus[self._serial % len(self._vcpus)]
-        self._serial += 1
-        way, run_dir = self._ways[vcpu.cpu], self._config.run_dir
-        place = Place(way, self._memory, run_dir, *key, vcpu, self._rings)
-        hands = Connection(place, disk, options, self._report)
-        vbd = BackendVbd(*key, disk.nr_sectors, options.persistent, self._numbers)
+    def _begin(self, key: Key, plug: Plug) -> None:
+        disk, options = open_disk(plug.params, *key, self._rams), self._config.options
+        hands = Connection(self._places.take(key), disk, options, self._report, plug.read_only)
+        sectors, keeps = disk.nr_sectors, options.persistent
+        vbd = BackendVbd(*key, sectors, keeps, self._numbers, plug.read_only)
         self._seats[key] = DiskSeat(
             self._looks,
             key,
-            params,
+            plug,
             disk,
             vbd,
             self._store,

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Final
 
 from backend.due import Due, Key
-from backend.stores import RamStore
+from backend.plug import Plug
+from backend.stores import Store
 from backend.vbd import BackendVbd
 from common.handshake import Event, Intent, Look
 from common.shares import Shares
@@ -69,7 +70,7 @@ class Looks:
 
 
 class DiskSeat(Seat):
-    """One disk of dom0's. params: what it was begun with; dropped: it is dom0's no more; at_rest:
+    """One disk of dom0's. plug: what it was begun with; dropped: it is dom0's no more; at_rest:
     told of it whenever it waits for nothing.
     """
 
@@ -79,15 +80,15 @@ class DiskSeat(Seat):
         self,
         looks: Looks,
         key: Key,
-        params: bytes,
-        disk: RamStore,
+        plug: Plug,
+        disk: Store,
         vbd: BackendVbd,
         store: Storing,
         hands: Hands,
         at_rest: Callable[["DiskSeat"], None],
     ) -> None:
         super().__init__(vbd, store, hands)
-        self.key, self.params, self.disk = key, params, disk
+        self.key, self.plug, self.disk = key, plug, disk
         self.dropped = False
         self._looks, self._at_rest = looks, at_rest
         self._wanted: Look | None = None  # taken when it is its turn

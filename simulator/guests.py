@@ -178,7 +178,7 @@ class GuestBuilder:
         if plan.name in self._stores:
             return self._stores[plan.name]
         # A short run touches few blocks of each disk, and once.
-        store = RamStore(plan.sectors, huge_pages=False)
+        store = RamStore(plan.sectors)
         if plan.name:
             self._stores[plan.name] = store
         return store

@@ -4,50 +4,14 @@ import itertools
 import queue
 from collections.abc import Callable
 
-from backend.ring_numbers import RingNumbers
 from backend.stores import RamStore
 from backend.vbd import BackendVbd
-from backend.vcpu_thread import VcpuThread
 from common.handshake import Event, Leave, Stirred
-from common.hypercall import Hypercalls
-from common.machine_memory import MachineMemory, host_of
-from common.spinning import new_spin
-from common.wakeups import Events
 from common.xenstore import XenStoreClient
 from machine.connection import BackendOptions, Connection, Place
-from machine.plug import XVDA
 from machine.seat import Seat
 
 ENDS_S = 120.0  # a ring; its thread may have to compile
-
-
-class Vcpu0:
-    """dom0's first vCPU, which serves every disk here."""
-
-    def __init__(
-        self, hypercalls: Hypercalls, memory: MachineMemory, run_dir: str, events: Events
-    ) -> None:
-        host = host_of(memory.segment("host"))
-        self.thread = VcpuThread(
-            0,
-            host["running"][0],
-            host["dirty"][0],
-            hypercalls.get_vcpu(0),
-            new_spin(adaptive=False),
-            events,
-            4,
-        )
-        numbers = RingNumbers(host["backend"][0])
-        self._given = (hypercalls, memory, run_dir, self.thread, numbers)
-
-    def place(self, domid: int, device: int = XVDA) -> Place:
-        """Where a disk is served."""
-        hypercalls, memory, run_dir, thread, numbers = self._given
-        return Place(hypercalls, memory, run_dir, domid, device, thread, numbers)
-
-    def close(self) -> None:
-        """Every ring has ended."""
-        self.thread.close()
 
 
 class BackDisk(BackendVbd):

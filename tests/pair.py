@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
-from backend.blkback import begin_close
+from backend.blkback import BLKBACK, Blkback, begin_close
 from backend.doors import called_for
 from backend.persistent_grants import check
 from backend.ring_hands import RingHands
@@ -102,7 +102,7 @@ class CallbackStore(RamStore):
         self.hidden[offset : offset + len(data)] = data
 
 
-class _Carrier:
+class Carrier:
     """Nobody is woken: who sleeps lets the other end serve."""
 
     hung_up = False
@@ -114,7 +114,7 @@ class _Carrier:
         pass
 
     @property
-    def carrier(self) -> "_Carrier":
+    def carrier(self) -> "Carrier":
         return self
 
 
@@ -203,6 +203,7 @@ class Pair:
         if self.copies:
             reach = own_frames(nr_slots, self.dom0_ram, BOUNCE_FRAME)
         self._empty = reach.page_table.copy()
+        self.rings = BLKBACK.rows(arena, 1)
         self.back = build_back(
             arena,
             self.ring_page,
@@ -236,7 +237,7 @@ class Pair:
     @front.setter
     def front(self, front: Blkfront) -> None:
         self._front = front
-        self.driver.attach(0, front, cast(Any, _Carrier()))
+        self.driver.attach(0, front, cast(Any, Carrier()))
 
     @property
     def front_job(self) -> Load:
@@ -342,6 +343,16 @@ class Pair:
 
     # --- dom0 -------------------------------------------------------------------------------
 
+    @property
+    def back(self) -> Blkback:
+        """The backend's end, which row 0 of `rings` leads to."""
+        return self._back
+
+    @back.setter
+    def back(self, dev: Blkback) -> None:
+        self._back = dev
+        BLKBACK.write(self.rings[0], dev)
+
     def serve(self) -> None:
         """If it has an event, the backend works until it sleeps, or says the ring is broken."""
         if not clear_pending(self.back_events[0], PORT):
@@ -353,7 +364,7 @@ class Pair:
 
     def back_until(self, *stops: int) -> int:
         """The backend's loop for once, at most to one of `stops`; its effect, already done."""
-        effect = int(work(self.back, LOOKS_MAX, mask_of(*stops)))
+        effect = int(work(self.rings, 0, LOOKS_MAX, mask_of(*stops)))
         self.do(effect)
         return effect
 
@@ -367,7 +378,7 @@ class Pair:
     def back_step(self) -> str:
         """One phase of blkback, and what it asks for done; which it was."""
         step = int(self.back.turn[STEP])
-        self.do(int(work(self.back, LOOKS_MAX, ANY_STEP)))
+        self.do(int(work(self.rings, 0, LOOKS_MAX, ANY_STEP)))
         return BACK_PHASES[step].name
 
     def batch(self) -> Iterator[str]:

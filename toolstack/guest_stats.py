@@ -9,14 +9,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from common.counters import FRONTEND_COUNTERS
-from common.machine_memory import DISKS_MAX, STATS
+from common.histogram import BUCKETS
+from common.machine_memory import STATS
 
 GROWTH_MAX: Final = 1 << 48  # of any word between two readings: bytes, at 100 GB/s, in an hour
 
 
 class Reading(NamedTuple):
-    """counters: FRONTEND_COUNTERS (1,); latency: u64 (BUCKETS,): copies, of all its disks."""
+    """counters: FRONTEND_COUNTERS (disks,); latency: u64 (disks, BUCKETS): copies."""
 
     counters: np.ndarray
     latency: np.ndarray
@@ -38,6 +38,7 @@ class GuestStats:
             self.suspect = True
         if not self.suspect:
             self._believed = words
-        believed = self._believed.view(STATS)[0]
-        words = believed["counters"].view(np.uint64).reshape(DISKS_MAX, -1).sum(0)
-        return Reading(words.view(FRONTEND_COUNTERS), believed["latency"].sum(0))
+        believed = self._believed.copy().view(STATS)
+        return Reading(
+            believed["counters"].reshape(-1).copy(), believed["latency"].reshape(-1, BUCKETS).copy()
+        )

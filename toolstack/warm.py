@@ -94,7 +94,7 @@ class _TinyMachine:
         lay_out_buffers(self.front, frames.buffers, 2)
         self.rings, self.jobs = BLKFRONT.rows(arena, 1), LOAD.rows(arena, 1)
         BLKFRONT.write(self.rings[0], self.front)
-        self.store = RamStore(DISK_SECTORS, huge_pages=False)
+        self.store = RamStore(DISK_SECTORS)
         self.back = build_back(
             arena,
             guest.ram[:XEN_PAGE_SIZE],
@@ -188,7 +188,7 @@ def warm() -> None:
     make_ready(machine.turns, 0)
     machine.serve(effects.DONE)
     phases.page_address(back, 0, 0)
-    phases.touch(back, 0)
+    phases.touch(back, 0, 0)
     end_access(front.grants, grant_access(front.grants, 0, 0, False))
     map_granted(-1, np.zeros(0, GNTTAB_MAP_GRANT_REF), 0, 0)
     unmap_slots(np.zeros(0, GNTTAB_UNMAP_GRANT_REF), 0)

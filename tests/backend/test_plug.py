@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.plug import NEEDED, open_disk, parse_name, read_plug
+from backend.plug import NEEDED, Plug, open_disk, parse_name, read_plug
+from backend.stores import NullStore, RamStore, RamStores, Store
 from common.faults import LocalFault, PeerFault
 
 SOUND = {
@@ -16,16 +17,55 @@ SOUND = {
     "frontend": b"/local/domain/7/device/vbd/51712",
     "frontend-id": b"7",
     "mode": b"w",
-    "params": b"ram:3",
+    "params": b"ram:3m",
     "type": b"phy",
 }
 
 
 def test_a_directory_with_all_that_is_needed_has_its_params() -> None:
-    assert read_plug(SOUND, 7, 51712) == b"ram:3"
-    disk = open_disk(b"ram:3")
-    assert disk.nr_sectors == 3 * 2048
+    assert read_plug(SOUND, 7, 51712) == Plug(b"ram:3m", False)
+
+
+def opened(params: bytes, rams: RamStores | None = None, device: int = 51712) -> Store:
+    return open_disk(params, 7, device, rams or RamStores())
+
+
+@pytest.mark.parametrize(
+    ("params", "kind", "nr_sectors"),
+    [
+        (b"ram:3m", RamStore, 6144),
+        (b"ram:512", RamStore, 1),
+        (b"ram:4K", RamStore, 8),
+        (b"ram:1g,name=some-thing_2.0", RamStore, 2 << 20),
+        (b"null:64g", NullStore, 64 << 21),
+    ],
+)
+def test_a_target_names_a_store_and_its_size(
+    params: bytes, kind: type[Store], nr_sectors: int
+) -> None:
+    disk = opened(params)
+    assert isinstance(disk, kind) and disk.nr_sectors == nr_sectors
     disk.close()
+
+
+@pytest.mark.parametrize(("mode", "read_only"), [(b"w", False), (b"w!", False), (b"r", True)])
+def test_a_disk_is_writable_or_read_only(mode: bytes, read_only: bool) -> None:
+    assert read_plug({**SOUND, "mode": mode}, 7, 51712) == Plug(b"ram:3m", read_only)
+
+
+def test_disks_of_one_name_are_one_store_and_others_have_their_own() -> None:
+    rams = RamStores()
+    one, other = (opened(b"ram:4k,name=x", rams, device) for device in (51712, 51728))
+    alone = [opened(b"ram:4k", rams, device) for device in (51712, 51728)]
+    for disk in (one, other, *alone):
+        assert disk.memory is not None
+        disk.memory[:] += 1
+    assert [int(disk.memory[9]) for disk in (one, other, *alone)] == [2, 2, 1, 1]  # type: ignore
+    with pytest.raises(LocalFault, match="store x has 4096 bytes, and not 8192"):
+        opened(b"ram:8k,name=x", rams)
+    for disk in (one, other, *alone):
+        disk.close()
+    opened(b"ram:8k,name=x", rams).close()  # of the old one nothing is left
 
 
 @pytest.mark.parametrize("key", NEEDED)
@@ -58,7 +98,8 @@ def test_what_is_being_detached_is_not_begun() -> None:
         ("frontend-id", b""),
         ("frontend-id", b"07"),
         ("frontend-id", b"8"),
-        ("mode", b"r"),
+        ("mode", b"x"),
+        ("mode", b"rw"),
         ("mode", b""),
     ],
 )
@@ -82,15 +123,25 @@ def test_what_is_wrong_is_named_in_a_short_line(key: str, value: bytes) -> None:
         b"ram:1\n",
         b"RAM:1",
         b"file:/etc/passwd",
-        b"ram:1000000000000",
-        b"ram:8796093022207",
-        b"ram:8796093022208",
+        b"ram:513",
+        b"ram:64g,",
+        b"ram:65g",
+        b"ram:68719477248",
+        b"ram:1m,name=",
+        b"ram:1m,name=a/b",
+        b"ram:1m,name=" + b"a" * 33,
+        b"ram:1m,access=ro",
+        b"null:1m,name=x",
+        b"null:0",
+        b"ram:1t",
+        b"ram:999999999999g",
+        b" ram:1m",
         b"ram:" + b"9" * 4000,
     ],
 )
 def test_params_that_name_no_disk_are_said_to(params: bytes) -> None:
     with pytest.raises((LocalFault, PeerFault), match=r"^params b'") as error:
-        open_disk(params)
+        opened(params)
     assert len(str(error.value)) < 160
 
 

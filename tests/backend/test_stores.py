@@ -1,9 +1,14 @@
-"""A ramdisk, as its callbacks and as memory."""
+"""A ramdisk, as its callbacks and as memory, whoever keeps that; a disk that keeps nothing."""
+
+import os
 
 import numpy as np
 import pytest
 
-from backend.stores import RamStore
+from backend.stores import NullStore, RamStore, RamStores
+from common.faults import LocalFault
+from common.memory import sealed_memory
+from common.process import open_descriptors
 from tests.pair import CallbackStore, Pair
 
 
@@ -49,6 +54,77 @@ def test_a_closed_disk_lets_its_memory_go() -> None:
     store = RamStore(1)
     store.close()
     assert store.memory is None
+
+
+def test_a_disk_over_memory_that_is_kept_elsewhere_is_that_memory() -> None:
+    fd = sealed_memory("some", 1024)
+    os.pwrite(fd, b"\7" * 512, 512)
+    one, other = RamStore(2, fd), RamStore(2, fd)
+    got = np.zeros(1024, np.uint8)
+    one.read(0, got)
+    assert got.reshape(2, 512).tolist() == [[0] * 512, [7] * 512]
+    one.write(0, np.full(512, 9, np.uint8))
+    other.read(0, got)
+    assert got[0] == 9
+    one.close(), other.close()
+    assert os.pread(fd, 1, 0) == b"\x09"  # it outlives who has had it mapped
+    os.close(fd)
+
+
+def test_the_memory_of_a_ramdisk_cannot_be_made_shorter_or_longer() -> None:
+    fd = sealed_memory("some", 4096)
+    for nbytes in (0, 8192):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, nbytes)
+    os.close(fd)
+
+
+def test_memory_that_is_given_is_the_disks_of_its_key_until_it_is_forgotten() -> None:
+    rams, before = RamStores(), open_descriptors()
+    rams.give("a", sealed_memory("a", 4096))
+    disk = rams.open("a", 8)
+    disk.write(0, np.full(512, 5, np.uint8))
+    again = rams.open("a", 8)
+    assert again.memory is not None and again.memory[0] == 5
+    with pytest.raises(LocalFault, match="store a has 4096 bytes, and not 512"):
+        rams.open("a", 1)
+    rams.forget("a")
+    rams.forget("a")  # there is none: nothing
+    assert again.memory[0] == 5
+    other = rams.open("a", 8)
+    assert other.memory is not None and other.memory[0] == 0
+    for store in (disk, again, other):
+        store.close()
+    assert open_descriptors() == before
+    rams.give("b", sealed_memory("b", 4096))
+    rams.close()
+    assert open_descriptors() == before
+
+
+def test_memory_that_could_be_made_shorter_is_not_taken() -> None:
+    rams, fd = RamStores(), os.memfd_create("x", os.MFD_ALLOW_SEALING)
+    with pytest.raises(OSError, match="the memory of store x is not sealed"):
+        rams.give("x", fd)
+    os.close(fd)
+    with open(os.devnull) as file, pytest.raises(OSError):
+        rams.give("x", file.fileno())
+
+
+def test_a_null_disk_keeps_nothing() -> None:
+    store, got = NullStore(8), np.full(512, 3, np.uint8)
+    store.write(0, np.ones(512, np.uint8))
+    store.read(0, got)
+    store.flush(), store.close()
+    assert (got == 3).all() and store.memory is None
+
+
+@pytest.mark.parametrize("mode", ["persistent", "non-persistent", "grant-copy"])
+def test_all_but_the_copy_is_done_for_a_null_disk(mode: str) -> None:
+    pair = Pair(mode, store=NullStore(512))
+    assert pair.write(3, b"x" * 4096) == 0
+    assert pair.read(3, 8) is not None
+    assert pair.counts()["back_requests"] == 2 and pair.counts()["back_io_errors"] == 0
+    pair.check()
 
 
 @pytest.mark.parametrize("mode", ["persistent", "non-persistent"])

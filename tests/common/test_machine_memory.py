@@ -131,7 +131,10 @@ def test_bytes_are_rounded_up_to_whole_pages(nbytes: int, pages: int) -> None:
 @pytest.mark.parametrize(
     ("record", "fields"),
     [
-        (STATS, [("counters", FRONTEND_COUNTERS, ()), ("latency", np.dtype("<u8"), (BUCKETS,))]),
+        (
+            STATS,
+            [("counters", FRONTEND_COUNTERS, (16,)), ("latency", np.dtype("<u8"), (16, BUCKETS))],
+        ),
         (
             HOST,
             [

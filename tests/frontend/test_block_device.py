@@ -21,12 +21,12 @@ def device(pair: Pair, nr_frames: int | None = None) -> tuple[BlockDevice, list[
     buffers = pair.ram[first * XEN_PAGE_SIZE : end]
     disk = BlockDevice(
         pair.driver,
+        0,
         pair.store.nr_sectors,
         buffers,
         first,
         lambda sector, count: forgotten.append((sector, count)),
         lambda: None,
-        (),
     )
     return disk, forgotten
 

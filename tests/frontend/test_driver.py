@@ -1,95 +1,168 @@
-"""What the driver does for each effect."""
+"""What the driver does for each effect, and for which ring."""
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
 
 from common import effects
 from common.faults import PeerFault
+from common.turns import RING_BITS
 from frontend import driver
 from frontend.blkfront_info import BROKEN_ID, BROKEN_REASONS
 from frontend.driver import Driver
-from frontend.stepper import LOOKS_PER_SLICE
 from tests.pair import Pair
 
-OTHERS = (31, 32)
+Effect = tuple[int, int]  # and its ring
 
 
-class Channel:
-    """Writes down what is asked of it."""
+class Carrier:
+    """Of ring `ring`; writes down what is asked of it. pipe: a descriptor, or what a poller has."""
+
+    def __init__(self, asked: list[str], ring: int) -> None:
+        self.polled, self.hung_up, self.carrier = f"carrier {ring}", False, self
+        self._asked, self._ring = asked, ring
+
+    def wake_far_end(self) -> None:
+        self._asked.append(f"wake {self._ring}")
+
+    def drain(self) -> None:
+        self._asked.append(f"drain {self._ring}")
+
+
+class World:
+    """A driver of two rings, whose loop comes out with a script's effects. woken: the rings that
+    the next polls find woken; then something else is readable.
+    """
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.script: list[int] = []
-        self.pair = Pair()
-        self.driver = Driver(self.pair.front, cast(Any, self))
+        self.pairs = [Pair(), Pair()]
+        self.driver = Driver(self.pairs[0].spin, self)
+        self.carriers = [Carrier(self.asked, ring) for ring in range(2)]
+        for ring, pair in enumerate(self.pairs):
+            self.driver.attach(ring, pair.front, cast(Any, self.carriers[ring]))
+        self.script: list[Effect] = []
+        self.woken: list[list[int]] = []
+        self.polled: set[str] = set()
 
-    def effect(self, *args: object) -> int:
-        """What the loop comes out with: next in the script, which may never end."""
-        assert args[2:] == (0, LOOKS_PER_SLICE, 0)
-        return self.script.pop(0) if len(self.script) > 1 else self.script[0]
+    def run(self, *script: Effect, rings: tuple[int, ...] = (0, 1)) -> dict[int, str]:
+        """Jobs of `rings`, with these effects."""
+        self.script = list(script)
+        jobs = {ring: self.pairs[ring].queued for ring in rings}
+        failed = self.driver.run(jobs, self.keep_going)
+        assert not self.script and not self.driver.running and not self.polled
+        return failed
 
-    def wake_far_end(self) -> None:
-        self.asked.append("wake")
+    def keep_going(self) -> None:
+        self.asked.append("keep going")
 
-    def wait(self, timeout_ms: int, others: Sequence[int]) -> bool:
-        """Forever, if need be: what else may happen is in `others`."""
-        assert (timeout_ms, others) == (-1, OTHERS)
-        self.asked.append("wait")
-        return False
+    def effect(self, *_: object) -> int:
+        effect, ring = self.script.pop(0)
+        return effect << RING_BITS | ring
 
+    def register(self, polled: str, _: int) -> None:
+        self.polled.add(polled)
 
-class Stop(Exception):
-    """Raised to end a run from outside."""
+    def unregister(self, polled: str) -> None:
+        self.polled.remove(polled)
+
+    def poll(self, timeout_ms: int | None) -> list[tuple[str, int]]:
+        assert timeout_ms is None  # for ever, if need be: what else may happen is polled, too
+        self.asked.append(f"sleep on {', '.join(sorted(self.polled))}")
+        return [(f"carrier {ring}", 1) for ring in (self.woken.pop(0) if self.woken else ())]
 
 
 @pytest.fixture
-def channel(monkeypatch: pytest.MonkeyPatch) -> Channel:
-    channel = Channel()
-    monkeypatch.setattr(driver, "direct", lambda *_: channel.effect)
-    return channel
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    monkeypatch.setattr(driver, "direct", lambda *_: world.effect)
+    return world
 
 
-def run(channel: Channel, *script: int) -> list[str]:
-    """Run a loop that has these effects; what was asked, `keep_going` included."""
-    channel.script = list(script)
-    keep_going = lambda: channel.asked.append("keep going")  # noqa: E731
-    channel.driver.run(channel.pair.queued, keep_going, OTHERS)
-    assert len(channel.script) == 1
-    return channel.asked
+DONE = ((effects.DONE, 0), (effects.DONE, 1))
 
 
-def test_done_ends_the_run(channel: Channel) -> None:
-    assert run(channel, effects.DONE) == []
+def test_all_done_ends_the_run(world: World) -> None:
+    assert world.run(*DONE) == {}
+    assert world.asked == []
 
 
-def test_a_wake_wakes_and_goes_straight_on(channel: Channel) -> None:
-    assert run(channel, effects.WAKE, effects.WAKE, effects.DONE) == ["wake", "wake"]
+def test_a_wake_wakes_its_rings_far_end_and_goes_straight_on(world: World) -> None:
+    world.run((effects.WAKE, 1), (effects.WAKE, 0), *DONE)
+    assert world.asked == ["wake 1", "wake 0"]
 
 
-def test_a_slice_is_time_for_the_outside_world(channel: Channel) -> None:
-    assert run(channel, effects.SLICE, effects.DONE) == ["keep going"]
+def test_a_slice_is_time_for_the_outside_world(world: World) -> None:
+    world.run((effects.SLICE, 0), *DONE)
+    assert world.asked == ["keep going"]
 
 
-def test_a_wait_sleeps_and_then_looks_at_the_outside_world(channel: Channel) -> None:
-    assert run(channel, effects.WAIT, effects.DONE) == ["wait", "keep going"]
-    assert channel.driver.dev.counters["waits"][0] == 1
+def test_a_wait_sleeps_on_all_and_then_looks_at_the_outside_world(world: World) -> None:
+    world.run((effects.WAIT, 0), *DONE)
+    assert world.asked == ["sleep on carrier 0, carrier 1", "keep going"]
+    assert [pair.front.counters["waits"][0] for pair in world.pairs] == [1, 1]
 
 
-def test_a_broken_device_is_an_error_that_says_how(channel: Channel) -> None:
-    channel.driver.dev.front["broken"] = BROKEN_ID
+def test_who_is_done_is_slept_on_no_more(world: World) -> None:
+    world.run((effects.DONE, 0), (effects.WAIT, 0), (effects.DONE, 1))
+    assert world.asked == ["sleep on carrier 1", "keep going"]
+
+
+def test_only_who_was_woken_is_drained(world: World) -> None:
+    world.woken = [[1]]
+    world.run((effects.WAIT, 0), *DONE)
+    assert world.asked[1:] == ["drain 1", "keep going"]
+
+
+def test_a_far_end_that_has_hung_up_ends_no_more_sleeps(world: World) -> None:
+    world.woken, world.carriers[1].hung_up = [[1]], True
+    world.run((effects.WAIT, 0), (effects.WAIT, 0), *DONE)
+    assert world.asked[3] == "sleep on carrier 0"
+
+
+def test_wake_ups_without_an_event_cost_time_and_those_with_one_do_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr(driver.time, "sleep", naps.append)
+    for pending, nap in ((True, []), (False, [driver.FRUITLESS_NAP_S])):
+        monkeypatch.setattr(driver, "any_pending", lambda _, pending=pending: pending)
+        world.woken = [[0], [1], [0], [1]]
+        world.run(*[(effects.WAIT, 0)] * 4, *DONE)
+        assert naps == nap
+
+
+def test_a_broken_device_fails_its_own_job_and_the_other_goes_on(world: World) -> None:
+    world.pairs[1].front.front["broken"] = BROKEN_ID
+    failed = world.run((effects.BROKEN, 1), (effects.WAKE, 0), (effects.DONE, 0))
+    assert failed == {1: BROKEN_REASONS[BROKEN_ID]}
+    assert world.asked == ["keep going", "wake 0"]
+
+
+def test_one_job_that_fails_is_an_error_that_says_how(world: World) -> None:
+    world.pairs[0].front.front["broken"] = BROKEN_ID
+    world.script = [(effects.BROKEN, 0)]
     with pytest.raises(PeerFault, match=BROKEN_REASONS[BROKEN_ID]):
-        run(channel, effects.BROKEN)
+        world.driver.run_one(0, world.pairs[0].queued, world.keep_going)
+
+
+def test_a_job_can_be_failed_from_outside(world: World) -> None:
+    world.keep_going = lambda: world.driver.fail(0, "closed")  # type: ignore[method-assign]
+    assert world.run((effects.SLICE, 0), (effects.DONE, 1)) == {0: "closed"}
+    assert world.run((effects.DONE, 1), rings=(1,)) == {}  # the next run's failures are its own
 
 
 @pytest.mark.parametrize("effect", [effects.SLICE, effects.WAIT])
 def test_a_run_can_be_ended_from_outside_after_a_slice_or_a_sleep(
-    channel: Channel, effect: int
+    world: World, effect: int
 ) -> None:
+    class Stop(Exception):
+        pass
+
     def stop() -> None:
         raise Stop
 
-    channel.script = [effect]
+    world.keep_going = stop  # type: ignore[method-assign]
     with pytest.raises(Stop):
-        channel.driver.run(channel.pair.queued, stop, OTHERS)
+        world.run((effect, 0))
+    assert not world.driver.running and not world.polled

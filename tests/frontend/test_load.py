@@ -59,7 +59,7 @@ class Watched(Pair):
         self.finish(self.job(plan, disk=disk))
 
     def finish(self, job: Load) -> None:
-        self.driver.run(job, lambda: None, ())
+        self.driver.run_one(0, job, lambda: None)
         self.check()
 
 

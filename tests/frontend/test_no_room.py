@@ -94,7 +94,7 @@ def test_a_load_of_such_ios_ends_and_counts_them(mode: str, of: str, iodepth: in
     plan = LoadPlan("randrw", 6 * 4096, iodepth, 50, 50, None, 1, True)
     versions = np.zeros(pair.store.nr_sectors, np.uint32)
     job = new_load(Arena(), plan, pair.front, versions, pair.latency, 1, 0)
-    pair.driver.run(job, lambda: None, ())
+    pair.driver.run_one(0, job, lambda: None)
     counts = pair.counts()
     assert (counts["ios"], counts["io_errors"], counts["requests"]) == (50, 50, 0)
     assert counts["verify_errors"] == 0
@@ -107,7 +107,7 @@ def test_a_block_device_says_why() -> None:
     first = pair.buffer_frame
     buffers = pair.ram[first * XEN_PAGE_SIZE :]
     disk = BlockDevice(
-        pair.driver, pair.store.nr_sectors, buffers, first, lambda *_: None, lambda: None, ()
+        pair.driver, 0, pair.store.nr_sectors, buffers, first, lambda *_: None, lambda: None
     )
     with pytest.raises(OSError, match="sector 8: this guest has too few free pages or grant") as no:
         disk.read(4096, 11 * 4096)

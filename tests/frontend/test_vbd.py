@@ -19,20 +19,21 @@ from common.event_channel import events_dir, set_pending
 from common.machine_memory import host_of, stats_of
 from common.ring import REQ
 from common.spinning import new_spin
-from common.wakeups import Events
+from common.wakeups import Events, new_poller
 from common.xenstore import XenStoreClient, XenStoreError
 from common.xenstore_exchange import Exchange, Reply, Request
 from common.xenstore_wire import MessageType
 from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
-from frontend.vbd import BUFFER_FRAME
+from frontend.frames import disk_frames
 from machine.connection import BackendOptions
-from machine.front import guest_domain
+from machine.front import guest_disks
 from machine.front_disk import FrontDisk, Line
+from machine.places import Places
 from machine.plug import XVDA
 from tests.common.carriers import CARRIERS
-from tests.dom0_disk import BackDisk, Vcpu0
+from tests.dom0_disk import BackDisk
 from tests.hypervisor.running import Running
 from tests.xenstored.serving import Serving
 from toolstack.vbd_config import create_vbd, take_offline
@@ -40,6 +41,7 @@ from toolstack.vbd_config import create_vbd, take_offline
 GOLDEN = Path(__file__).parents[1] / "golden"
 DOMID = 1
 DISK_MIB = 32
+BUFFERS = 64  # frames
 FRONT, BACK = xenbus.frontend_path(DOMID, XVDA), xenbus.backend_path(DOMID, XVDA)
 
 
@@ -50,22 +52,24 @@ class House:
         self.run_dir = run_dir
         os.mkdir(events_dir(run_dir, DOMID))
         self._hypervisor = Running(events, nr_cpus=2)
-        self._born = self._hypervisor.create(DOMID, ram_frames=BUFFER_FRAME + 64)
+        self._born = self._hypervisor.create(DOMID, ram_frames=disk_frames(0, BUFFERS).end)
         self._xenstored = Serving(run_dir)
         self.dom0 = XenStoreClient(self._xenstored.path)
         self.guest = self._xenstored.guest(DOMID)
         self.memory = self._hypervisor.memory
         self._events = events
-        self._vcpu = Vcpu0(self._hypervisor.dom0, self.memory, run_dir, events)
+        options = BackendOptions(True, 352, 1, False, False, 2, events)
+        self._places = Places(self._hypervisor.dom0, self.memory, run_dir, options)
         self.fronts: list[FrontDisk] = []
         self.backs: list[BackDisk] = []
 
     def front(self, persistent: bool = True) -> FrontDisk:
         """The guest's driver finds its disk."""
         segments = self._born.segments
-        counters = stats_of(segments["stats"])["counters"]
+        counters = stats_of(segments["stats"])["counters"][0]
         ram, grant, event = segments["ram"], segments["grant"], segments["event"]
-        domain = guest_domain(DOMID, ram, grant, event, counters, new_spin(adaptive=False))
+        spin = new_spin(adaptive=False)
+        (domain,) = guest_disks(DOMID, ram, grant, event, counters, spin, buffer_frames=BUFFERS)
         sockets = events_dir(self.run_dir, DOMID)
         line = Line(self._born.hypercalls, segments["event"], self._events, sockets)
         front = FrontDisk(self.guest, domain, line, XVDA, persistent)
@@ -75,7 +79,9 @@ class House:
     def back(self, persistent: bool = True, gather_max: int = 1) -> BackDisk:
         """dom0's driver finds its disk."""
         options = BackendOptions(persistent, 352, gather_max, False, False, 2, self._events)
-        back = BackDisk(self.dom0, self._vcpu.place(DOMID), RamStore(DISK_MIB << 11), options)
+        back = BackDisk(
+            self.dom0, self._places.take((DOMID, XVDA)), RamStore(DISK_MIB << 11), options
+        )
         self.backs.append(back)
         return back
 
@@ -96,17 +102,18 @@ class House:
     def disk(self, front: FrontDisk) -> BlockDevice:
         """The connected disk, for Python users."""
         assert front.dev is not None and front.channel is not None and front.disk is not None
-        driver = Driver(front.dev, front.channel)
+        driver = Driver(front.dev.spin, new_poller(self._events))
+        driver.attach(0, front.dev, front.channel)
         sectors, buffers = front.disk.nr_sectors, front.buffers()
         return BlockDevice(
-            driver, sectors, buffers, BUFFER_FRAME, lambda *_: None, lambda: None, ()
+            driver, 0, sectors, buffers, front.first_buffer, lambda *_: None, lambda: None
         )
 
     def close(self) -> None:
         """Nothing of it is left."""
         for back in self.backs:
             back.close()
-        self._vcpu.close()
+        self._places.close()
         for front in self.fronts:
             if front.channel is not None:
                 front.channel.close()

@@ -31,14 +31,14 @@ from common.spinning import new_spin
 from common.xenbus import CLOSED, CLOSING, CONNECTED, INIT_WAIT, INITIALISED
 from frontend.blkfront_info import REUSE
 from frontend.vbd import Disk, FrontendVbd
-from machine.front import guest_domain
+from machine.front import guest_disks
 from machine.hypervisor import domain_memory
 
 T = TypeVar("T", bound=Intent)
 
 PAGES = 4
 BACK = "/local/domain/0/backend/vbd/1/51712"
-SOUND = {"sectors": b"4096", "sector-size": b"512", "feature-persistent": b"0"}
+SOUND = {"sectors": b"4096", "sector-size": b"512", "info": b"0", "feature-persistent": b"0"}
 
 
 class End:
@@ -48,7 +48,7 @@ class End:
         memory = domain_memory(Arena(), 1 + PAGES)
         self.flags = memory.grant.view(abi.GRANT_ENTRY_V1)["flags"]
         counters, spin = np.zeros(1, FRONTEND_COUNTERS), new_spin(adaptive=False)
-        domain = guest_domain(1, *memory, counters, spin, nr_ios=1, pool_pages=PAGES)
+        (domain,) = guest_disks(1, *memory, counters, spin, nr_ios=1, pool_pages=PAGES)
         self.vbd = FrontendVbd(domain, 51712, True, BACK, itertools.count(1))
         self.wants: list[Intent] = []
 
@@ -97,7 +97,7 @@ class End:
 def test_it_learns_its_disk() -> None:
     end = End()
     assert not end.connect().keeps
-    assert end.vbd.disk == Disk(4096, 512, False)
+    assert end.vbd.disk == Disk(4096, 512, False, read_only=False)
     assert end.vbd.dev is not None and end.vbd.dev.front["grant_mode"][0] == REUSE
 
 

@@ -21,7 +21,7 @@ from common.steps import ANY_STEP
 from common.turns import ASLEEP, RING_BITS
 from frontend import driver
 from frontend.load import Load
-from tests.pair import LOOKS_MAX, PORT, Pair
+from tests.pair import LOOKS_MAX, PORT, Bed, Carrier, Pair
 
 FRONT: Final = 0
 BACK: Final = 1
@@ -60,10 +60,12 @@ class Batons:
         thread.start()
         pair.front_job = job
         stepped = self._stepped(FRONT, lambda _: pair.front_run(ANY_STEP))
-        front = driver.Driver(pair.front, cast(Any, _Channel(self, FRONT)))
+        served = lambda *_: stepped(None) << RING_BITS  # noqa: E731
+        front = driver.Driver(pair.spin, _Bed(self))
+        front.attach(0, pair.front, cast(Any, Carrier()))
         try:
-            driver.direct, real = lambda *_: stepped, driver.direct  # type: ignore[assignment]
-            front.run(job, lambda: None, ())
+            driver.direct, real = lambda *_: served, driver.direct  # type: ignore[assignment]
+            front.run_one(0, job, lambda: None)
         finally:
             driver.direct = real
             with self._turn:
@@ -150,6 +152,18 @@ class _Channel:
     def wait(self, _timeout_ms: int, _others: Sequence[int] = ()) -> bool:
         self._batons.sleep(self._end)
         return True
+
+
+class _Bed(Bed):
+    """Where the guest's thread sleeps: it passes the baton."""
+
+    def __init__(self, batons: Batons) -> None:
+        super().__init__()
+        self._batons = batons
+
+    def poll(self, _timeout_ms: int | None) -> list[tuple[Any, int]]:
+        self._batons.sleep(FRONT)
+        return []
 
 
 class _Hypercalls:

@@ -14,10 +14,10 @@ from common.spinning import new_spin
 from common.xenbus import CLOSED, CONNECTED, INIT_WAIT, backend_path, frontend_path
 from common.xenstore import XenStoreClient
 from common.xenstore_wire import MessageType, Packet
-from frontend.vbd import BUFFER_FRAME
+from frontend.frames import ram_frames
 from machine.connection import BackendOptions
 from machine.dom0 import Dom0, Dom0Config
-from machine.front import guest_domain
+from machine.front import guest_disks
 from machine.front_disk import FrontDisk, Line
 from machine.plug import XVDA
 from tests.hypervisor.running import Running
@@ -34,7 +34,7 @@ class House:
     def __init__(self, run_dir: str) -> None:
         self.hypervisor = Running("pipe", nr_cpus=2)
         self._born = {
-            domid: self.hypervisor.create(domid, ram_frames=BUFFER_FRAME + 8) for domid in (1, 2)
+            domid: self.hypervisor.create(domid, ram_frames=ram_frames(1, 8)) for domid in (1, 2)
         }
         self._xenstored = Serving(run_dir)
         self.store = XenStoreClient(self._xenstored.path)
@@ -56,9 +56,8 @@ class House:
     def front(self, domid: int) -> FrontDisk:
         segments, spin = self._born[domid].segments, new_spin(adaptive=False)
         ram, grant, event = segments["ram"], segments["grant"], segments["event"]
-        domain = guest_domain(
-            domid, ram, grant, event, stats_of(segments["stats"])["counters"], spin
-        )
+        counters = stats_of(segments["stats"])["counters"][0]
+        (domain,) = guest_disks(domid, ram, grant, event, counters, spin, buffer_frames=8)
         line = Line(self._born[domid].hypercalls, event, "pipe", "")
         return FrontDisk(self._guests[domid], domain, line, XVDA, True)
 

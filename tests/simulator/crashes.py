@@ -25,9 +25,10 @@ from common.spinning import new_spin
 from common.xenstore_exchange import Request, Talk
 from common.xenstore_talks import BEGIN, end, transaction_id
 from common.xenstore_wire import MessageType, pack_strings
+from frontend.frames import disk_frames
 from frontend.grants import grant_access
-from frontend.vbd import POOL_FRAME, FrontendVbd
-from machine.front import guest_domain
+from frontend.vbd import FrontendVbd
+from machine.front import guest_disks
 from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
 from machine.plug import XVDA, plug
 from machine.ring_ops import map_ring_op, unmap_ring_op
@@ -38,6 +39,7 @@ DOMID = 1
 DISK = (DOMID, XVDA)
 MIB = 4
 POOL_PAGES = 8
+FRAMES = disk_frames(0, 0, POOL_PAGES)
 HANDLES = 64  # of dom0's maptrack
 WARM = 3  # pages that the backend keeps mapped while it serves
 FRONT, BACK = xenbus.frontend_path(DOMID, XVDA), xenbus.backend_path(DOMID, XVDA)
@@ -76,7 +78,7 @@ class House:
         self._machine = host_memory(arena, HANDLES)
         self._dom0_memory = dom0 = domain_memory(arena, 1)
         self.hypervisor = build_hypervisor(arena, self._machine, dom0, nr_cpus=1, policy="mask")
-        self._memory = domain_memory(arena, POOL_FRAME + POOL_PAGES)
+        self._memory = domain_memory(arena, FRAMES.end)
         self.grant = self._memory.grant
         build_domain(self.hypervisor, self._machine, DOMID, self._memory)
         self.world = World(self.hypervisor)
@@ -104,7 +106,7 @@ class House:
         self.world.toolstack.hold(plug(DOMID, f"ram:{MIB}m"), lambda _: None)
         counters = np.zeros(1, FRONTEND_COUNTERS)
         spin = new_spin(adaptive=False)
-        domain = guest_domain(
+        (domain,) = guest_disks(
             DOMID,
             *self._memory,
             counters,
@@ -120,7 +122,7 @@ class House:
         vbd = self.front.vbd
         assert isinstance(vbd, FrontendVbd) and vbd.dev is not None
         for index, page in enumerate(vbd.dev.pool.pages[:WARM]):
-            page["gref"] = grant_access(vbd.dev.grants, abi.DOMID_0, POOL_FRAME + index, False)
+            page["gref"] = grant_access(vbd.dev.grants, abi.DOMID_0, FRAMES.pool + index, False)
             op = map_ring_op((2 + index) * abi.XEN_PAGE_SIZE, int(page["gref"]), DOMID)
             self._dom0.grant_op(abi.GNTTABOP_MAP_GRANT_REF, op)
             assert op["status"][0] == abi.GNTST_OKAY

@@ -17,14 +17,14 @@ from common.machine_memory import host_of, stats_of
 from common.memory import map_segment
 from common.ring import shared_ring_init
 from common.spinning import new_spin
-from common.wakeups import PipeCarrier
+from common.wakeups import PipeCarrier, new_poller
 from common.xenbus import CONNECTED, backend_path, frontend_path
 from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
+from frontend.frames import disk_frames
 from frontend.grants import grant_access, new_grants
-from frontend.vbd import BUFFER_FRAME
-from machine.front import guest_domain
+from machine.front import guest_disks
 from machine.front_disk import FrontDisk, Line
 from machine.plug import XVDA
 from toolstack.birth import Builder
@@ -58,7 +58,7 @@ class ScriptedGuest:
         self.hypercalls = Hypercalls(socket.socket(fileno=hypercalls))
         self.store = XenStoreClient(socket.socket(fileno=store))
         self.ram, self.grant, self.event, stats = (map_segment(fd) for fd in segments)
-        self.counters = stats_of(stats)["counters"]
+        self.counters = stats_of(stats)["counters"][0]
         self.front = frontend_path(domid, XVDA)
         self.back = backend_path(domid, XVDA)
 
@@ -67,7 +67,9 @@ class ScriptedGuest:
     def vbd(self, persistent: bool = True) -> FrontDisk:
         """blkfront, as a guest's process would run it."""
         spin = new_spin(adaptive=False)
-        domain = guest_domain(self.domid, self.ram, self.grant, self.event, self.counters, spin)
+        memory = self.ram, self.grant, self.event
+        buffers = len(self.ram) // XEN_PAGE_SIZE - disk_frames(0, 0).end
+        (domain,) = guest_disks(self.domid, *memory, self.counters, spin, buffer_frames=buffers)
         line = Line(self.hypercalls, self.event, "pipe", self._events_dir)
         return FrontDisk(self.store, domain, line, XVDA, persistent)
 
@@ -75,10 +77,11 @@ class ScriptedGuest:
     def disk(vbd: FrontDisk) -> BlockDevice:
         """The connected disk, for Python users."""
         assert vbd.dev is not None and vbd.channel is not None and vbd.disk is not None
-        driver = Driver(vbd.dev, vbd.channel)
+        driver = Driver(vbd.dev.spin, new_poller("pipe"))
+        driver.attach(0, vbd.dev, vbd.channel)
         sectors, buffers = vbd.disk.nr_sectors, vbd.buffers()
         return BlockDevice(
-            driver, sectors, buffers, BUFFER_FRAME, lambda *_: None, lambda: None, ()
+            driver, 0, sectors, buffers, vbd.first_buffer, lambda *_: None, lambda: None
         )
 
     # --- somebody else's --------------------------------------------------------------------

@@ -27,8 +27,8 @@ from common.xenbus import (
     backend_path,
     frontend_path,
 )
+from frontend.frames import disk_frames
 from frontend.grants import grant_access
-from frontend.vbd import BUFFER_FRAME
 from machine.plug import XVDA
 from tests.system.scripted import (
     ScriptedGuest,
@@ -178,7 +178,7 @@ class FullRing:
         self.words = guest.ram[:XEN_PAGE_SIZE].view(np.uint32)
         self._qwords = guest.ram[:XEN_PAGE_SIZE].view(np.uint64)
         self._half = new_half(Arena(), 32)
-        self._gref = grant_access(guest.grants, 0, BUFFER_FRAME, False)
+        self._gref = grant_access(guest.grants, 0, disk_frames(0, 0).buffers, False)
         self._running = True
         self._thread = threading.Thread(target=self._keep_full)
 

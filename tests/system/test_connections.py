@@ -17,7 +17,9 @@ from common.ring import REQ
 from common.xenbus import CLOSED, CLOSING, CONNECTED, INITIALISED
 from common.xenstore import XenStoreClient
 from machine.connection import BackendOptions
-from tests.dom0_disk import BackDisk, Vcpu0
+from machine.places import Places
+from machine.plug import XVDA
+from tests.dom0_disk import BackDisk
 from tests.system.scripted import ScriptedGuest
 from toolstack.birth import Builder
 from toolstack.supervisor import Supervisor
@@ -43,9 +45,10 @@ class House:
         memory = MachineMemory(self._hypercalls)
         self._host = host_of(memory.segment("host"))
         create_vbd(self.store, 1, "ram:1m")
-        self._vcpu = Vcpu0(self._hypercalls, memory, self.supervisor.run_dir, "pipe")
         options = BackendOptions(True, 352, 1, False, False, 2, "pipe")
-        self.back = BackDisk(self.store, self._vcpu.place(1), RamStore(2048), options)
+        self._places = Places(self._hypercalls, memory, self.supervisor.run_dir, options)
+        place = self._places.take((1, XVDA))
+        self.back = BackDisk(self.store, place, RamStore(2048), options)
 
     def connect(self) -> None:
         """The frontend publishes a fresh ring, and the backend connects to it."""
@@ -66,7 +69,7 @@ class House:
 
     def close(self) -> None:
         self.back.close()
-        self._vcpu.close()
+        self._places.close()
         self.guest.die()
         self.store.close()
         self.supervisor.close()

@@ -15,11 +15,11 @@ def record() -> np.ndarray:
 
 def test_sound_figures_are_those_of_the_moment(record: np.ndarray) -> None:
     stats = GuestStats(record)
-    record["counters"]["ios"], record["latency"][0, 7] = 5, 3
+    record["counters"]["ios"][0, 0], record["latency"][0, 0, 7] = 5, 3
     first = stats.read()
     assert (first.counters["ios"][0], first.latency[0, 7]) == (5, 3)
     assert (first.counters.shape[0], first.latency.shape[1]) == (len(first.latency), BUCKETS)
-    record["counters"]["ios"], record["latency"][0, 7] = 6, 9
+    record["counters"]["ios"][0, 0], record["latency"][0, 0, 7] = 6, 9
     second = stats.read()
     assert (second.counters["ios"][0], second.latency[0, 7]) == (6, 9)
     assert (first.counters["ios"][0], first.latency[0, 7]) == (5, 3)  # a copy
@@ -27,11 +27,11 @@ def test_sound_figures_are_those_of_the_moment(record: np.ndarray) -> None:
 
 
 def grow(record: np.ndarray, amount: int) -> None:
-    record["counters"]["bytes_read"] += np.uint64(amount)
+    record["counters"]["bytes_read"][0, 0] += np.uint64(amount)
 
 
 def shrink(record: np.ndarray, amount: int) -> None:
-    record["latency"][0, -1] -= np.uint64(amount)
+    record["latency"][0, 0, -1] -= np.uint64(amount)
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ def test_figures_that_cannot_be_are_not_believed(
     record: np.ndarray, change: "type[None]", amount: int, sound: bool
 ) -> None:
     stats = GuestStats(record)
-    record["counters"]["ios"], record["latency"][0, -1] = 50, 100
+    record["counters"]["ios"][0, 0], record["latency"][0, 0, -1] = 50, 100
     before = stats.read()
     change(record, amount)  # type: ignore[call-arg]
-    record["counters"]["ios"] = 60
+    record["counters"]["ios"][0, 0] = 60
     after = stats.read()
     assert stats.suspect is not sound
     assert after.counters["ios"][0] == (60 if sound else 50)
@@ -66,13 +66,13 @@ def test_a_suspect_stays_one_and_keeps_its_last_sound_figures(
     record: np.ndarray, filled: int
 ) -> None:
     stats = GuestStats(record)
-    record["counters"]["ios"] = 50
+    record["counters"]["ios"][0, 0] = 50
     stats.read()
     sound = record.copy()
     record.view(np.uint8)[:] = filled
     assert stats.read().counters["ios"][0] == 50
     record[:] = sound
-    record["counters"]["ios"] = 51
+    record["counters"]["ios"][0, 0] = 51
     assert stats.read().counters["ios"][0] == 50
     assert stats.suspect
 
@@ -88,7 +88,7 @@ def test_garbage_from_the_start_is_nothing(record: np.ndarray) -> None:
 def test_no_two_guests_figures_are_mixed(record: np.ndarray) -> None:
     other = np.zeros(1, STATS)
     one, two = GuestStats(record), GuestStats(other)
-    record["counters"]["ios"] = 2**63
+    record["counters"]["ios"][0, 0] = 2**63
     other["counters"]["ios"] = 7
     assert one.read().counters["ios"][0] == 0
     assert two.read().counters["ios"][0] == 7
