@@ -31,6 +31,7 @@ from machine.back import build_back, mapped, own_frames, slots_of
 from machine.ring_ops import map_ring_op, unmap_ring_op
 
 DOM0_OWN_FRAMES: Final = 16
+NODES_A_LOOK: Final = 2048  # what an answer has room for
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class Connection:
         self._report, self._read_only = report, read_only
         self._number: int | None = None  # of the ring that has turns
         self._kept: Balloon | None = None  # where its pages are mapped
+        self._dev: Blkback | None = None
 
     def call(self, op: Op, argument: int) -> int:
         """See Hands."""
@@ -116,7 +118,7 @@ class Connection:
             self._kept = Balloon(slots_of(cap))
             number, counters = self._place.numbers.take(self._place.domid, self._place.device)
             self._number = number
-            dev = self._new_device(self._kept, number, counters, keeps, cap)
+            dev = self._dev = self._new_device(self._kept, number, counters, keeps, cap)
             hands = RingHands(dev, self._disk, self._channel, self._place.vcpu.hypercalls)
             self._place.vcpu.add(number, hands, partial(self._tell, ended))
         except (OSError, RuntimeError) as error:  # no thread can be started
@@ -130,6 +132,13 @@ class Connection:
     def fail(self, reason: str) -> None:
         """See Hands."""
         log.warning("vbd %d/%d: %s", self._place.domid, self._place.device, reason)
+
+    def kept(self, first: int) -> list[bytes] | None:
+        """For who looks in: the head of the tree of kept pages, and some nodes from `first` on."""
+        if self._dev is None:
+            return None
+        nodes = self._dev.nodes[first : first + NODES_A_LOOK]
+        return [self._dev.tree.tobytes(), nodes.tobytes()]
 
     def _tell(self, ended: Callable[[str], None], reason: str) -> None:
         self._report(partial(ended, reason))
@@ -198,7 +207,7 @@ class Connection:
             self._place.numbers.give_back(self._number)
         if self._kept is not None:
             self._kept.close()
-        self._number = self._kept = None
+        self._number = self._kept = self._dev = None
         self._ring.close()
 
     def _bind(self, port: int) -> int:

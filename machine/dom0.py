@@ -25,7 +25,7 @@ from backend.plug import DEVICE_MAX, NEEDED, Plug, open_disk, parse_name, read_p
 from backend.stores import RamStores
 from backend.vbd import BackendVbd
 from common.abi import DOMID_FIRST_RESERVED
-from common.control import CommandError, CommandTable, Control, answer
+from common.control import Control
 from common.faults import LocalFault, PeerFault
 from common.handshake import Leave, Stirred
 from common.hypercall import HypercallError, Hypercalls
@@ -35,6 +35,7 @@ from common.xenbus import INITIALISING, backend_path, frontend_path
 from common.xenstore import XenStoreClient, XenStoreError
 from common.xenstore_talks import Outcome, ask, children, look, unwatch, watch, write_if_there
 from machine.connection import BackendOptions, Connection
+from machine.dom0_control import Dom0Control
 from machine.looks import DiskSeat, Looks
 from machine.places import Places
 
@@ -66,6 +67,7 @@ class Dom0:
         self._exiting = False
         self._places = Places(hypercalls, self._memory, config.run_dir, config.options)
         self._rams = RamStores()
+        self._commands = Dom0Control(control, self._rams, self._exit, self._kept)
         self._seats: dict[Key, DiskSeat] = {}
         self._reading: dict[Key, bool] = {}  # what a new disk needs; whether to read it again
         self._numbers = itertools.count(1)
@@ -91,31 +93,13 @@ class Dom0:
         if self._store.fileno() in ready:
             self._take_events()
         if self._control.fileno() in ready:
-            self._obey()
+            self._commands.obey()
         self._have_a_look()
 
-    def _obey(self) -> None:
-        message, descriptors = self._control.receive_with_descriptors()
-        try:
-            commands: CommandTable = {
-                "exit": self._exit,
-                "store": partial(self._keep, descriptors),
-                "forget-store": self._rams.forget,
-            }
-            answer(self._control, message, commands)
-        finally:
-            for fd in descriptors:
-                os.close(fd)
-
-    def _keep(self, descriptors: list[int], key: str) -> None:
-        """A ram disk's memory, which has come with the message."""
-        if len(descriptors) != 1:
-            raise CommandError(f"store {key}: {len(descriptors)} descriptors are not one")
-        try:
-            self._rams.give(key, descriptors[0])
-        except OSError as error:
-            raise CommandError(str(error)) from error
-        descriptors.clear()
+    def _kept(self, domid: int, device: int, first: int) -> list[bytes] | None:
+        seat = self._seats.get((domid, device))
+        connection = seat.hands if seat is not None else None
+        return connection.kept(first) if isinstance(connection, Connection) else None
 
     def _exit(self) -> None:
         """Let go of every disk; what that takes is awaited here as everything is."""

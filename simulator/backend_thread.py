@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from backend import steps
-from backend.blkback import BROKEN_REASONS, Blkback, begin_close
+from backend.blkback import BROKEN_REASONS, NOTHING, Blkback, begin_close
 from backend.doors import called_for
 from backend.worker import BETWEEN_REQUESTS
 from common import abi, effects
@@ -73,6 +73,7 @@ class BackendThread(Thread):
         self.dev = dev
         self.peer: Waker | None = None
         self._dom0, self._copies = dom0, bool(dev.back["copies"][0])
+        self._moves = int(dev.back["store_door"][0]) != NOTHING
         self._gather_max = self._room = int(dev.back["gather_max"][0])
         self._woke = False
         self.loop = loop
@@ -165,7 +166,7 @@ class BackendThread(Thread):
             events += int(costs.hypercall_ns)  # the last batch's EVTCHNOP_send
             self._woke = False
         software = self.varied(taken * costs.block_layer_ns)
-        copying = self._dom0.memory.cold_ns(nbytes)
+        copying = self._dom0.memory.cold_ns(nbytes) if self._moves else 0
         granting = sum(ns for _, ns in grants)
         spent[EVENTS] += events
         spent[COPIES] += copying

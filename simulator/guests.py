@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from backend.blkback import BLKBACK
-from backend.stores import RamStore
+from backend.stores import NullStore, RamStore
 from backend.worker import work
 from common import abi
 from common.arena import Arena
@@ -70,7 +70,7 @@ class Disk:
     key: Key
     guest: Guest
     thread: BackendThread
-    store: RamStore
+    store: RamStore | NullStore
     counters: np.ndarray
     loaded: bool
 
@@ -113,7 +113,7 @@ class GuestBuilder:
         self._backs = BLKBACK.rows(arena, rings)
         self._run = direct(run, self._fronts, self._jobs, 0, 0, 0)
         self._work = direct(work, self._backs, 0, 0, 0)
-        self._stores: dict[str, RamStore] = {}
+        self._stores: dict[str, RamStore | NullStore] = {}
         self._ring = 0
 
     def build(self, domid: int) -> GuestDomain:
@@ -155,7 +155,7 @@ class GuestBuilder:
         def let_go() -> None:
             guest.disks[number].thread.end()
 
-        world.serve(key, plan.sectors, keeps, vcpu, let_go)
+        world.serve(key, plan.sectors, keeps, vcpu, let_go, read_only=plan.read_only)
         target = f"ram:{plan.sectors * abi.SECTOR_SIZE}"
         world.toolstack.hold(plug(domain.domid, target, key[1], plan.read_only), lambda _: None)
         vbd = world.boot(domain, key[1], grant_mode != PER_REQUEST).vbd
@@ -173,7 +173,7 @@ class GuestBuilder:
         self._ring += 1
         return Disk(key, guest_thread, thread, store, counters, plan.load is not None)
 
-    def _store(self, plan: DiskPlan) -> RamStore:
+    def _store(self, plan: DiskPlan) -> RamStore | NullStore:
         """Its own, or one that has the name already."""
         if plan.name in self._stores:
             return self._stores[plan.name]
@@ -217,7 +217,7 @@ class GuestBuilder:
         vbd: FrontendVbd,
         plan: DiskPlan,
         memory: DomainMemory,
-        store: RamStore,
+        store: RamStore | NullStore,
         counters: np.ndarray,
     ) -> BackendThread:
         ground, config = self._ground, self._ground.config

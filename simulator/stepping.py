@@ -17,11 +17,13 @@ from common import abi, effects
 from common.event_channel import clear_pending
 from common.faults import PeerFault
 from common.steps import ANY_STEP, STEP, Phase
+from common.xenbus import disk_name
 from frontend.blkfront_info import BROKEN_REASONS as FRONT_REASONS
 from frontend.blkfront_info import Blkfront
 from frontend.steps import PHASES as FRONT_PHASES
 from looking.grants import grant_table
 from looking.ring_page import Slot, ring_page
+from simulator.guests import Disk
 from simulator.machine import Machine
 
 CALLS: Final = {
@@ -33,13 +35,14 @@ HEADER: Final = ("req_prod", "req_event", "rsp_prod", "rsp_event")
 
 
 class Stepped(NamedTuple):
-    """One phase that was done. who: of which end; access: what of the peer's the phase touches, ""
-    if nothing; changes: what is different in shared memory now; then: the effect that it ended
-    with, "" if there was none.
+    """One phase that was done. who: of which end; disk: of which disk, where there are several;
+    access: what of the peer's the phase touches, "" if nothing; changes: what is different in
+    shared memory now; then: the effect that it ended with, "" if there was none.
     """
 
     number: int
     who: str
+    disk: str
     phase: str
     access: str
     changes: tuple[str, ...]
@@ -47,8 +50,10 @@ class Stepped(NamedTuple):
 
     def __str__(self) -> str:
         then = (f"=> {self.then}",) if self.then else ()
-        line = f"{self.number:5d}  {self.who:<9}{self.phase:<13}{self.access or '-'}"
-        return "\n".join((line, *(f"{'':16}{what}" for what in (*self.changes, *then))))
+        whose = f"{self.who:<9}{f'{self.disk} ' if self.disk else ''}"
+        line = f"{self.number:5d}  {whose}{self.phase:<13}{self.access or '-'}"
+        indent = " " * (7 + len(whose))
+        return "\n".join((line, *(f"{indent}{what}" for what in (*self.changes, *then))))
 
 
 class _Shared:
@@ -140,7 +145,7 @@ class _Runner:
 def step_through(machine: Machine) -> Iterator[Stepped]:
     """Run `machine`'s load phase by phase, until every guest's is over. Raises PeerFault."""
     number = 0
-    lives = [_Life(machine, domid) for domid in machine.domids]
+    lives = [_Life(machine, disk) for disk in machine.disks if disk.loaded]
     while any(not life.over for life in lives):
         before = number
         for life in lives:
@@ -151,11 +156,14 @@ def step_through(machine: Machine) -> Iterator[Stepped]:
 
 
 class _Life:
-    """Both ends of one guest's disk."""
+    """Both ends of one disk."""
 
-    def __init__(self, machine: Machine, domid: int) -> None:
+    def __init__(self, machine: Machine, disk: Disk) -> None:
         self._machine, self.over = machine, False
-        self._guest, self._thread = machine.ends(domid)
+        domid, device = disk.key
+        several = len(machine.guests[domid].disks) > 1
+        self._disk = disk_name(device) if several else ""
+        self._guest, self._thread = disk.guest, disk.thread
         front, back = self._guest.dev, self._thread.dev
         port = int(front.events.port[0])
         self._shared = _Shared(front)
@@ -176,7 +184,9 @@ class _Life:
         phase = runner.phases[runner.turn[STEP]]
         effect = runner.advance()
         then = "" if effect in (effects.STOP, effects.SLICE) else effects.NAMES[effect]
-        yield Stepped(0, runner.who, phase.name, phase.access, self._shared.changes(), then)
+        yield Stepped(
+            0, runner.who, self._disk, phase.name, phase.access, self._shared.changes(), then
+        )
         if effect == effects.HYPERCALL:
             yield self._hypercall()
         elif effect == effects.BROKEN:
@@ -192,4 +202,4 @@ class _Life:
         self._machine.grant_table_op(thread.cpu.number, cmd, ops, False)
         text = f"{len(ops)} operation{'s' if len(ops) > 1 else ''}"
         changes = (text, *self._shared.changes())
-        return Stepped(0, "Xen", "hypercall", CALLS[cmd], changes, "")
+        return Stepped(0, "Xen", self._disk, "hypercall", CALLS[cmd], changes, "")

@@ -12,6 +12,7 @@ from rich.console import Console
 from toolstack.cli import cli
 from toolstack.door import Command, Within, output_directory
 from toolstack.loadspec import ConfigError
+from toolstack.look_command import look
 from toolstack.simulate import simulate
 
 __all__ = ["cli"]
@@ -105,5 +106,5 @@ def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) ->
     make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
-for command in (simulate, figure, compare, whatif):
+for command in (simulate, look, figure, compare, whatif):
     cli.add_command(command)

@@ -15,12 +15,13 @@ from common.abi import BLKIF_RING_SIZE, SECTOR_SIZE
 from toolstack.cli import settings
 from toolstack.door import Command, RunEnded, Within
 from toolstack.files import check_outputs, write_outputs
-from toolstack.flags import FLAGS, LOAD, MACHINE, Flag
+from toolstack.flags import FLAGS, LOAD, MACHINE, OUTPUT, Flag
 from toolstack.jobs import jobs_on, load_plan, plan_of
 from toolstack.loadspec import LoadSpec
 from toolstack.report import print_report
 from toolstack.results import Run, build_run, faults, grants_left
 from toolstack.snapshot import Snapshot
+from toolstack.step import show_steps, small
 from toolstack.topology import ConfigError, Topology
 
 if TYPE_CHECKING:
@@ -144,12 +145,19 @@ def _flags() -> list[click.Parameter]:
             help=text,
         )
     )
+    text = "Show every phase and what it changes (default: of one guest, and of one I/O)."
+    flags.append(Flag(OUTPUT, "--step", "step", is_flag=True, help=text))
     return flags
 
 
 def _simulate(**flags: Any) -> None:
-    physical_cpus = flags.pop("physical_cpus")
+    physical_cpus, step = flags.pop("physical_cpus"), flags.pop("step")
     topologies, spec = settings(flags)
+    if step:
+        pairs = [simulated(*small(topology, spec)) for topology in topologies]
+        for topology, its_spec in pairs:
+            show_steps(config_of(topology, its_spec, physical_cpus), Console(highlight=False))
+        return
     pairs = [simulated(topology, spec) for topology in topologies]
     check_outputs(flags)
     console, runs, left, busy = Console(highlight=False), [], [], []

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from backend.steps import PHASES as BACK_PHASES
 from frontend.load import LoadPlan
 from frontend.steps import PHASES as FRONT_PHASES
-from simulator.config import MODES, Config
+from simulator.config import MODES, Config, DiskPlan
 from simulator.machine import Machine
 from simulator.stepping import Stepped, step_through
 
@@ -97,9 +98,25 @@ def test_all_guests_have_their_turns() -> None:
 
 
 def test_a_line_is_for_people() -> None:
-    line = str(Stepped(7, "guest-1", "PUBLISH", "store of req_prod", ("req_prod 0 -> 1",), "WAKE"))
+    line = str(
+        Stepped(7, "guest-1", "", "PUBLISH", "store of req_prod", ("req_prod 0 -> 1",), "WAKE")
+    )
     assert line.splitlines() == [
         "    7  guest-1  PUBLISH      store of req_prod",
         "                req_prod 0 -> 1",
         "                => WAKE",
     ]
+
+
+def test_disks_of_one_guest_are_told_apart() -> None:
+    disk = DiskPlan(LoadPlan("write", 4096, 1, 50, IOS, None, 1, True), 4 << 11)
+    found = list(step_through(Machine(replace(config("persistent"), disks=((disk, disk),)))))
+    assert {each.disk for each in found} == {"xvda", "xvdb"}
+    assert sum(each.then == "DONE" for each in found) == 2
+    for name in ("xvda", "xvdb"):
+        (line,) = (
+            str(each).splitlines()[0]
+            for each in found
+            if each.phase == "TURN" and each.disk == name and each.then == "DONE"
+        )
+        assert f"guest-1  {name} TURN" in line
