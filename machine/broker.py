@@ -28,6 +28,7 @@ from common.memory import SharedMemoryError
 from common.shares import Shares
 from common.wakeups import Events
 from hypervisor.connections import Caller, Connections, close_all
+from hypervisor.domains import BACKEND, GUEST
 from hypervisor.domctl import Domctl, Handed
 from hypervisor.event_calls import EventCalls
 from hypervisor.gate_server import GateServer
@@ -76,7 +77,7 @@ class Broker:
         self._hypervisor = build_hypervisor(
             Arena(),
             HostMemory(host, accessed.view(np.uint64)),
-            self._segments.make_domain(DOMID_0, config.dom0_ram_frames, 1),
+            self._segments.make_domain(DOMID_0, config.dom0_ram_frames, 1, counts=False),
             nr_cpus=config.nr_cpus,
             policy=config.flush_policy,
         )
@@ -131,7 +132,7 @@ class Broker:
         done = not np.frombuffer(reply, HYPERCALL, count=1)["rc"][0]
         if not caller.send(reply, [*spent, *stays] if done else []):
             self._hang_up(caller)
-        elif caller.domid != DOMID_0:
+        elif self._hypervisor.domains.has_role(caller.domid, GUEST):
             self._charge(caller, began_ns)
         close_all(spent)
         return self._hypervisor.flushes != flushes
@@ -150,7 +151,7 @@ class Broker:
         handed: Handed,
     ) -> int:
         number, cmd = int(header["number"][0]), int(header["cmd"][0])
-        if number == GATE_KICK and caller.domid == DOMID_0:
+        if number == GATE_KICK and self._hypervisor.domains.has_role(caller.domid, BACKEND):
             self._gate.make_call(caller.vcpu, waited)
             return 0
         if number == HYPERVISOR_DOMCTL:
@@ -163,7 +164,7 @@ class Broker:
     def _hang_up(self, caller: Caller) -> None:
         """A caller has gone; a guest has one connection, and has died."""
         self._connections.drop(caller)
-        if caller.domid != DOMID_0 and self._hypervisor.domains.find(caller.domid) is not None:
+        if self._hypervisor.domains.has_role(caller.domid, GUEST):
             self._domctl.destroy(caller.domid)
 
     def _say_dead(self, domid: int) -> None:
