@@ -29,9 +29,16 @@ FREE: Final = 0
 LIVING: Final = 1
 DYING: Final = 2
 
+# What a domain is here for: bits.
+PRIVILEGED: Final = 1  # may ask about every domain, and have domains made and ended
+BACKEND: Final = 2  # serves others: its vCPUs run on the worker CPUs, and it has a gate
+GUEST: Final = 4  # is its users': pays for the hypervisor's time, and ends with its connection
+
 # `in_store`: xenstored knows it, or may learn of it.
-DOMAIN: Final = np.dtype([("state", "<u4"), ("in_store", "<u4"), ("nr_vcpus", "<u4")])
-STATE, IN_STORE, NR_VCPUS = range(3)
+DOMAIN: Final = np.dtype(
+    [("state", "<u4"), ("in_store", "<u4"), ("nr_vcpus", "<u4"), ("role", "<u4")]
+)
+STATE, IN_STORE, NR_VCPUS, ROLE = range(4)
 
 
 class DomainMemory(NamedTuple):
@@ -69,6 +76,10 @@ class Domain:
         """Its virtual CPUs."""
         return self.row[NR_VCPUS]
 
+    def has_role(self, role: int) -> bool:
+        """Is it here for that (too)?"""
+        return self.row[ROLE] & role != 0
+
     @property
     def nr_ram_frames(self) -> int:
         """Frames of RAM."""
@@ -86,7 +97,7 @@ class Domain:
 
 
 class Caller(NamedTuple):
-    """Who makes a hypercall: the domain, its vCPU's worker CPU (NO_CPU for guests), and whether it
+    """Who makes a hypercall: the domain, its vCPU's worker CPU (of backends), and whether it
     queued on the flush lock behind another's flush."""
 
     domain: Domain
@@ -118,6 +129,7 @@ class Domains:
         counters: np.ndarray,
         nr_handles: int,
         in_store: bool,
+        role: int,
     ) -> None:
         """A new domain, whose domid must be free."""
         assert domid < NR_DOMIDS and self._states[domid] == FREE
@@ -127,13 +139,18 @@ class Domains:
         room.empty()
         row = self._rows[domid : domid + 1]
         self._views[domid] = Domain(room, domid, row, memory, counters, nr_handles)
-        row[0] = LIVING, in_store, nr_vcpus
+        row[0] = LIVING, in_store, nr_vcpus, role
 
     def find(self, domid: int) -> Domain | None:
         """A living domain, or None."""
         if domid < NR_DOMIDS and self._states[domid] == LIVING:
             return self._views[domid]
         return None
+
+    def has_role(self, domid: int, role: int) -> bool:
+        """Is there such a living domain that is here for that?"""
+        domain = self.find(domid)
+        return domain is not None and domain.has_role(role)
 
     def find_dying(self, domid: int) -> Domain | None:
         """A domain, living or dying, or None."""

@@ -2,9 +2,9 @@
 
 Owns: what there is of a domain besides the cores' state: its segments, its hypercall connections,
 its ports' wake-up lines, and in which order they come and go.
-Rules: only domain 0 may ask. A creation that fails leaves nothing. A domain that is destroyed is
-dying until dom0 has unmapped the last of its pages and xenstored has forgotten it: so long its
-domid stays taken.
+Rules: only a privileged domain may ask. A creation that fails leaves nothing. A domain that is
+destroyed is dying until its backends have unmapped the last of its pages and xenstored has
+forgotten it: so long its domid stays taken.
 """
 
 import errno
@@ -13,7 +13,6 @@ from typing import Final
 
 import numpy as np
 
-from common.abi import DOMID_0
 from common.hypercall import (
     DOMCTL_CREATEDOMAIN,
     DOMCTL_DESTROYDOMAIN,
@@ -26,6 +25,7 @@ from common.hypercall import (
 from common.machine_memory import DOMAIN_SEGMENTS, GUESTS_MAX
 from common.memory import SharedMemoryError
 from hypervisor.connections import Connections
+from hypervisor.domains import PRIVILEGED
 from hypervisor.event_calls import EventCalls
 from hypervisor.hypercalls import Hypervisor
 from hypervisor.segments import Segments
@@ -62,14 +62,14 @@ class Domctl:
 
     def call(self, caller: int, cmd: int, payload: bytearray, handed: Handed) -> int:
         """One domctl over `payload`; 0 or -errno. `handed` takes what goes with the answer."""
-        if caller != DOMID_0:
+        if not self._hypervisor.domains.has_role(caller, PRIVILEGED):
             return -errno.EPERM
         dtype, method = DOMCTLS.get(cmd, (None, None))
         if dtype is None or method is None:
             return -errno.ENOSYS
         if len(payload) != dtype.itemsize:
             return -errno.EINVAL
-        return method(self, np.frombuffer(bytes(payload), dtype)[0], handed)
+        return method(self, caller, np.frombuffer(bytes(payload), dtype)[0], handed)
 
     def destroy(self, domid: int) -> None:
         """End a living guest, and say so."""
@@ -79,22 +79,21 @@ class Domctl:
         self._segments.forget(domid)
         self._say_dead(domid)
 
-    def _create_guest(self, order: np.void, handed: Handed) -> int:
+    def _create_guest(self, _: int, order: np.void, handed: Handed) -> int:
         domid = int(order["domid"])
         if not 1 <= domid <= GUESTS_MAX:
             return -errno.EINVAL
         if domid in self._hypervisor.domains:  # dying ones too
             return -errno.EEXIST
-        nr_vcpus, *frames = (
-            int(order[name]) for name in ("nr_vcpus", "ram_frames", "grant_frames")
-        )
+        sizes = [int(order[name]) for name in ("nr_vcpus", "ram_frames", "grant_frames")]
         most = (VCPUS_MAX, RAM_FRAMES_MAX, GRANT_FRAMES_MAX)
-        if not all(1 <= size <= top for size, top in zip((nr_vcpus, *frames), most, strict=True)):
+        if not all(1 <= size <= top for size, top in zip(sizes, most, strict=True)):
             return -errno.EINVAL
+        nr_vcpus, ram_frames, grant_frames = sizes
         try:
             connection = self._connections.make(domid, 0)
             try:
-                memory = self._segments.make_domain(domid, *frames)
+                memory = self._segments.make_domain(domid, ram_frames, grant_frames)
             except BaseException:
                 self._connections.forget(domid)
                 handed[1].append(connection)
@@ -112,27 +111,28 @@ class Domctl:
             stays.append(fd)
         return 0
 
-    def _destroy_guest(self, order: np.void, _: Handed) -> int:
+    def _destroy_guest(self, _: int, order: np.void, handed: Handed) -> int:
         domid = int(order["domid"])
-        if domid == DOMID_0:
-            return -errno.EINVAL
-        if self._hypervisor.domains.find(domid) is None:
+        domain = self._hypervisor.domains.find(domid)
+        if domain is None:
             return -errno.ESRCH
+        if domain.has_role(PRIVILEGED):
+            return -errno.EINVAL
         self.destroy(domid)
         return 0
 
-    def _get_vcpu(self, order: np.void, handed: Handed) -> int:
-        dom0 = self._hypervisor.domains.find(DOMID_0)
-        assert dom0 is not None
-        if int(order["vcpu"]) >= dom0.nr_vcpus:
+    def _get_vcpu(self, caller: int, order: np.void, handed: Handed) -> int:
+        domain = self._hypervisor.domains.find(caller)
+        assert domain is not None
+        if int(order["vcpu"]) >= domain.nr_vcpus:
             return -errno.EINVAL
         try:
-            handed[1].append(self._connections.make(DOMID_0, int(order["vcpu"])))
+            handed[1].append(self._connections.make(caller, int(order["vcpu"])))
         except OSError as error:
             return -(error.errno or errno.EMFILE)
         return 0
 
-    def _get_memory(self, order: np.void, handed: Handed) -> int:
+    def _get_memory(self, _: int, order: np.void, handed: Handed) -> int:
         """All but grant tables, which are between a domain and the hypervisor."""
         name = bytes(order["segment"]).decode("ascii", "replace")
         fd = self._segments.descriptor(int(order["domid"]), name)
@@ -142,7 +142,7 @@ class Domctl:
         return 0
 
 
-_Method = Callable[[Domctl, np.void, Handed], int]
+_Method = Callable[[Domctl, int, np.void, Handed], int]
 
 DOMCTLS: Final[dict[int, tuple[np.dtype, _Method]]] = {
     DOMCTL_CREATEDOMAIN: (DOMCTL_DOMAIN, Domctl._create_guest),

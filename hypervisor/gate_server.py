@@ -61,12 +61,20 @@ def next_posted(words: np.ndarray, nr_slots: int, first: int, spin: np.ndarray) 
 
 
 class GateServer:
-    """Serves dom0's `nr_slots` vCPUs in `segment` (u8); threads: see common/spinning.py."""
+    """Serves the `nr_slots` vCPUs of the backend `domid`, whose gate is `segment` (u8).
+
+    threads: see common/spinning.py.
+    """
 
     def __init__(
-        self, hypervisor: Hypervisor, segment: np.ndarray, nr_slots: int, threads: int = 1
+        self,
+        hypervisor: Hypervisor,
+        segment: np.ndarray,
+        nr_slots: int,
+        threads: int = 1,
+        domid: int = DOMID_0,
     ) -> None:
-        self._hypervisor = hypervisor
+        self._hypervisor, self._domid = hypervisor, domid
         self._bytes, self._words = segment, segment.view(np.uint32)
         self._nr_slots = nr_slots
         self._spin = new_spin(adaptive=True, threads=threads)
@@ -101,7 +109,7 @@ class GateServer:
             start = int(payload_of(slot))
             posted = self._bytes[start : start + nbytes]
             payload = bytearray(posted)
-            rc = self._hypervisor.hypercall(DOMID_0, slot, number, cmd, payload, waited)
+            rc = self._hypervisor.hypercall(self._domid, slot, number, cmd, payload, waited)
             posted[:] = payload
         store_release(words, header + RC, rc & 0xFFFFFFFF)
         store_release(words, header + STATE, ANSWERED)

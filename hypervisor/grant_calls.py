@@ -16,7 +16,7 @@ from common.arena import Arena
 from common.compiled import direct
 from common.counters import HYPERVISOR_COUNTERS
 from hypervisor.cpus import FLUSH_ENTRIES_MAX, NO_CPU, NO_FLUSH, Cpus
-from hypervisor.domains import Caller, Domain, Domains
+from hypervisor.domains import PRIVILEGED, Caller, Domain, Domains
 from hypervisor.grant_copy import End, copy_run
 from hypervisor.grant_table import ACTIVE, TABLE, GrantTable, end_unmap, map_grants
 from hypervisor.maptrack import MAPTRACK_ENTRY, MAPTRACK_LIST, UNMAPPED, Maptrack, begin_unmap
@@ -163,13 +163,13 @@ class GrantCalls:
         return 0
 
     def _target(self, caller: Caller, domid: int) -> tuple[int, Domain | None]:
-        """The domain a call is about: the caller's own, or for domain 0 any (XSM_TARGET)."""
+        """The domain a call is about: the caller's own; for a privileged one any (XSM_TARGET)."""
         if domid in (abi.DOMID_SELF, caller.domain.domid):
             return abi.GNTST_OKAY, caller.domain
         owner = self._domains.find(domid)
         if owner is None:
             return abi.GNTST_BAD_DOMAIN, None
-        if caller.domain.domid != abi.DOMID_0:
+        if not caller.domain.has_role(PRIVILEGED):
             return abi.GNTST_PERMISSION_DENIED, None
         return abi.GNTST_OKAY, owner
 

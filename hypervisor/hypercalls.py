@@ -17,13 +17,13 @@ from common import abi
 from common.arena import Arena
 from common.not_done import GNTST_UNFILLED
 from hypervisor.cpus import NO_CPU, Cpus
-from hypervisor.domains import GUEST_HANDLES_MAX, Caller, DomainMemory, Domains
+from hypervisor.domains import BACKEND, GUEST, GUEST_HANDLES_MAX, Caller, DomainMemory, Domains
 from hypervisor.grant_calls import GRANT_CALLS, GrantCalls
 from hypervisor.port_calls import PORT_CALLS, PortCalls
 
 
 class Hypervisor:
-    """The machine's hypercalls. cpus: the worker CPUs that dom0 runs on."""
+    """The machine's hypercalls. cpus: the worker CPUs that backends run on."""
 
     def __init__(self, cpus: Cpus, arena: Arena) -> None:
         self.cpus = cpus
@@ -53,13 +53,14 @@ class Hypervisor:
         nr_vcpus: int = 1,
         nr_handles: int = GUEST_HANDLES_MAX,
         in_store: bool = False,
+        role: int = GUEST,
     ) -> None:
         """A new domain; its domid must be free. counters: HYPERVISOR_COUNTERS (1,).
 
-        nr_handles: mappings that it may have. in_store: its domid is not free again before
-        `released`.
+        nr_handles: mappings that it may have; role: what it is here for. in_store: its domid is not
+        free again before `released`.
         """
-        self.domains.add(domid, nr_vcpus, memory, counters, nr_handles, in_store)
+        self.domains.add(domid, nr_vcpus, memory, counters, nr_handles, in_store, role)
 
     def destroy_domain(self, domid: int) -> None:
         """End a domain: unmap what it has mapped, close its ports. Its own pages stay as long as
@@ -99,5 +100,5 @@ class Hypervisor:
         nbytes, size = len(payload), dtype.itemsize
         if not nbytes or nbytes % size or (single and nbytes > size):
             return -errno.EINVAL
-        cpu = vcpu if domid == abi.DOMID_0 else NO_CPU
+        cpu = vcpu if domain.has_role(BACKEND) else NO_CPU
         return method(Caller(domain, cpu, waited), np.frombuffer(payload, dtype))

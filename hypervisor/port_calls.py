@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from common import abi
-from hypervisor.domains import Caller, Domain, Domains
+from hypervisor.domains import PRIVILEGED, Caller, Domain, Domains
 from hypervisor.event_channels import EventChannels
 
 
@@ -66,7 +66,7 @@ class PortCalls:
         owner = self._find(caller, domid)
         if owner is None:
             return caller.domain, -errno.ESRCH
-        may = owner is caller.domain or caller.domain.domid == abi.DOMID_0
+        may = owner is caller.domain or caller.domain.has_role(PRIVILEGED)
         return owner, 0 if may else -errno.EPERM
 
     def _find(self, caller: Caller, domid: int) -> Domain | None:

@@ -13,7 +13,7 @@ from common.abi import DOMID_0, XEN_PAGE_SIZE
 from common.arena import Arena
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX
 from hypervisor.cpus import ACCESSED_WORDS, Cpus
-from hypervisor.domains import GUEST_HANDLES_MAX, DomainMemory
+from hypervisor.domains import BACKEND, GUEST, GUEST_HANDLES_MAX, PRIVILEGED, DomainMemory
 from hypervisor.hypercalls import Hypervisor
 
 
@@ -62,7 +62,15 @@ def build_hypervisor(
     )
     hypervisor = Hypervisor(cpus, arena)
     nr_handles = len(accessed) // ACCESSED_WORDS
-    build_domain(hypervisor, machine, DOMID_0, dom0, nr_vcpus=nr_cpus, nr_handles=nr_handles)
+    build_domain(
+        hypervisor,
+        machine,
+        DOMID_0,
+        dom0,
+        nr_vcpus=nr_cpus,
+        nr_handles=nr_handles,
+        role=PRIVILEGED | BACKEND,
+    )
     return hypervisor
 
 
@@ -75,6 +83,7 @@ def build_domain(
     nr_vcpus: int = 1,
     nr_handles: int = GUEST_HANDLES_MAX,
     in_store: bool = False,
+    role: int = GUEST,
 ) -> None:
     """Another domain: see `Hypervisor.create_domain`."""
     hypervisor.create_domain(
@@ -84,4 +93,5 @@ def build_domain(
         nr_vcpus=nr_vcpus,
         nr_handles=nr_handles,
         in_store=in_store,
+        role=role,
     )

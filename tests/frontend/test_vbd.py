@@ -191,7 +191,7 @@ def connect(
 # Ours, where it differs from what was captured (docs/design.md says why).
 OURS = {
     "backend/vbd/0/51712/frontend-id": "1",
-    "backend/vbd/0/51712/params": "ram:32",
+    "backend/vbd/0/51712/params": "ram:32m",
     "backend/vbd/0/51712/feature-max-indirect-segments": "0",
     "backend/vbd/0/51712/max-ring-page-order": "0",
     "device/vbd/51712/event-channel": "1",

@@ -158,7 +158,7 @@ class _Bed(Bed):
     """Where the guest's thread sleeps: it passes the baton."""
 
     def __init__(self, batons: Batons) -> None:
-        super().__init__()
+        super().__init__([])
         self._batons = batons
 
     def poll(self, _timeout_ms: int | None) -> list[tuple[Any, int]]:
