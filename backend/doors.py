@@ -148,7 +148,7 @@ def granted(dev: Blkback, step: int) -> int:
         return AGAIN
     if step == steps.COPIED_OUT:
         finish_reads(dev)
-    if back.gathered == 0:  # it was what had been kept
+    if back.closing and back.gathered == 0:  # it was what had been kept
         return NEXT
     if step == steps.UNMAPPED:
         for at in range(back.gathered):

@@ -4,14 +4,16 @@ Owns: each such phase, with its one access; which follows which is the ends' tab
 `peer` name the two producers by their word, as in `common/ring.py`.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from common import ring
 from common.atomics import load_acquire
 from common.compiled import part
 from common.event_channel import become_pending, clear_pending, is_masked
-from common.spinning import spin_until_changed, spins
-from common.steps import AGAIN, COMPANY, EVENT, NEXT, NONE, ON, WOKE
+from common.spinning import spin_until_changed, spins, spun_ns
+from common.steps import AGAIN, COMPANY, EVENT, LOOKS_LEFT, NEXT, NONE, ON, WOKE
+
+LOOK_NS_BITS: Final = 13  # of what a look may take: a turn's (`common/turns.py`) are 2 ms
 
 # A ring's end: a Blkfront or a Blkback, whose words, half, turn, events and spin are used.
 End = Any
@@ -52,14 +54,17 @@ def read_mask(end: End, notes_wakes: int) -> int:
 def watch(end: End, peer: int) -> int:
     """WATCH: AGAIN once the peer has produced something, ON if it does not pay to look longer.
 
-    In company whose turn it is has looked for as long as it pays, at all rings together.
+    In company whose turn it is has looked for as long as it pays, at all rings together. Who is
+    alone has its turn by the clock, too: what it spins is taken off its looks.
     """
     seen = end.half[0].cons
     if load_acquire(end.words, peer) != seen:
         return AGAIN
     if end.turn[COMPANY] != 0:
         return ON
-    return AGAIN if spin_until_changed(end.words, peer, seen, end.spin) else ON
+    found = spin_until_changed(end.words, peer, seen, end.spin)
+    end.turn[LOOKS_LEFT] -= spun_ns(end.spin) >> LOOK_NS_BITS
+    return AGAIN if found else ON
 
 
 @part

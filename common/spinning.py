@@ -193,6 +193,12 @@ def goes_on(spin: np.ndarray) -> bool:
 
 
 @kernel
+def spun_ns(spin: np.ndarray) -> np.int64:
+    """How long the last spin has taken, as far as it has looked at the clock."""
+    return spin[0].now_ns - spin[0].started_ns
+
+
+@kernel
 def spin_until_changed(words: np.ndarray, index: int, seen: int, spin: np.ndarray) -> bool:
     """Look at `words[index]` until it is not `seen`; False if it is time to sleep.
 

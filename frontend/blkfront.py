@@ -34,7 +34,6 @@ from common.steps import (
     END,
     EVENT,
     GRANT,
-    NEXT,
     NONE,
     ON,
     TAKEN,
@@ -119,8 +118,7 @@ def submit(dev: Blkfront) -> int:
         dev.ios[io].status = np.int16(NO_ROOM)
         finish_io(dev, io)
         _dequeue(dev)
-        dev.turn[TAKEN] += 1
-        return NEXT
+        return AGAIN
     ident = np.int64(front.free_id)
     shadow = dev.shadow[ident]
     front.free_id, front.ident, front.at = shadow.next, np.uint32(ident), np.uint32(0)

@@ -19,7 +19,16 @@ from common.faults import PeerFault
 from common.machine_memory import DISKS_MAX
 from common.ring import RSP
 from common.spinning import slept
-from common.turns import End, any_pending, both_of, leave_out, new_turns, rings_of, take_in
+from common.turns import (
+    End,
+    any_pending,
+    both_of,
+    leave_out,
+    make_ready,
+    new_turns,
+    rings_of,
+    take_in,
+)
 from common.wakeups import Carrier
 from frontend.blkfront_info import BLKFRONT, BROKEN_REASONS, Blkfront
 from frontend.load import LOAD, Load
@@ -92,6 +101,8 @@ class Driver:
         self.failed[ring] = why
         self._leave_out(ring)
         abandon(self.dev(ring))
+        for other in self.running:  # it may wait for what this one had in flight
+            make_ready(self._turns, other)
 
     def _take_in(self, ring: int) -> None:
         dev, channel = self._ends[ring]

@@ -79,8 +79,16 @@ def _shortened(head: tuple[str, ...], rows: Sequence[tuple[object, ...]], nothin
 def grant_table(frames: np.ndarray) -> GrantTable:
     """Decode a copy of a domain's grant-table `frames` (u8)."""
     entries = frames.view(abi.GRANT_ENTRY_V1)
-    granted = np.flatnonzero(entries["flags"] & abi.GTF_TYPE_MASK)
-    return GrantTable(len(entries), tuple(_grant(int(gref), entries[gref]) for gref in granted))
+    (granted,) = np.nonzero(entries["flags"] & abi.GTF_TYPE_MASK)
+    return granted_entries(len(entries), granted, entries[granted])
+
+
+def granted_entries(nr_entries: int, grefs: np.ndarray, entries: np.ndarray) -> GrantTable:
+    """The same, of a table of `nr_entries` whose `entries` (GRANT_ENTRY_V1) `grefs` are granted."""
+    return GrantTable(
+        nr_entries,
+        tuple(_grant(int(gref), entry) for gref, entry in zip(grefs, entries, strict=True)),
+    )
 
 
 def _grant(gref: int, entry: np.void) -> Grant:

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from common.abi import DOMID_0, HYPERVISOR_DOMCTL
+from common.abi import DOMID_0, GRANT_ENTRY_V1, GTF_TYPE_MASK, HYPERVISOR_DOMCTL
 from common.arena import Arena
-from common.control import Control, answer
+from common.control import CommandTable, Control, answer
 from common.hypercall import GATE_KICK, HYPERCALL, MESSAGE_MAX, VIRQ_DOM_EXC
 from common.hypercall_gate import gate_bytes
 from common.log_limit import log_to_terminal
@@ -38,7 +38,7 @@ from machine.hypervisor import HostMemory, build_hypervisor
 CALLS_BURST_NS: Final = 2_000_000  # a handshake's and more
 NOT_A_HYPERCALL: Final = np.array([(0, 0, -errno.EINVAL, 0)], HYPERCALL).tobytes()
 
-MAPPINGS_A_LOOK: Final = 2048  # what an answer has room for
+ENTRIES_A_LOOK: Final = 2048  # what an answer has room for
 
 
 @dataclass(frozen=True)
@@ -186,20 +186,39 @@ class Broker:
     def _obey(self) -> None:
         message = self._control.receive(0)
         if message is not None:
-            answer(self._control, message, {"exit": self._exit, "maptrack": self._maptrack})
+            commands: CommandTable = {
+                "exit": self._exit,
+                "grants": self._grants,
+                "maptrack": self._maptrack,
+            }
+            answer(self._control, message, commands)
 
     def _exit(self) -> None:
         self._exiting = True
 
+    def _grants(self, domid: int, first: int) -> list[Any]:
+        """For who looks in: how many entries a domain's grant table has, and of those that are not
+        invalid some, from `first` on: grefs and entries."""
+        domain = self._hypervisor.domains.find(domid)
+        frames = np.zeros(0, np.uint8) if domain is None else domain.memory.grant
+        entries = frames.view(GRANT_ENTRY_V1).copy()
+        return [len(entries), *_some(entries, entries["flags"] & GTF_TYPE_MASK, first)]
+
     def _maptrack(self, domid: int, first: int) -> list[bytes]:
-        """For who looks in: some live handles of a domain's, from `first` on, and their entries."""
+        """The same of its maptrack: handles and entries of what is mapped."""
         domain = self._hypervisor.domains.find(domid)
         if domain is None:
             return [b"", b""]
         entries = domain.maptrack.entries
-        live = np.flatnonzero(entries["flags"])
-        handles = live[live >= first][:MAPPINGS_A_LOOK].astype("<u4")
-        return [handles.tobytes(), entries[handles].tobytes()]
+        return _some(entries, entries["flags"], first)
+
+
+def _some(entries: np.ndarray, there: np.ndarray, first: int) -> list[bytes]:
+    """The places from `first` on where something is `there`, as many as go into an answer; u32, and
+    what is in `entries` at them."""
+    (places,) = np.nonzero(there)
+    chosen = places[places >= first][:ENTRIES_A_LOOK].astype("<u4")
+    return [chosen.tobytes(), entries[chosen].tobytes()]
 
 
 def main(config: dict[str, Any], descriptors: list[int]) -> None:

@@ -121,8 +121,8 @@ class Carrier:
 class Bed:
     """Where a guest's thread sleeps: meanwhile the backends of its disks serve."""
 
-    def __init__(self) -> None:
-        self.pairs: list[Pair] = []
+    def __init__(self, pairs: list["Pair"]) -> None:
+        self.pairs = pairs
 
     def register(self, *_: object) -> None:
         pass
@@ -137,8 +137,53 @@ class Bed:
         return []
 
 
+class Ground:
+    """What the disks of a guest have in common: the hypervisor, both domains' memory, the guest's
+    grants and its thread.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        nr_disks: int,
+        dom0_frames: int,
+        disk_frames: int,
+        nr_handles: int,
+        dom0_cpus: int,
+        flush_policy: str,
+    ) -> None:
+        self.arena, self.pairs = arena, list[Pair]()
+        machine, dom0 = host_memory(arena, nr_handles), domain_memory(arena, dom0_frames)
+        guest = domain_memory(arena, nr_disks * disk_frames)
+        self.hypervisor = build_hypervisor(
+            arena, machine, dom0, nr_cpus=dom0_cpus, policy=flush_policy
+        )
+        build_domain(self.hypervisor, machine, GUEST, guest)
+        self.host, self.accessed = machine
+        self.host["dirty"][0, :dom0_cpus], self.host["running"][0, 0] = 1, 1
+        self.dom0_ram, self.ram, self.grant_frames = dom0.ram, guest.ram, guest.grant
+        self.grants = new_grants(arena, self.grant_frames)
+        events = arena.array((2, abi.XEN_PAGE_SIZE), np.uint8)
+        self.front_events, self.back_events = (event_words(page) for page in events)
+        self.hole = arena.array(abi.XEN_PAGE_SIZE, np.uint8)
+        self.hole[:] = 0xA5
+        self.stats, self.spin = arena.array(1, STATS), new_spin(adaptive=False)
+        self.bed = Bed(self.pairs)
+        self.driver, self.jobs = Driver(self.spin, self.bed), LOAD.rows(arena, nr_disks)
+
+
+def pairs(count: int, mode: str = "persistent", **options: Any) -> list["Pair"]:
+    """So many disks of one guest. options: each Pair's."""
+    found = [Pair(mode, nr_disks=count, **options)]
+    for number in range(1, count):
+        found.append(Pair(mode, ground=found[0].ground, number=number, **options))
+    return found
+
+
 class Pair:
-    """A guest with one disk, dom0 that serves it, and what lies below them."""
+    """A guest with one disk, dom0 that serves it, and what lies below them; or one more disk, with
+    a `number`, on the `ground` of others.
+    """
 
     def __init__(
         self,
@@ -156,52 +201,53 @@ class Pair:
         frames_per_io: int = 11,
         nr_handles: int = MAPTRACK_HANDLES_MAX,
         arena: Arena | None = None,
+        nr_disks: int = 1,
+        ground: Ground | None = None,
+        number: int = 0,
     ) -> None:
+        self.number, self.port = number, PORT + number
         self.store = store if store is not None else RamStore(64 * abi.SECTORS_PER_PAGE)
-        self.buffer_frame, self._frames_per_io = 1 + pool_pages, frames_per_io
+        frames = disk_frames(number, nr_ios * frames_per_io, pool_pages)
+        self.buffer_frame, self._frames_per_io = frames.buffers, frames_per_io
         grant_mode, keeps = MODES[mode]
         self.copies, cap = mode == GRANT_COPY, cap if keeps else 0
         nr_slots = slots_of(cap)
-        self.arena = arena = arena or Arena()
-        machine = host_memory(arena, nr_handles)
-        dom0 = domain_memory(arena, BOUNCE_FRAME + nr_slots * self.copies)
-        guest = domain_memory(arena, self.buffer_frame + nr_ios * frames_per_io)
-        self.hypervisor = build_hypervisor(
-            arena, machine, dom0, nr_cpus=dom0_cpus, policy=flush_policy
+        if ground is None:
+            dom0_frames = BOUNCE_FRAME + nr_slots * self.copies * nr_disks
+            size = frames.end - frames.ring
+            given = (arena or Arena(), nr_disks, dom0_frames, size)
+            ground = Ground(*given, nr_handles, dom0_cpus, flush_policy)
+        self.ground, self.arena = ground, (arena := ground.arena)
+        ground.pairs.append(self)
+        self.hypervisor, self.host, self.accessed = ground.hypervisor, ground.host, ground.accessed
+        self.ram, self.grant_frames, self.dom0_ram = (
+            ground.ram,
+            ground.grant_frames,
+            ground.dom0_ram,
         )
-        build_domain(self.hypervisor, machine, GUEST, guest)
-        self.host, self.accessed = machine
-        self.host["dirty"][0, :dom0_cpus], self.host["running"][0, 0] = 1, 1
-        self.dom0_ram, self.ram, self.grant_frames = dom0.ram, guest.ram, guest.grant
-        self.ring_page = self.ram[: abi.XEN_PAGE_SIZE]
+        self.front_events, self.back_events = ground.front_events, ground.back_events
+        self.hole, self.spin, self.driver = ground.hole, ground.spin, ground.driver
+        self.ring_page = self.frame(frames.ring)
         slots = self.ring_page[abi.SRING_HEADER_SIZE :][: 32 * abi.BLKIF_REQUEST.itemsize]
         self.slots, self.responses = slots.view(abi.BLKIF_REQUEST), slots.view(RESPONSE_SLOT)
-        events = arena.array((2, abi.XEN_PAGE_SIZE), np.uint8)
-        self.front_events, self.back_events = (event_words(page) for page in events)
-        self.hole = arena.array(abi.XEN_PAGE_SIZE, np.uint8)
-        self.hole[:] = 0xA5
-        stats, port = arena.array(1, STATS), np.array([PORT])
-        self.latency, self.spin = stats["latency"][0, 0], new_spin(adaptive=False)
-        frames = disk_frames(0, nr_ios * frames_per_io, pool_pages)
-        bed = Bed()
-        bed.pairs.append(self)
-        self.driver, self._jobs = Driver(self.spin, bed), LOAD.rows(arena, 1)
+        self.latency, port = ground.stats["latency"][0, number], np.array([self.port])
         self.front = build_front(
             arena,
             self.ram,
             frames,
-            new_grants(arena, self.grant_frames),
-            stats["counters"][0, :1],
+            ground.grants,
+            ground.stats["counters"][0, number : number + 1],
             EventWords(self.front_events[0], *self.back_events, port),
             self.spin,
             nr_ios=nr_ios,
             start=start,
+            handle=number,
         )
         self.front.front["grant_mode"] = grant_mode
         lay_out_buffers(self.front, self.buffer_frame, frames_per_io)
         reach = in_table(arena, nr_slots, self.ram, self.hole)
         if self.copies:
-            reach = own_frames(nr_slots, self.dom0_ram, BOUNCE_FRAME)
+            reach = own_frames(nr_slots, self.dom0_ram, BOUNCE_FRAME + nr_slots * number)
         self._empty = reach.page_table.copy()
         self.rings = BLKBACK.rows(arena, 1)
         self.back = build_back(
@@ -210,7 +256,7 @@ class Pair:
             reach,
             self.store,
             self.accessed,
-            self.host["backend"]["counters"][0, :1],
+            self.host["backend"]["counters"][0, number : number + 1],
             EventWords(self.back_events[0], *self.front_events, port),
             self.spin,
             no_gate(),
@@ -237,7 +283,7 @@ class Pair:
     @front.setter
     def front(self, front: Blkfront) -> None:
         self._front = front
-        self.driver.attach(0, front, cast(Any, Carrier()))
+        self.driver.attach(self.number, front, cast(Any, Carrier()))
 
     @property
     def front_job(self) -> Load:
@@ -247,11 +293,11 @@ class Pair:
     @front_job.setter
     def front_job(self, job: Load) -> None:
         self._front_job = job
-        LOAD.write(self._jobs[0], job)
+        LOAD.write(self.ground.jobs[self.number], job)
 
     def front_run(self, stops: int, looks: int = LOOKS_MAX) -> int:
         """The guest's loop for once; its effect."""
-        return int(run(self.driver.rings, self._jobs, 0, looks, stops))
+        return int(run(self.driver.rings, self.ground.jobs, self.number, looks, stops))
 
     def buffer(self, io: int) -> np.ndarray:
         """The bytes that I/O `io` moves."""
@@ -266,12 +312,12 @@ class Pair:
 
     def run(self) -> list[int]:
         """Both ends work until every queued I/O is done; which, in the order they ended."""
-        self.driver.run_one(0, self.queued, lambda: None)
+        self.driver.run_one(self.number, self.queued, lambda: None)
         return self.take_done()
 
     def front_is_awake(self) -> bool:
         """Is its event pending?"""
-        return bool(int(self.front_events[0][PORT >> 6]) >> (PORT & 63) & 1)
+        return bool(int(self.front_events[0][self.port >> 6]) >> (self.port & 63) & 1)
 
     def take_done(self) -> list[int]:
         """The I/Os that are done, in the order they ended."""
@@ -324,7 +370,7 @@ class Pair:
             for at, segment in enumerate(raw.segments):
                 slot["seg"][at] = segment
             store_release(self.front.words, REQ, u32_add(req_prod, 1))
-        set_pending(*self.back_events, PORT)
+        set_pending(*self.back_events, self.port)
 
     def ask(self, *requests: Raw) -> list[tuple[int, int, int]]:
         """`push_raw`, let the backend serve; the (id, operation, status) of what it answered."""
@@ -355,7 +401,7 @@ class Pair:
 
     def serve(self) -> None:
         """If it has an event, the backend works until it sleeps, or says the ring is broken."""
-        if not clear_pending(self.back_events[0], PORT):
+        if not clear_pending(self.back_events[0], self.port):
             return
         while (effect := self.back_until()) != effects.WAIT:
             if effect == effects.BROKEN:
@@ -446,13 +492,14 @@ class Pair:
         assert back.tree["in_flight"][0] == 0
         assert set(back.requests["state"].tolist()) == {FREE}
         assert sorted(back.vacant.tolist()) == list(range(int(back.back["vacant"][0])))
-        counts = self.counts()
+        counts = [pair.counts() for pair in self.ground.pairs]
         for name in ("map_ops", "unmap_ops", "copy_ops", "hypercalls"):
-            assert counts[f"back_{name}"] == counts[name], name
+            assert sum(each[f"back_{name}"] for each in counts) == counts[0][name], name
         free = int(back.back["free_slots"][0])
         assert free + self.kept == len(back.page_table)
         assert len(set(back.slots[:free].tolist())) == free
         assert np.count_nonzero(back.page_table != self._empty) == self.kept
-        assert dom0 is not None and dom0.maptrack.list["used"][0] == self.kept
-        assert self.counts()["grants_mapped"] == self.kept
+        kept = sum(pair.kept for pair in self.ground.pairs)
+        assert dom0 is not None and dom0.maptrack.list["used"][0] == kept
+        assert self.counts()["grants_mapped"] == kept
         assert (self.hole == 0xA5).all(), "an empty slot was written to"

@@ -1,8 +1,8 @@
 """Looking in: what lies in the memory of a machine that runs, or rests, for one of its disks.
 
-Owns: where each part is had from. Ring page, grant table and event words are in the guest's own
-segments, which the toolstack has mapped; the maptrack is the hypervisor's and the tree dom0's, who
-are asked. All are copies, each made at its own moment: of a disk that is busy they may not agree.
+Owns: where each part is had from. Ring page and event words are in the guest's own segments, which
+the toolstack maps; grant table and maptrack are the hypervisor's and the tree dom0's, who are
+asked. All are copies, each made at its own moment: of a disk that is busy they may not agree.
 Rule: the guest's part is the guest's to write: what it claims is checked before it is followed.
 """
 
@@ -18,7 +18,7 @@ from common.xenbus import frontend_path, parse_number
 from common.xenstore import XenStoreClient
 from hypervisor.maptrack import MAPTRACK_ENTRY
 from looking.events import Events, events
-from looking.grants import GrantTable, Maptrack, grant_table, maptrack
+from looking.grants import GrantTable, Maptrack, granted_entries, maptrack
 from looking.ring_page import RingPage, ring_page
 from looking.tree import Tree, tree
 
@@ -47,14 +47,13 @@ class View(NamedTuple):
 
 def look(memory: MachineMemory, store: XenStoreClient, ask: Ask, domid: int, device: int) -> View:
     """Look at disk `device` of `domid`. Raises HypercallError if there is no such domain."""
-    copies = {name: memory.segment(name, domid).copy() for name in ("grant", "event")}
-    table = grant_table(copies["grant"])
+    table = _grant_table(ask, domid)
     return View(
         _ring(memory, store, table, domid, device),
         table,
         _maptrack(ask, domid),
         _tree(ask, domid, device),
-        events(copies["event"]),
+        events(memory.segment("event", domid).copy()),
     )
 
 
@@ -71,19 +70,36 @@ def _ring(
     return ring_page(ram[start : start + abi.XEN_PAGE_SIZE].copy())
 
 
+def _grant_table(ask: Ask, domid: int) -> GrantTable:
+    pieces, nr_entries = list[tuple[bytes, bytes]](), 0
+    first = 0
+    while not pieces or pieces[-1][0]:
+        nr_entries, grefs, entries = ask("hypervisor", "grants", domid, first)
+        pieces.append((grefs, entries))
+        first = _next(grefs)
+    return granted_entries(nr_entries, *_joined(pieces, abi.GRANT_ENTRY_V1))
+
+
 def _maptrack(ask: Ask, domid: int) -> Maptrack:
     """dom0's mappings of the guest's pages."""
-    handles, entries, first = [np.zeros(0, "<u4")], [np.zeros(0, MAPTRACK_ENTRY)], 0
-    while True:
-        more, its = ask("hypervisor", "maptrack", abi.DOMID_0, first)
-        if not more:
-            break
-        handles.append(np.frombuffer(more, "<u4"))
-        entries.append(np.frombuffer(its, MAPTRACK_ENTRY))
-        first = int(handles[-1][-1]) + 1
-    all_handles, all_entries = np.concatenate(handles), np.concatenate(entries)
+    pieces = list[tuple[bytes, bytes]]()
+    first = 0
+    while not pieces or pieces[-1][0]:
+        handles, entries = ask("hypervisor", "maptrack", abi.DOMID_0, first)
+        pieces.append((handles, entries))
+        first = _next(handles)
+    all_handles, all_entries = _joined(pieces, MAPTRACK_ENTRY)
     ours = all_entries["domid"] == domid
     return maptrack(all_handles[ours], all_entries[ours])
+
+
+def _next(places: bytes) -> int:
+    return int(np.frombuffer(places, "<u4")[-1]) + 1 if places else 0
+
+
+def _joined(pieces: list[tuple[bytes, bytes]], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    places, entries = (b"".join(part) for part in zip(*pieces, strict=True))
+    return np.frombuffer(places, "<u4"), np.frombuffer(entries, dtype)
 
 
 def _tree(ask: Ask, domid: int, device: int) -> Tree | None:

@@ -60,11 +60,11 @@ class Batons:
         thread.start()
         pair.front_job = job
         stepped = self._stepped(FRONT, lambda _: pair.front_run(ANY_STEP))
-        served = lambda *_: stepped(None) << RING_BITS  # noqa: E731
         front = driver.Driver(pair.spin, _Bed(self))
         front.attach(0, pair.front, cast(Any, Carrier()))
         try:
-            driver.direct, real = lambda *_: served, driver.direct  # type: ignore[assignment]
+            loop, real = lambda *_: stepped(None) << RING_BITS, driver.direct
+            driver.direct = lambda *_: loop  # type: ignore[assignment]
             front.run_one(0, job, lambda: None)
         finally:
             driver.direct = real
@@ -158,7 +158,7 @@ class _Bed(Bed):
     """Where the guest's thread sleeps: it passes the baton."""
 
     def __init__(self, batons: Batons) -> None:
-        super().__init__()
+        super().__init__([])
         self._batons = batons
 
     def poll(self, _timeout_ms: int | None) -> list[tuple[Any, int]]:

@@ -72,6 +72,8 @@ def test_nothing_stays_open(stores: Stores) -> None:
     before = len(os.listdir("/proc/self/fd"))
     stores.give([*disks(1), *disks(2)])
     assert len(os.listdir("/proc/self/fd")) == before + 2
+    stores.forget(disks(1)[:1])
+    assert len(os.listdir("/proc/self/fd")) == before + 1
     stores.close()
     stores.close()
     assert len(os.listdir("/proc/self/fd")) == before
