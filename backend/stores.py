@@ -12,10 +12,12 @@ import fcntl
 import os
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
+from backend.huge_pages import HugePages
 from common.abi import SECTOR_SIZE
 from common.faults import LocalFault
 from common.memory import map_shared, sealed_memory
@@ -43,16 +45,15 @@ class Store(Protocol):
 class RamStore:
     """A ramdisk: zeros at first, taken from the host page by page as it is used.
 
-    fd: the memory, which stays its owner's; without one it is the store's own. closed: called when
-    it is.
+    fd: the memory, which stays its owner's; without one it is the store's own. `closed` is called
+    when it is.
     """
 
-    def __init__(
-        self, nr_sectors: int, fd: int | None = None, closed: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, nr_sectors: int, fd: int | None = None) -> None:
         if nr_sectors < 1:
             raise ValueError(f"nr_sectors: {nr_sectors} is not at least 1")
-        self.nr_sectors, self._closed = nr_sectors, closed
+        self.nr_sectors = nr_sectors
+        self.closed: Callable[[], None] = lambda: None
         own = sealed_memory("grantlab-ram", nr_sectors * SECTOR_SIZE) if fd is None else -1
         try:
             self.memory: np.ndarray | None = map_shared(own if fd is None else fd)
@@ -76,7 +77,7 @@ class RamStore:
     def close(self) -> None:
         """Unmap it: nobody holds a view any more."""
         self.memory = None
-        self._closed()
+        self.closed()
 
 
 class NullStore:
@@ -110,7 +111,7 @@ class RamStores:
     def __init__(self) -> None:
         self._given: dict[str, int] = {}
         self._made: dict[str, int] = {}
-        self._users = Counter[str]()
+        self._users, self._huge_pages = Counter[str](), HugePages()
 
     def give(self, key: str, fd: int) -> None:
         """From now on disks of that key are this memory, whose descriptor is ours. Raises OSError
@@ -133,16 +134,21 @@ class RamStores:
             fd = self._made[key] = sealed_memory(f"grantlab-{key}", nbytes)
         if (there := os.fstat(fd).st_size) != nbytes:
             raise LocalFault(f"store {key} has {there} bytes, and not {nbytes}")
+        disk = RamStore(nr_sectors, fd)
+        assert disk.memory is not None
+        disk.closed = partial(self._let_go, key, self._huge_pages.watch(disk.memory))
         self._users[key] += 1
-        return RamStore(nr_sectors, fd, lambda: self._let_go(key))
+        return disk
 
-    def _let_go(self, key: str) -> None:
+    def _let_go(self, key: str, watched: int) -> None:
+        self._huge_pages.forget(watched)
         self._users[key] -= 1
         if self._users[key] == 0 and key in self._made:
             os.close(self._made.pop(key))
 
     def close(self) -> None:
-        """Forget all."""
+        """Forget all, once no disk is open."""
+        self._huge_pages.close()
         for kept in (self._given, self._made):
             while kept:
                 os.close(kept.popitem()[1])

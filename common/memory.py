@@ -22,6 +22,11 @@ _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ct
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
+_PROT_NONE: Final = 0  # these three Python's mmap has not, or since 3.13 only
+_MAP_FIXED: Final = 0x10
+_MAP_NORESERVE: Final = 0x4000
+
+HUGE_PAGE: Final = 2 << 20
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -72,26 +77,33 @@ def sealed_memory(name: str, nbytes: int) -> int:
 
 
 class _Mapping:
-    """All of a segment, mapped for as long as a view of it lives."""
+    """All of a segment, mapped for as long as a view of it lives; at a multiple of `align`."""
 
-    def __init__(self, fd: int, nbytes: int) -> None:
-        self._nbytes = nbytes
+    def __init__(self, fd: int, nbytes: int, align: int = mmap.PAGESIZE) -> None:
         # Not Python's own mmap: that keeps a descriptor for as long as the mapping lives.
-        protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED
-        address = _libc.mmap(None, nbytes, protection, flags, fd, 0)
-        if address in (None, _MAP_FAILED):
-            raise OSError(ctypes.get_errno(), f"cannot map {nbytes} bytes of shared memory")
-        self._address = int(address)
+        room = nbytes + align - mmap.PAGESIZE
+        aside = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self._room = self._mapped(None, room, _PROT_NONE, aside, -1), room
+        address = -(-self._room[0] // align) * align
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        self._mapped(address, nbytes, protection, mmap.MAP_SHARED | _MAP_FIXED, fd)
         self.__array_interface__ = {
             "shape": (nbytes,),
             "typestr": "|u1",
-            "data": (self._address, False),
+            "data": (address, False),
             "version": 3,
         }
 
+    @staticmethod
+    def _mapped(at: int | None, nbytes: int, protection: int, flags: int, fd: int) -> int:
+        address = _libc.mmap(at, nbytes, protection, flags, fd, 0)
+        if address in (None, _MAP_FAILED):
+            raise OSError(ctypes.get_errno(), f"cannot map {nbytes} bytes of shared memory")
+        return int(address)
+
     def __del__(self) -> None:
-        if hasattr(self, "_address"):
-            _libc.munmap(self._address, self._nbytes)
+        if hasattr(self, "_room"):
+            _libc.munmap(*self._room)
 
 
 def map_segment(fd: int) -> np.ndarray:
@@ -99,11 +111,15 @@ def map_segment(fd: int) -> np.ndarray:
     of a segment can truncate it, and whoever else has it mapped dies of SIGBUS.
     """
     try:
-        return map_shared(fd)
+        return np.asarray(_Mapping(fd, os.fstat(fd).st_size))
     finally:
         os.close(fd)
 
 
 def map_shared(fd: int) -> np.ndarray:
-    """The same of sealed memory, whose descriptor stays open. Raises OSError."""
-    return np.asarray(_Mapping(fd, os.fstat(fd).st_size))
+    """The same of sealed memory, whose descriptor stays open. Raises OSError.
+
+    Where it is large it lies so that pages of 2 MiB can be had (`backend/huge_pages.py`).
+    """
+    nbytes = os.fstat(fd).st_size
+    return np.asarray(_Mapping(fd, nbytes, HUGE_PAGE if nbytes >= HUGE_PAGE else mmap.PAGESIZE))
