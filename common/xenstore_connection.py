@@ -27,6 +27,7 @@ from common.xenstore_exchange import (
 
 REPLY_TIMEOUT_S: Final = 30.0
 RECEIVE_BYTES: Final = 64 * 1024
+GUEST_TALKS_MAX: Final = 8  # a domain may have 10 transactions open, as with Xen's xenstored
 
 T = TypeVar("T")
 
@@ -42,7 +43,9 @@ class Connection:
     def __init__(self, where: str | socket.socket, reply_timeout_s: float | None) -> None:
         self._where = where if isinstance(where, str) else "socket"
         self._reply_timeout_s = reply_timeout_s
-        self._exchange = Exchange()
+        # Who is given a socket is a guest, and has quotas.
+        is_guest = isinstance(where, socket.socket)
+        self._exchange = Exchange(GUEST_TALKS_MAX if is_guest else None)
         self.open = True
         if isinstance(where, str):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

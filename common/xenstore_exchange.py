@@ -85,15 +85,19 @@ class _Batch:
 
 
 class Exchange:
-    """`out`: bytes for the store; `events`: watch events, oldest first."""
+    """`out`: bytes for the store; `events`: watch events, oldest first. talks_max: of conversations
+    at a time, for who may have only so many transactions open; the rest wait, in order.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, talks_max: int | None = None) -> None:
         self.out = bytearray()
         self.events: deque[WatchEvent] = deque()
         self._parser = Parser()
         self._req_id = 0
         self._asked: deque[tuple[_Batch, int, bytes]] = deque()  # not on their way yet
         self._on_their_way: dict[int, tuple[_Batch, int]] = {}
+        self._talks_left = talks_max
+        self._waiting: deque[Callable[[], None]] = deque()  # conversations not begun yet
 
     def ask(self, requests: Sequence[Request], then: Callable[[list[Reply]], None]) -> None:
         """Send `requests`, so that hardly anybody comes between them; `then` is told the replies.
@@ -107,14 +111,30 @@ class Exchange:
 
     def hold(self, talk: Talk[T], then: Callable[[T], None]) -> None:
         """Have a conversation; `then` is told what came of it."""
-        self._go_on(talk, None, then)
+        self._waiting.append(lambda: self._go_on(talk, None, then))
+        self._begin_talks()
+
+    def _begin_talks(self) -> None:
+        while self._waiting and self._talks_left != 0:
+            if self._talks_left is not None:
+                self._talks_left -= 1
+            self._waiting.popleft()()
+
+    def _end_talk(self) -> None:
+        if self._talks_left is not None:
+            self._talks_left += 1
+        self._begin_talks()
 
     def _go_on(self, talk: Talk[T], replies: list[Reply] | None, then: Callable[[T], None]) -> None:
         try:
             requests = next(talk) if replies is None else talk.send(replies)
         except StopIteration as end:
+            self._end_talk()
             then(end.value)
             return
+        except XenStoreError:
+            self._end_talk()
+            raise
         self.ask(requests, lambda answers: self._go_on(talk, answers, then))
 
     def feed(self, data: bytes) -> None:

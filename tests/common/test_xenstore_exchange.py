@@ -174,3 +174,35 @@ def test_an_error_nobody_expects_is_raised_where_the_answer_is_taken_in() -> Non
     hold(store, directory("/a"))
     with pytest.raises(XenStoreError, match="ENOMEM"):
         store.refuse(store.take()[0], "ENOMEM")
+
+
+def test_who_may_have_few_transactions_holds_so_many_conversations_and_the_rest_wait() -> None:
+    store = Store()
+    store.exchange = Exchange(talks_max=2)
+    came = [hold(store, look([f"/{number}"])) for number in range(4)]
+    begun = store.take()
+    for number in range(4):
+        assert [packet.type for packet in begun] == [MessageType.TRANSACTION_START] * len(begun)
+        assert len(begun) == min(2, 4 - number)
+        store.answer(begun.pop(0), b"7\0")
+        read, ended = store.take()
+        store.answer(read, b"value")
+        store.answer(ended, b"OK\0")
+        assert came[number] == [{f"/{number}": b"value"}]
+        begun += store.take()  # one that had waited
+
+
+def test_a_conversation_that_fails_makes_room_for_the_next() -> None:
+    store = Store()
+    store.exchange = Exchange(talks_max=1)
+    hold(store, look(["/a"]))
+    came = hold(store, look(["/b"]))
+    (beginning,) = store.take()
+    with pytest.raises(XenStoreError, match="ENOSPC"):
+        store.refuse(beginning, "ENOSPC")
+    (beginning,) = store.take()
+    store.answer(beginning, b"1\0")
+    read, ended = store.take()
+    store.answer(read, b"b")
+    store.answer(ended, b"OK\0")
+    assert came == [{"/b": b"b"}]
