@@ -73,7 +73,7 @@ BACK: Final = np.dtype(
         ("bounce_frame", "<u8"),  # then: dom0's own frame for the first segment of slot 0
         ("free_slots", "<u4"),
         ("broken", "<u4"),
-        ("served", "<u8"),  # requests, when it last fell asleep
+        ("served", "<u8"),  # requests taken and answered, when it last fell asleep
         ("fruitless", "<u4"),  # times that it has fallen asleep again without a request
         # The hypercall that is being made: which of the listed operations it takes.
         ("call_cmd", "<u4"),  # GNTTABOP_*

@@ -82,12 +82,13 @@ def serve(turns: Turns, rings: np.ndarray, ending: int) -> np.int64:
 
 @part
 def _was_woken_for_nothing(rings: np.ndarray, ring: int) -> bool:
-    """A ring falls asleep: has that come without a request too often?"""
+    """A ring falls asleep: has that come without a request, or an answer, too often?"""
     dev = _view(rings, ring)
     back, counters = dev.back[0], dev.counters[0]
     counters.waits += np.uint64(1)
-    back.fruitless = np.uint32(back.fruitless + 1 if counters.requests == back.served else 0)
-    back.served = counters.requests
+    served = counters.requests + np.uint64(dev.half[0].prod_pvt)  # taken, or answered
+    back.fruitless = np.uint32(back.fruitless + 1 if served == back.served else 0)
+    back.served = served
     return back.fruitless > FRUITLESS_MAX
 
 

@@ -13,6 +13,7 @@ from backend.slots import READ as KIND_READ
 from backend.slots import WRITE as KIND_WRITE
 from common import abi
 from common.ring import REQ
+from machine.back import own_frames
 from tests.backend.late import DISK_SECTORS, Late
 from tests.pair import EOPNOTSUPP, ERROR, GRANT_COPY, MODES, OKAY, READ, WRITE, Pair, Raw
 
@@ -186,6 +187,9 @@ def test_what_is_read_of_a_null_store_is_what_the_page_held(mode: str) -> None:
 
 def test_what_is_copied_of_a_null_store_is_no_other_guests() -> None:
     """dom0's own pages are copied out, whatever they hold: nothing, to begin with."""
+    ram = np.full(5 * abi.XEN_PAGE_SIZE, 0x77, np.uint8)
+    own_frames(2, ram, 1)
+    assert ram.reshape(5, -1).any(axis=1).tolist() == [True, False, False, True, True]
     pair = on_nothing(GRANT_COPY, 1)
     pair.frame(pair.buffer_frame)[:] = 0x66
     pair.ask(Raw([(pair.grant(pair.buffer_frame), 0, 7)]))

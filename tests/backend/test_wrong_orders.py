@@ -9,6 +9,7 @@ from backend.steps import (
     CHECK_EVENT,
     CLEAR,
     EMPTY,
+    LOOK,
     MAPPED,
     MOVE,
     NEXT,
@@ -19,9 +20,10 @@ from backend.steps import (
     RESPOND,
     UNMAPPED,
 )
-from common.steps import GRANT, NONE, ON, OUTCOME_BITS
-from tests.backend import test_phases, test_worker
-from tests.pair import READ, Pair
+from common.steps import COPY, GRANT, NONE, ON, OUTCOME_BITS
+from common.steps import NEXT as DO_NEXT
+from tests.backend import test_phases, test_slots, test_worker
+from tests.pair import GRANT_COPY, READ, Pair
 
 Rows = tuple[tuple[int, int, int], ...]
 
@@ -60,6 +62,14 @@ ORDERS: Final[dict[str, tuple[Rows, Callable[[], None]]]] = {
     "unmap before the copy": (
         ((MAPPED, ON, RELEASE), (UNMAPPED, ON, MOVE), (MOVE, ON, RESPOND)),
         lambda: test_phases.test_a_partial_write_leaves_other_sectors_alone("non-persistent"),
+    ),
+    "what the store has finished is answered before its unmap": (
+        ((LOOK, DO_NEXT, RESPOND),),
+        lambda: test_slots.test_what_is_ready_first_is_answered_first("non-persistent", 1),
+    ),
+    "what the store has read is not copied to the guest": (
+        ((LOOK, COPY, RELEASE),),
+        lambda: test_slots.test_what_is_ready_first_is_answered_first(GRANT_COPY, 1),
     ),
     "copy before the map": (
         ((PLAN, GRANT, MOVE),),
