@@ -327,6 +327,7 @@ def test_a_storm_costs_its_sender_time_and_nobody_else(rig: Rig, what: str) -> N
     storm = stormy.line.send if what == "events" else stormy.line.wake
     before = int(stormy.pair.back.counters["waits"][0])
     with meanwhile(storm):
+        eventually(lambda: rig.vcpu._naps)
         took, ends = list[float](), time.monotonic() + STORM_S
         while time.monotonic() < ends:
             took.append(calm.ask())

@@ -1,17 +1,23 @@
 """dom0's loop in this process, on a real hypervisor and a real store with slow answers."""
 
+import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 
+from common.abi import VDISK_READONLY
+from common.atomics import store_release
 from common.control import Control, control_pair
 from common.machine_memory import stats_of
+from common.memory import sealed_memory
+from common.ring import REQ
 from common.spinning import new_spin
-from common.xenbus import CLOSED, CONNECTED, INIT_WAIT, backend_path, frontend_path
+from common.xenbus import CLOSED, CLOSING, CONNECTED, INIT_WAIT, backend_path, frontend_path
 from common.xenstore import XenStoreClient
 from common.xenstore_wire import MessageType, Packet
 from frontend.frames import ram_frames
@@ -26,6 +32,7 @@ from tests.xenstored.serving import Serving
 from toolstack.vbd_config import create_vbd
 
 PATIENCE_S = 60.0
+COMPILES_S = 300.0
 
 
 class House:
@@ -41,13 +48,13 @@ class House:
         self._guests = {domid: self._xenstored.guest(domid) for domid in (1, 2)}
         self.slow = SlowStore(f"{run_dir}/slow", self._xenstored.path, self._is_slow)
         self.control, its = control_pair()
-        options = BackendOptions(True, 352, 1, False, False, 2, "pipe")
+        options = BackendOptions(True, 352, 1, False, False, 1, "pipe")
         config = Dom0Config(run_dir, f"{run_dir}/slow", options)
         self._thread = threading.Thread(
             target=lambda: Dom0(config, Control(its), self.hypervisor.dom0).serve(), daemon=True
         )
         self._thread.start()
-        assert self.control.receive(PATIENCE_S) == ["ok", None]
+        assert self.control.receive(COMPILES_S) == ["ok", None]
 
     @staticmethod
     def _is_slow(packet: Packet) -> bool:
@@ -127,3 +134,75 @@ def test_it_exits_while_an_answer_is_awaited_and_a_disk_is_connected(house: Hous
     mapped = house.hypervisor.broker._hypervisor.domains.find(2)
     assert mapped is not None and mapped.mapped == 0
     assert house.store.exists(f"{frontend_path(2, XVDA)}/state")
+
+
+def error_of(house: House) -> bytes | None:
+    return house.store.read_or_none(f"{backend_path(2, XVDA)}/error")
+
+
+def test_a_disks_memory_is_what_dom0_is_given_of_its_key(house: House) -> None:
+    fd = sealed_memory("two", 4096)
+    house.control.send("store", f"2/{XVDA}", descriptors=[fd])
+    assert house.control.receive(PATIENCE_S) == ["ok", None]
+    os.close(fd)
+    create_vbd(house.store, 2, "ram:8k")
+    eventually(lambda: error_of(house))
+    assert b"store 2/51712 has 4096 bytes, and not 8192" in (error_of(house) or b"")
+    house.store.write(f"{backend_path(2, XVDA)}/params", b"ram:4k")
+    eventually(lambda: house.state(2) == b"%d" % INIT_WAIT)
+
+
+def test_forgotten_memory_is_made_anew(house: House) -> None:
+    fd = sealed_memory("two", 4096)
+    house.control.send("store", f"2/{XVDA}", descriptors=[fd])
+    house.control.send("forget-store", f"2/{XVDA}")
+    for _ in range(2):
+        assert house.control.receive(PATIENCE_S) == ["ok", None]
+    os.close(fd)
+    create_vbd(house.store, 2, "ram:8k")
+    eventually(lambda: house.state(2) == b"%d" % INIT_WAIT)
+
+
+def test_what_is_no_memory_for_a_disk_is_refused_and_dom0_goes_on(house: House) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    fd = os.memfd_create("open", os.MFD_ALLOW_SEALING)
+    for descriptors, why in (
+        ([], "store x: 0 descriptors are not one"),
+        ([fd, fd], "store x: 2 descriptors are not one"),
+        ([fd], "the memory of store x is not sealed"),
+    ):
+        house.control.send("store", "x", descriptors=descriptors)
+        assert house.control.receive(PATIENCE_S) == ["error", why]
+    os.close(fd)
+    eventually(lambda: len(os.listdir("/proc/self/fd")) == before)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_read_only_disk_says_so(house: House, read_only: bool) -> None:
+    create_vbd(house.store, 2, "null:1g", read_only=read_only)
+    front = house.front(2)
+    house.follow(front, CONNECTED)
+    assert front.disk is not None and front.disk.read_only == read_only
+    info = house.store.read(f"{backend_path(2, XVDA)}/info")
+    assert info == b"%d" % (VDISK_READONLY * read_only)
+
+
+def test_one_thread_serves_the_disks_of_a_vcpu_and_one_of_them_may_break(house: House) -> None:
+    create_vbd(house.store, 1, "ram:2m")
+    create_vbd(house.store, 2, "ram:2m")
+    house.slow.hurry()
+    fronts = [house.front(domid) for domid in (1, 2)]
+    for front in fronts:
+        house.follow(front, CONNECTED)
+    names = [thread.name for thread in threading.enumerate()]
+    assert sorted(name for name in names if name.startswith("blkback-")) == ["blkback-0"]
+    dev, channel = fronts[0].dev, fronts[0].channel
+    assert dev is not None and channel is not None
+    store_release(dev.words, REQ, np.uint32(1000))
+    channel.notify()
+    eventually(lambda: house.state(1) == b"%d" % CLOSING)
+    assert house.state(2) == b"%d" % CONNECTED
+    fronts[1].detach()
+    house.follow(fronts[1], CLOSED)
+    house.exit()
+    assert not [t for t in threading.enumerate() if t.name.startswith("blkback-")]
