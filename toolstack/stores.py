@@ -5,17 +5,16 @@ descriptor can make it shorter, which would kill whoever has it mapped. A page o
 the host when it is first touched.
 """
 
-import fcntl
 import os
 from collections.abc import Iterable
 from typing import Final
 
+from common.memory import sealed_memory
 from toolstack.disks import Disk
 from toolstack.failures import MachineError
 from toolstack.supervisor import Supervisor
 
 ANSWER_TIMEOUT_S: Final = 60.0
-SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Stores:
@@ -30,7 +29,7 @@ class Stores:
         before such a disk is plugged in. Raises MachineError."""
         for disk in disks:
             if disk.spec.kind == "ram" and disk.key not in self._kept:
-                self._kept[disk.key] = sealed(f"grantlab-{disk.key}", disk.spec.size)
+                self._kept[disk.key] = self._memory(disk)
                 self._tell("store", disk.key, descriptors=[self._kept[disk.key]])
 
     def forget(self, disks: Iterable[Disk]) -> None:
@@ -45,21 +44,16 @@ class Stores:
         while self._kept:
             os.close(self._kept.popitem()[1])
 
+    @staticmethod
+    def _memory(disk: Disk) -> int:
+        name, nbytes = f"grantlab-{disk.key}", disk.spec.size
+        try:
+            return sealed_memory(name, nbytes)
+        except OSError as error:
+            raise MachineError(
+                f"no memory of {nbytes} bytes for {name}: {error.strerror}"
+            ) from error
+
     def _tell(self, *message: str, descriptors: Iterable[int] = ()) -> None:
         self._supervisor.send("dom0", *message, descriptors=list(descriptors))
         self._supervisor.expect("dom0", ANSWER_TIMEOUT_S)
-
-
-def sealed(name: str, nbytes: int) -> int:
-    """A sealed memfd of `nbytes` zeros. Raises MachineError."""
-    try:
-        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(fd, nbytes)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-        except OSError:
-            os.close(fd)
-            raise
-    except OSError as error:
-        raise MachineError(f"no memory of {nbytes} bytes for {name}: {error.strerror}") from error
-    return fd

@@ -150,7 +150,7 @@ def plug(domid: int, **changes: str | None) -> dict[str, str]:
         "frontend": frontend_path(domid, XVDA),
         "frontend-id": str(domid),
         "online": "1",
-        "params": "ram:2",
+        "params": "ram:2m",
         "mode": "w",
         "state": "1",
         **{key.replace("_", "-"): value for key, value in changes.items()},
@@ -203,5 +203,5 @@ def make_again(store: XenStoreClient, domid: int) -> None:
         transaction.rm(back)
         transaction.mkdir(back)
         transaction.set_perms(back, ["n0", f"r{domid}"])
-        for key, value in plug(domid, params="ram:3").items():
+        for key, value in plug(domid, params="ram:3m").items():
             transaction.write(f"{back}/{key}", value.encode())

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from backend.plug import FORM
 from common.xenbus import (
     CLOSED,
     CONNECTED,
@@ -34,21 +35,20 @@ from toolstack.vbd_config import create_vbd
 
 pytestmark = pytest.mark.system
 
+NO_SIZE = "that is no multiple of 512 in 512..64g"
 WRONG: dict[str, tuple[dict[str, str | None], str]] = {
-    "no store": ({"params": "foo"}, "params b'foo' name no store: 'ram:MIB' does"),
-    "a path": ({"params": "/dev/ram0"}, "params b'/dev/ram0' name no store: 'ram:MIB' does"),
-    "nothing": ({"params": ""}, "params b'' name no store: 'ram:MIB' does"),
-    "no size": ({"params": "ram:"}, "params b'ram:' have no size in MiB of at least 1"),
-    "size 0": ({"params": "ram:0"}, "params b'ram:0' have no size in MiB of at least 1"),
-    "negative": ({"params": "ram:-1"}, "params b'ram:-1' have no size in MiB of at least 1"),
-    "words": ({"params": "ram:ten"}, "params b'ram:ten' have no size in MiB of at least 1"),
-    "1e12": (
-        {"params": "ram:1000000000000"},
-        "params b'ram:1000000000000': no such ramdisk can be had: Cannot allocate memory",
-    ),
+    "no store": ({"params": "foo"}, f"params b'foo' name no disk: {FORM} does"),
+    "a path": ({"params": "/dev/ram0"}, f"params b'/dev/ram0' name no disk: {FORM} does"),
+    "nothing": ({"params": ""}, f"params b'' name no disk: {FORM} does"),
+    "no size": ({"params": "ram:"}, f"params b'ram:' name no disk: {FORM} does"),
+    "size 0": ({"params": "ram:0"}, f"params b'ram:0' have a size {NO_SIZE}"),
+    "half a sector": ({"params": "ram:256"}, f"params b'ram:256' have a size {NO_SIZE}"),
+    "negative": ({"params": "ram:-1"}, f"params b'ram:-1' name no disk: {FORM} does"),
+    "words": ({"params": "ram:ten"}, f"params b'ram:ten' name no disk: {FORM} does"),
+    "too large": ({"params": "ram:65g"}, f"params b'ram:65g' have a size {NO_SIZE}"),
     "more than there is": (
         {"params": "ram:9999999999999999999999"},
-        "params b'ram:9999999999999999999999' have no size in MiB of at least 1",
+        f"params b'ram:9999999999999999999999' name no disk: {FORM} does",
     ),
     "another's directory": (
         {"frontend": frontend_path(1, XVDA)},
@@ -61,7 +61,7 @@ WRONG: dict[str, tuple[dict[str, str | None], str]] = {
     "no path": ({"frontend": ""}, "frontend b'' is not '/local/domain/2/device/vbd/51712'"),
     "another's id": ({"frontend_id": "1"}, "frontend-id b'1' is not '2'"),
     "no id": ({"frontend_id": "two"}, "frontend-id b'two' is not '2'"),
-    "read-only": ({"mode": "r"}, "mode b'r' is not served: only 'w'"),
+    "no mode": ({"mode": "x"}, "mode b'x' is neither 'r' nor 'w'"),
 }
 
 
@@ -76,7 +76,7 @@ def test_what_is_wrong_is_said_in_the_error_node_until_it_is_mended(machine: Mac
     write_backend(store, 2, params="foo")
     await_value(store, f"{back}/error", WRONG["no store"][1].encode())
     write_frontend(store, 2)
-    store.write(f"{back}/params", b"ram:2")
+    store.write(f"{back}/params", b"ram:2m")
     vbd = connect(guest)
     await_value(store, f"{back}/error", None)
     assert vbd.disk is not None and vbd.disk.nr_sectors == 2 * 2048
@@ -188,10 +188,10 @@ def test_a_size_that_changes_before_anything_was_promised_is_the_one_that_counts
 ) -> None:
     store = machine._store
     guest = ScriptedGuest(machine._builder, 2)
-    write_backend(store, 2, params="ram:2")
+    write_backend(store, 2, params="ram:2m")
     store.rm(backend_path(2, XVDA))
-    write_backend(store, 2, params="ram:5")
-    store.write(f"{backend_path(2, XVDA)}/params", b"ram:7")
+    write_backend(store, 2, params="ram:5m")
+    store.write(f"{backend_path(2, XVDA)}/params", b"ram:7m")
     write_frontend(store, 2)
     vbd = connect(guest)
     assert vbd.disk is not None and vbd.disk.nr_sectors == 7 * 2048

@@ -21,7 +21,7 @@ OURS = {
     "frontend": frontend_path(1, XVDA),
     "frontend-id": "1",
     "backend": backend_path(1, XVDA),
-    "params": "ram:32",
+    "params": "ram:32m",
     "feature-max-indirect-segments": "0",
     "max-ring-page-order": "0",
     "event-channel": "1",
