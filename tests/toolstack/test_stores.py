@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from common.memory import sealed_memory
 from toolstack.disks import Disk
 from toolstack.settings import Settings
-from toolstack.stores import Stores, sealed
+from toolstack.stores import Stores
 
 MACHINE = Settings(
     guests=2,
@@ -80,7 +81,7 @@ def test_nothing_stays_open(stores: Stores) -> None:
 
 
 def test_what_is_sealed_can_be_written_but_has_its_size_for_good() -> None:
-    fd = sealed("test", 8192)
+    fd = sealed_memory("test", 8192)
     try:
         for nbytes in (0, 4096, 16384):
             with pytest.raises(PermissionError):
