@@ -363,7 +363,7 @@ def test_an_xenstored_that_goes_with_a_death_unread_is_no_more_than_gone(fresh: 
 
 def test_an_unknown_command_is_answered_and_it_lives(fresh: Running) -> None:
     fresh.control.send("help")
-    assert fresh.said() == ["error", "no such command 'help'; allowed are exit, maptrack"]
+    assert fresh.said() == ["error", "no such command 'help'; allowed are exit, grants, maptrack"]
     assert fresh.lives()
 
 
