@@ -198,8 +198,13 @@ PYTHON_BLOCKS = pytest.mark.parametrize("block", of_kind("python"), ids=lambda b
 
 
 def has_run(block: Block, output: str) -> None:
-    """It says what it says last."""
-    assert ("req_prod 1" if "machine.look" in block.text else "b'persistent'") in output
+    """`output` is what the example prints: what was written, then all counters; or a ring's page."""
+    if "machine.look" in block.text:
+        assert "req_prod 1  req_event" in output
+    else:
+        assert "b'persistent'" in output
+        assert "'grants_issued'" in output and "'ipis_by_cpu'" in output
+    assert "Traceback" not in output
 
 
 def complaints(stderr: str) -> list[str]:
