@@ -198,7 +198,7 @@ PYTHON_BLOCKS = pytest.mark.parametrize("block", of_kind("python"), ids=lambda b
 
 
 def has_run(block: Block, output: str) -> None:
-    """`output` is what the example prints: what was written, then all counters; or a ring's page."""
+    """It has printed what was written, then all counters; or a ring's page."""
     if "machine.look" in block.text:
         assert "req_prod 1  req_event" in output
     else:
