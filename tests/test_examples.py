@@ -87,8 +87,6 @@ def shortened(command: str) -> str:
     return f"{command} {MACHINE_SECONDS}" if of_a_machine and not ends & set(words) else command
 
 
-SIMULATED = tuple(f"./run.sh {name}" for name in ("figure", "whatif", "simulate", "python -m sim"))
-
 # A file, a machine, another Python: see below; another version: tests/system/test_bench.py.
 NEEDS_MORE = ("yourscript.py", "...", "PYTHON=", "REV_OR_DIR")
 COMMANDS = {
@@ -141,16 +139,7 @@ def test_no_block_goes_unseen() -> None:
 
 
 @pytest.mark.timeout(TIMEOUT_S + 60)
-@pytest.mark.parametrize(
-    "command",
-    [
-        # What starts no machine may run beside what does.
-        pytest.param(command, marks=pytest.mark.xdist_group(command))
-        if command.startswith(SIMULATED)
-        else command
-        for command in COMMANDS
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_does_what_it_should(command: str, directory: Path) -> None:
     done = run(command, directory)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
