@@ -21,33 +21,39 @@ class Places:
     def __init__(
         self, hypercalls: Hypercalls, memory: MachineMemory, run_dir: str, options: BackendOptions
     ) -> None:
-        host = host_of(memory.segment("host"))
-        self._memory, self._run_dir = memory, run_dir
-        self._vcpus = [
-            VcpuThread(
-                cpu,
-                host["running"][0],
-                host["dirty"][0],
-                hypercalls.get_vcpu(cpu),
-                new_spin(options.adaptive_spin, options.threads),
-                options.events,
-                RINGS_MAX,
-            )
-            for cpu in range(options.nr_vcpus)
-        ]
-        self._hypercalls = [hypercalls.get_vcpu(vcpu.cpu) for vcpu in self._vcpus]
-        self._numbers = RingNumbers(host["backend"][0])
-        self._turn = itertools.cycle(self._vcpus)
+        self._host = host_of(memory.segment("host"))[0]
+        self._hypercalls, self._memory = hypercalls, memory
+        self._run_dir, self._options = run_dir, options
+        self._host["dirty"][: options.nr_vcpus] = 1  # booting a domain runs each of its vCPUs once
+        self._vcpus: dict[int, VcpuThread] = {}
+        self._ways: dict[int, Hypercalls] = {}
+        self._numbers = RingNumbers(self._host["backend"])
+        self._turn = itertools.cycle(range(options.nr_vcpus))
 
     def take(self, key: Key) -> Place:
         """One for a disk."""
-        vcpu = next(self._turn)
-        way = self._hypercalls[vcpu.cpu]
+        cpu = next(self._turn)
+        if cpu not in self._vcpus:
+            self._vcpus[cpu] = self._new_vcpu(cpu)
+            self._ways[cpu] = self._hypercalls.get_vcpu(cpu)
+        vcpu, way = self._vcpus[cpu], self._ways[cpu]
         return Place(way, self._memory, self._run_dir, *key, vcpu, self._numbers)
+
+    def _new_vcpu(self, cpu: int) -> VcpuThread:
+        """Not before it has a disk: the hypervisor looks at each connection all the time."""
+        return VcpuThread(
+            cpu,
+            self._host["running"],
+            self._host["dirty"],
+            self._hypercalls.get_vcpu(cpu),
+            new_spin(self._options.adaptive_spin, self._options.threads),
+            self._options.events,
+            RINGS_MAX,
+        )
 
     def close(self) -> None:
         """End all threads, whose rings have ended."""
-        for vcpu in self._vcpus:
+        for vcpu in self._vcpus.values():
             vcpu.close()
-        for hypercalls in self._hypercalls:
-            hypercalls.close()
+        for way in self._ways.values():
+            way.close()
