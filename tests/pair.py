@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
-from backend.blkback import begin_close
+from backend.blkback import Blkback, begin_close
 from backend.doors import called_for
 from backend.persistent_grants import check
 from backend.ring_thread import RingThread
@@ -33,7 +33,7 @@ from common.spinning import new_spin
 from common.steps import ANY_STEP, STEP, mask_of
 from common.u32 import u32_add, u32_sub
 from frontend.blkfront import end_every_access, enqueue
-from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
+from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE, Blkfront
 from frontend.driver import Driver
 from frontend.grants import grant_access
 from frontend.load import no_load
@@ -160,36 +160,12 @@ class Pair:
         self.front_events, self.back_events = (event_words(page) for page in events)
         self.hole = arena.array(abi.XEN_PAGE_SIZE, np.uint8)
         self.hole[:] = 0xA5
-        stats, port = arena.array(1, STATS), np.array([PORT])
-        self.latency, self.spin = stats["latency"][0], new_spin(adaptive=False)
-        self.front = build_front(
-            arena,
-            self.ram,
-            self.grant_frames,
-            stats["counters"],
-            EventWords(self.front_events[0], *self.back_events, port),
-            self.spin,
-            nr_ios=nr_ios,
-            pool_pages=pool_pages,
-            start=start,
-        )
+        self._port, self.spin = np.array([PORT]), new_spin(adaptive=False)
+        self.front = self._build_front(nr_ios=nr_ios, pool_pages=pool_pages, start=start)
         self.front.front["grant_mode"] = grant_mode
         lay_out_buffers(self.front, self.buffer_frame, frames_per_io)
-        reach = in_table(arena, nr_slots, self.ram, self.hole)
-        if self.copies:
-            reach = own_frames(nr_slots, self.dom0_ram, BOUNCE_FRAME)
-        self._empty = reach.page_table.copy()
-        self.back = build_back(
-            arena,
-            self.ring_page,
-            reach,
-            self.store,
-            self.accessed,
-            self.host["backend"][0, GUEST : GUEST + 1],
-            EventWords(self.back_events[0], *self.front_events, port),
-            self.spin,
-            no_gate(),
-            remote_domid=GUEST,
+        self.back = self._build_back(
+            nr_slots,
             persistent=keeps,
             max_persistent_grants=cap,
             gather_max=gather_max,
@@ -201,6 +177,38 @@ class Pair:
         self.queued = no_load(arena)
         self.hypercalls: list[tuple[str, int]] = []  # "map", "unmap" or "copy", how many operations
         self.breaks = 0  # times the backend said BROKEN
+
+    def _build_front(self, **options: int) -> Blkfront:
+        stats = self.arena.array(1, STATS)
+        self.latency = stats["latency"][0]
+        return build_front(
+            self.arena,
+            self.ram,
+            self.grant_frames,
+            stats["counters"],
+            EventWords(self.front_events[0], *self.back_events, self._port),
+            self.spin,
+            **options,
+        )
+
+    def _build_back(self, nr_slots: int, **options: int) -> Blkback:
+        reach = in_table(self.arena, nr_slots, self.ram, self.hole)
+        if self.copies:
+            reach = own_frames(nr_slots, self.dom0_ram, BOUNCE_FRAME)
+        self._empty = reach.page_table.copy()
+        return build_back(
+            self.arena,
+            self.ring_page,
+            reach,
+            self.store,
+            self.accessed,
+            self.host["backend"][0, GUEST : GUEST + 1],
+            EventWords(self.back_events[0], *self.front_events, self._port),
+            self.spin,
+            no_gate(),
+            remote_domid=GUEST,
+            **options,
+        )
 
     # --- the guest --------------------------------------------------------------------------
 
