@@ -5,7 +5,7 @@ imported when a command runs, so that a refused flag is answered at once.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Final
 import click
 from rich.console import Console
 
+from bench.flags import GUESTS, MODE, SECONDS, Several, out_to
 from toolstack.__main__ import orderly_end
 from toolstack.door import Command, Group, RunEnded, output_directory
-from toolstack.topology import MODES
 
 DEFAULT: Final = "contest"
 
@@ -44,48 +44,6 @@ class Contest(Command):
             formatter.write_dl([(n, c.get_short_help_str(60)) for n, c in cli.commands.items()])
 
 
-class Several(click.ParamType[list[Any]]):
-    """One or more values of a kind, with commas between; each once, in the order given."""
-
-    name = "several"
-
-    def __init__(self, kind: click.ParamType[Any]) -> None:
-        self.kind = kind
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[Any]:
-        """A list of what `kind` makes of each part."""
-        if isinstance(value, list):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        return list(dict.fromkeys(self.kind.convert(part, param, ctx) for part in parts))
-
-
-GUESTS: Final = Several(click.IntRange(1, 64))
-MODE: Final = click.Choice(list(MODES))
-
-SECONDS = click.option(
-    "--seconds",
-    type=click.FloatRange(0.1, 60),
-    default=1.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Of load, for each sample.",
-)
-
-
-def _out(default: str) -> Callable[[Any], Any]:
-    return click.option(
-        "--out",
-        type=click.Path(path_type=Path),
-        default=default,
-        show_default=True,
-        metavar="DIR",
-        help="Where to write.",
-    )
-
-
 @contextmanager
 def _said(console: Console, what: str) -> Iterator[None]:
     """`what` is being done: on a terminal as long as it is, else one line."""
@@ -101,7 +59,7 @@ def _said(console: Console, what: str) -> Iterator[None]:
 @click.option("--rounds", type=click.IntRange(1, 99), default=5, show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.1, 60), default=0.6, show_default=True)
 @click.option("--quick", is_flag=True, help="4 KiB random 70:30 at depth 32, 1, 8 and 32 guests.")
-@_out("results/bench")
+@out_to("results/bench")
 def contest(rounds: int, seconds: float, quick: bool, out: Path) -> None:
     """grantlab against the memory's own limit and against what people use instead. Measures in
     interleaved rounds; medians of ratios. Writes bench.json and bench.png to OUT."""
@@ -151,7 +109,7 @@ def contest(rounds: int, seconds: float, quick: bool, out: Path) -> None:
     show_default=True,
     help="Hold the old version against itself in each cell, or in the first.",
 )
-@_out("results/pairs")
+@out_to("results/pairs")
 def pairs(
     against: str,
     modes: list[Any],
@@ -210,7 +168,7 @@ def pairs(
     "--nice", type=click.IntRange(0, 19), default=0, show_default=True, metavar="N",
     help="The machine's processes give way; the loops do not.",
 )  # fmt: skip
-@_out("results/company")
+@out_to("results/company")
 def company(
     mode: Any,
     guests: list[int],
@@ -258,7 +216,7 @@ def company(
 @click.option("--mode", type=MODE, default="persistent", show_default=True, metavar="NAME")
 @click.option("--rounds", type=click.IntRange(1, 99), default=3, show_default=True, metavar="N")
 @SECONDS
-@_out("results/hostile")
+@out_to("results/hostile")
 def hostile(attacks: tuple[str, ...], mode: Any, rounds: int, seconds: float, out: Path) -> None:
     """Let one guest attack a machine of two honest ones, each way there is (hostile/attacks.py),
     with `--events pipe`. Held to bars: what the honest ones keep, what hypervisor, xenstored and

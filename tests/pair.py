@@ -36,7 +36,7 @@ from common.u32 import u32_add, u32_sub
 from frontend.blkfront import end_every_access, enqueue
 from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE, Blkfront
 from frontend.driver import Driver
-from frontend.frames import disk_frames
+from frontend.frames import DiskFrames, disk_frames
 from frontend.grants import grant_access, new_grants
 from frontend.load import LOAD, Load, no_load
 from frontend.stepper import run
@@ -230,37 +230,13 @@ class Pair:
         self.ring_page = self.frame(frames.ring)
         slots = self.ring_page[abi.SRING_HEADER_SIZE :][: 32 * abi.BLKIF_REQUEST.itemsize]
         self.slots, self.responses = slots.view(abi.BLKIF_REQUEST), slots.view(RESPONSE_SLOT)
-        self.latency, port = ground.stats["latency"][0, number], np.array([self.port])
-        self.front = build_front(
-            arena,
-            self.ram,
-            frames,
-            ground.grants,
-            ground.stats["counters"][0, number : number + 1],
-            EventWords(self.front_events[0], *self.back_events, port),
-            self.spin,
-            nr_ios=nr_ios,
-            start=start,
-            handle=number,
-        )
+        self.latency = ground.stats["latency"][0, number]
+        self.front = self._build_front(frames, nr_ios=nr_ios, start=start, handle=number)
         self.front.front["grant_mode"] = grant_mode
         lay_out_buffers(self.front, self.buffer_frame, frames_per_io)
-        reach = in_table(arena, nr_slots, self.ram, self.hole)
-        if self.copies:
-            reach = own_frames(nr_slots, self.dom0_ram, BOUNCE_FRAME + nr_slots * number)
-        self._empty = reach.page_table.copy()
         self.rings = BLKBACK.rows(arena, 1)
-        self.back = build_back(
-            arena,
-            self.ring_page,
-            reach,
-            self.store,
-            self.accessed,
-            self.host["backend"]["counters"][0, number : number + 1],
-            EventWords(self.back_events[0], *self.front_events, port),
-            self.spin,
-            no_gate(),
-            remote_domid=GUEST,
+        self.back = self._build_back(
+            nr_slots,
             persistent=keeps,
             max_persistent_grants=cap,
             gather_max=gather_max,
@@ -272,6 +248,38 @@ class Pair:
         self.front_job = self.queued
         self.hypercalls: list[tuple[str, int]] = []  # "map", "unmap" or "copy", how many operations
         self.breaks = 0  # times the backend said BROKEN
+
+    def _build_front(self, frames: DiskFrames, **options: int) -> Blkfront:
+        ground, one = self.ground, slice(self.number, self.number + 1)
+        return build_front(
+            self.arena,
+            self.ram,
+            frames,
+            ground.grants,
+            ground.stats["counters"][0, one],
+            EventWords(self.front_events[0], *self.back_events, np.array([self.port])),
+            self.spin,
+            **options,
+        )
+
+    def _build_back(self, nr_slots: int, **options: int) -> Blkback:
+        reach = in_table(self.arena, nr_slots, self.ram, self.hole)
+        if self.copies:
+            reach = own_frames(nr_slots, self.dom0_ram, BOUNCE_FRAME + nr_slots * self.number)
+        self._empty = reach.page_table.copy()
+        return build_back(
+            self.arena,
+            self.ring_page,
+            reach,
+            self.store,
+            self.accessed,
+            self.host["backend"]["counters"][0, self.number : self.number + 1],
+            EventWords(self.back_events[0], *self.front_events, np.array([self.port])),
+            self.spin,
+            no_gate(),
+            remote_domid=GUEST,
+            **options,
+        )
 
     # --- the guest --------------------------------------------------------------------------
 
