@@ -29,6 +29,7 @@ MIB: Final = 1 << 20
 MAPPINGS_RESERVED: Final = 4096
 ZEROMQ_SOCKETS_MAX: Final = 1023  # of a process, if it is not told otherwise
 EVENT_PAGES: Final = 2
+MAPPINGS_OF_A_DISK: Final = 3
 
 # Descriptors: those that a process has anyway, with room to spare, and for each guest and each
 # ring, with either carrier.
@@ -37,6 +38,7 @@ DESCRIPTORS_A_GUEST: Final = {"dom0": 2, "hypervisor": 8, "xenstored": 2, "the t
 DESCRIPTORS_A_RING: Final = {"dom0": 6, "hypervisor": 4, "xenstored": 0, "the toolstack": 1}
 DESCRIPTORS_OF_A_GUEST_S_DISK: Final = 4
 THREADS_A_PROCESS: Final = 3  # its own, and two of ZeroMQ's
+HUGE_PAGES: Final = 1  # dom0's thread that makes them
 PROCESSES: Final = 5  # toolstack, fork server, hypervisor, xenstored, dom0
 
 
@@ -107,11 +109,11 @@ def check_host(machine: Settings, there: Host | None = None) -> None:
 
 
 def mappings_of_ring(kept: int, together: int) -> int:
-    """Of dom0, at most: the ring's page, and its slots: each is a mapping or, where none beside it
-    is, a part of a hole."""
+    """Of dom0, at most: the ring's page, its disk's memory with what is kept free at both sides of
+    it, and its slots: each is a mapping or, where none beside it is, a part of a hole."""
     slots = kept + BLKIF_RING_SIZE * BLKIF_MAX_SEGMENTS_PER_REQUEST
     mapped = kept + together * BLKIF_MAX_SEGMENTS_PER_REQUEST
-    return 1 + min(slots, 2 * mapped + 1)
+    return 1 + MAPPINGS_OF_A_DISK + min(slots, 2 * mapped + 1)
 
 
 def _shared(machine: Settings, disks: Sequence[int]) -> int:
@@ -162,7 +164,7 @@ def _of_processes(shape: Shape, there: Host) -> Iterator[str]:
                 f" this host allows {there.descriptors} to a process; fewer disks would do, or a"
                 f" hard limit (ulimit -Hn) of {needed}"
             )
-    needed = THREADS_A_PROCESS * (PROCESSES + guests) + min(shape.vcpus, shape.rings)
+    needed = THREADS_A_PROCESS * (PROCESSES + guests) + min(shape.vcpus, shape.rings) + HUGE_PAGES
     if there.threads is not None and needed > there.threads:
         yield (
             f"guests: {guests} and what serves them may need {needed} threads, and this host allows"

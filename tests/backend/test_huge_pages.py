@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backend import huge_pages
 from backend.huge_pages import HugePages
 from backend.stores import RamStores
 from common.copying import address_of
@@ -47,6 +48,7 @@ def pages() -> Iterator[HugePages]:
     if pages._refused:
         pytest.skip("this host makes no large pages of shared memory")
     pages.forget(address_of(probe))
+    pages._at_once = 0
     yield pages
     pages.close()
 
@@ -69,6 +71,32 @@ def test_what_is_hardly_used_stays_small_until_more_of_it_is(pages: HugePages) -
     assert pages.look() == 0 and huge_bytes(memory) == 0
     memory[63 * SMALL] = 1
     assert pages.look() == 1 and huge_bytes(memory) == HUGE_PAGE
+
+
+def test_the_first_are_large_before_they_are_used(pages: HugePages) -> None:
+    pages._at_once = STRETCHES + 1
+    first, second = memory_of(STRETCHES), memory_of(STRETCHES)
+    pages.watch(first)
+    pages.watch(second)
+    assert pages.look() == STRETCHES + 1
+    assert huge_bytes(first) == STRETCHES * HUGE_PAGE and huge_bytes(second) == HUGE_PAGE
+    assert not first.any() and not second.any()
+
+
+def test_a_disk_that_comes_later_does_not_wait_for_the_next_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(huge_pages, "PAUSE_S", 3600.0)
+    monkeypatch.setattr(huge_pages, "PAUSE_S_MAX", 3600.0)
+    pages = HugePages()
+    deadline = time.monotonic() + 60
+    for _ in range(2):
+        memory = memory_of(1)
+        pages.watch(memory)
+        while pages._small[address_of(memory)][1] and not pages._refused:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    pages.close()
 
 
 def test_what_is_forgotten_is_left_alone(pages: HugePages) -> None:
