@@ -224,7 +224,7 @@ def test_a_machine_that_the_host_has_no_room_for_is_refused_before_anything_star
 ) -> None:
     monkeypatch.setattr(limits, "host", lambda: limits.Host(5000, None, None, None))
     line = refused("--persistent", "--guests", "64")
-    assert "max-persistent-grants: 352 for each of 64 disks may need 49216 mappings" in line
+    assert "max-persistent-grants: 352 for each of 64 disks may need 49408 mappings" in line
 
 
 @pytest.mark.parametrize(
