@@ -35,7 +35,7 @@ def test_every_attack_is_of_a_door() -> None:
 @pytest.mark.parametrize("mode", ["persistent"])
 @pytest.mark.parametrize("door", DOORS)
 def test_a_hostile_guest_harms_itself_alone(door: str, mode: str) -> None:
-    # No more vCPUs than disks: each has its connections to the hypervisor before anything is counted.
+    # No more vCPUs than disks: each has its connections before anything is counted.
     topology = Topology(guests=2, events="pipe", disk_mib=8, dom0_vcpus=2).with_mode(mode)
     with Machine(topology).start() as machine:
         for name in ENDLESS:
