@@ -132,9 +132,12 @@ class VcpuThread:
     # --- what the hypervisor sees -----------------------------------------------------------
 
     def run(self) -> None:
-        """It starts to run: its CPU may hold dom0's translations from now on."""
-        store_release(self._dirty, self.cpu, np.uint32(1))
+        """It starts to run: its CPU may hold dom0's translations from now on.
+
+        In that order: who takes the bit away looks whether the vCPU runs (`hypervisor/cpus.py`).
+        """
         store_release(self._running, self.cpu, np.uint32(1))
+        store_release(self._dirty, self.cpu, np.uint32(1))
 
     def idle(self) -> None:
         """It goes to sleep."""

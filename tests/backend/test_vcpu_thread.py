@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 import numpy as np
 import pytest
 
+from backend import vcpu_thread
 from backend.ring_hands import RingHands
 from backend.vcpu_thread import VcpuThread
 from common.atomics import load_acquire, store_release
@@ -218,10 +219,28 @@ def test_it_runs_while_it_serves_and_idles_while_all_its_rings_sleep(rig: Rig) -
 
 def test_a_cpu_that_left_the_mask_is_dirty_again_when_its_vcpu_runs(rig: Rig) -> None:
     ring = rig.ring(0)
+    ring.ask()  # its thread has begun
     eventually(lambda: not rig.running.any())
     rig.dirty[CPU] = 0
     ring.ask()
     assert rig.dirty[CPU] == 1
+
+
+def test_it_says_that_it_runs_before_it_sets_its_bit(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the hypervisor, between the two, would leave a running vCPU's CPU out of the mask."""
+    rig.dirty[CPU] = 0
+    seen = []
+
+    def store(words: np.ndarray, index: int, value: np.uint32) -> None:
+        words[index] = value
+        seen.append((int(rig.running[CPU]), int(rig.dirty[CPU])))
+
+    monkeypatch.setattr(vcpu_thread, "store_release", store)
+    rig.vcpu.run()
+    assert seen == [(1, 0), (1, 1)]
+    rig.vcpu.idle()
 
 
 def test_there_is_a_thread_from_its_first_ring_on_and_none_after_it_is_closed() -> None:
