@@ -6,7 +6,7 @@ Counts and bounds only; how fast honest guests are beside an attack is for `./ru
 import pytest
 
 from bench.footprint import ENDLESS, TOOLSTACK, Footprint, footprints, limit_descriptors
-from bench.siege import ATTACKER, NEWCOMER, besiege
+from bench.siege import ATTACKER, NEWCOMER, besiege, bring_up_vcpus
 from common.xenbus import backend_path, frontend_path
 from common.xenstore import XenStoreClient
 from hostile.attacks import ATTACKS, REFERENCE
@@ -35,12 +35,12 @@ def test_every_attack_is_of_a_door() -> None:
 @pytest.mark.parametrize("mode", ["persistent"])
 @pytest.mark.parametrize("door", DOORS)
 def test_a_hostile_guest_harms_itself_alone(door: str, mode: str) -> None:
-    # No more vCPUs than disks: each has its connections before anything is counted.
-    topology = Topology(guests=2, events="pipe", disk_mib=8, dom0_vcpus=2).with_mode(mode)
+    topology = Topology(guests=2, events="pipe", disk_mib=8, dom0_vcpus=4).with_mode(mode)
     with Machine(topology).start() as machine:
         for name in ENDLESS:
             limit_descriptors(machine.pids[name], DESCRIPTORS_MAX)
         spec = LoadSpec(runtime_s=SECONDS)
+        bring_up_vcpus(machine)
         *_, _ = machine.load(spec)  # the disks' pages
         before = footprints(machine.pids)  # of all: what grows with each of them is seen, too
         for attack in of_door(door):
