@@ -217,16 +217,7 @@ class Pair:
             size = frames.end - frames.ring
             given = (arena or Arena(), nr_disks, dom0_frames, size)
             ground = Ground(*given, nr_handles, dom0_cpus, flush_policy)
-        self.ground, self.arena = ground, (arena := ground.arena)
-        ground.pairs.append(self)
-        self.hypervisor, self.host, self.accessed = ground.hypervisor, ground.host, ground.accessed
-        self.ram, self.grant_frames, self.dom0_ram = (
-            ground.ram,
-            ground.grant_frames,
-            ground.dom0_ram,
-        )
-        self.front_events, self.back_events = ground.front_events, ground.back_events
-        self.hole, self.spin, self.driver = ground.hole, ground.spin, ground.driver
+        self._stand_on(ground)
         self.ring_page = self.frame(frames.ring)
         slots = self.ring_page[abi.SRING_HEADER_SIZE :][: 32 * abi.BLKIF_REQUEST.itemsize]
         self.slots, self.responses = slots.view(abi.BLKIF_REQUEST), slots.view(RESPONSE_SLOT)
@@ -234,7 +225,7 @@ class Pair:
         self.front = self._build_front(frames, nr_ios=nr_ios, start=start, handle=number)
         self.front.front["grant_mode"] = grant_mode
         lay_out_buffers(self.front, self.buffer_frame, frames_per_io)
-        self.rings = BLKBACK.rows(arena, 1)
+        self.rings = BLKBACK.rows(self.arena, 1)
         self.back = self._build_back(
             nr_slots,
             persistent=keeps,
@@ -244,10 +235,22 @@ class Pair:
         )
         none = cast(Any, None)
         self.hands = RingHands(self.back, self.store, none, none)
-        self.queued = no_load(arena)
+        self.queued = no_load(self.arena)
         self.front_job = self.queued
         self.hypercalls: list[tuple[str, int]] = []  # "map", "unmap" or "copy", how many operations
         self.breaks = 0  # times the backend said BROKEN
+
+    def _stand_on(self, ground: Ground) -> None:
+        self.ground, self.arena = ground, ground.arena
+        ground.pairs.append(self)
+        self.hypervisor, self.host, self.accessed = ground.hypervisor, ground.host, ground.accessed
+        self.ram, self.grant_frames, self.dom0_ram = (
+            ground.ram,
+            ground.grant_frames,
+            ground.dom0_ram,
+        )
+        self.front_events, self.back_events = ground.front_events, ground.back_events
+        self.hole, self.spin, self.driver = ground.hole, ground.spin, ground.driver
 
     def _build_front(self, frames: DiskFrames, **options: int) -> Blkfront:
         ground, one = self.ground, slice(self.number, self.number + 1)
