@@ -58,6 +58,12 @@ def test_a_usual_host_takes_64_guests_and_64_by_4_that_keep_less() -> None:
     assert refused(usual, **four, max_persistent_grants=106) == ""
 
 
+def test_threads_are_counted_to_the_last() -> None:
+    # 3 of each of 5 processes and 2 guests, 2 vCPUs with a disk, and who makes large pages.
+    assert refused(BOUNDLESS._replace(threads=24), guests=2, dom0_vcpus=24) == ""
+    assert "may need 24 threads" in refused(BOUNDLESS._replace(threads=23), guests=2, dom0_vcpus=24)
+
+
 @pytest.mark.parametrize(
     ("there", "settings", "parts"),
     [
