@@ -11,7 +11,8 @@ Rules
 3. Words that the other end writes are read by acquire loads, and ours written by release stores:
    an entry is there before its index is.
 4. Who sleeps on the queue's descriptor has seen `has_answers` false; the descriptor stays ready
-   until everything is reaped.
+   until everything is reaped. (It may be true once, and `reap` find nothing: the kernel had work
+   of its own to do in the loop's thread, and has done it then.)
 """
 
 import errno
