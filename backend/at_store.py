@@ -21,7 +21,7 @@ import numpy as np
 from backend.blkback import NOTHING, QUEUE, Blkback
 from backend.pages import page_address, touch
 from backend.slots import BAD, BARRIER, DISCARD, FLUSH, IO, READ, WRITE
-from backend.store_queue import enter, has_answers, has_unsubmitted, put, reap
+from backend.store_queue import enter, has_answers, put, reap
 from common.abi import BLKIF_RSP_OKAY, SECTOR_SIZE
 from common.compiled import kernel, part
 from common.not_done import NOT_DONE
@@ -131,10 +131,10 @@ def hand_over(dev: Blkback) -> int:
     driver is to do it.
     """
     back = dev.back[0]
-    if back.store_door != QUEUE:
-        return NEXT if back.started > 0 else NONE
-    if back.started == 0 and not has_unsubmitted(dev.queue):
+    if back.started == 0:
         return NONE
+    if back.store_door != QUEUE:
+        return NEXT
     for at in range(back.started):
         put(dev.queue, dev.jobs, dev.iovecs, np.int64(dev.started[at]))
     back.started = np.uint32(0)

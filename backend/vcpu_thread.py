@@ -28,6 +28,7 @@ import numpy as np
 from backend.blkback import BLKBACK, BROKEN_REASONS, begin_close
 from backend.ring_hands import RingHands
 from backend.steps import CLEAR, LOOK
+from backend.store_queue import ends_of
 from backend.store_watch import StoreWatch
 from backend.worker import FRUITLESS_MAX, serve
 from common import effects
@@ -247,7 +248,8 @@ class VcpuThread:
         if (served := self._served.get(ring)) is None or ring in rings_of(self._turns):
             return
         carrier = served.hands.channel.carrier
-        take_in(self._turns, ring, looked_at(served.hands.dev))
+        dev = served.hands.dev
+        take_in(self._turns, ring, looked_at(dev, ends_of(dev.queue)))
         if not carrier.hung_up:
             self._poller.register(carrier.polled, select.POLLIN)
 

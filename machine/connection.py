@@ -16,7 +16,7 @@ from backend.blkback import Blkback
 from backend.foreign_memory import Balloon, map_granted, unmap_slots
 from backend.ring_hands import RingHands
 from backend.ring_numbers import RingNumbers
-from backend.file_store import FileStore
+from backend.file_store import FileQueue, FileStore
 from backend.store_jobs import LaterStore
 from backend.stores import Store
 from backend.vcpu_thread import VcpuThread
@@ -98,7 +98,7 @@ class Connection:
     ) -> None:
         self._place, self._disk, self._options = place, disk, options
         self._report, self._read_only, self._stall = report, read_only, stall
-        self._queue: OpenQueue | None = None  # of a file, while there is a ring
+        self._queue: FileQueue | None = None  # of a file, while there is a ring
         self._number: int | None = None  # of the ring that has turns
         self._kept: Balloon | None = None  # where its pages are mapped
         self._dev: Blkback | None = None
@@ -130,10 +130,9 @@ class Connection:
                 self._channel,
                 self._place.vcpu.hypercalls,
                 f"vbd {self._place.domid}/{self._place.device}",
-                -1 if self._queue is None else self._queue.fileno(),
+                -1 if self._queue is None else self._queue.polled_fd,
             )
-            ended_here, stalled = partial(self._tell, ended), partial(self._tell_stall)
-            self._place.vcpu.add(number, hands, ended_here, stalled)
+            self._place.vcpu.add(number, hands, partial(self._tell, ended), self._tell_stall)
         except (OSError, RuntimeError) as error:  # no thread can be started
             raise LocalFault(f"the ring cannot be served: {error}") from error
 
@@ -156,6 +155,9 @@ class Connection:
     def _tell(self, ended: Callable[[str], None], reason: str) -> None:
         self._report(partial(ended, reason))
 
+    def _tell_stall(self, seconds: int) -> None:
+        self._report(partial(self._stall, seconds))
+
     def _gate(self) -> Gate:
         """Who never spins could not wait at the gate: all its calls go by message."""
         if not self._options.adaptive_spin:
@@ -170,6 +172,8 @@ class Connection:
         if options.grant_copy:
             ram = segment("ram")
             reach = own_frames(kept.nr_slots, ram, bounce_frame_of(number, ram))
+        if isinstance(self._disk, FileStore):
+            self._queue = self._disk.open_queue(abi.BLKIF_RING_SIZE)
         return build_back(
             Arena(),
             self._ring.view(0),
@@ -180,6 +184,7 @@ class Connection:
             self._channel.words,
             self._place.vcpu.spin,
             self._gate(),
+            None if self._queue is None else self._queue.queue,
             remote_domid=domid,
             persistent=keeps,
             read_only=self._read_only,
@@ -220,7 +225,9 @@ class Connection:
             self._place.numbers.give_back(self._number)
         if self._kept is not None:
             self._kept.close()
-        self._number = self._kept = self._dev = None
+        if self._queue is not None:
+            self._queue.close()
+        self._number = self._kept = self._dev = self._queue = None
         self._ring.close()
 
     def _bind(self, port: int) -> int:
