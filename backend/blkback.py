@@ -16,6 +16,8 @@ import numpy as np
 from backend import steps
 from backend.persistent_grants import NODE, TREE, new_tree
 from backend.slots import REQUEST, SEGMENT
+from backend.store_jobs import IOVEC, JOB, Jobs
+from backend.store_queue import STORE_QUEUE, StoreQueue
 from common import ring
 from common.abi import (
     BLKIF_MAX_PERSISTENT_GRANTS,
@@ -44,6 +46,7 @@ BROKEN_REASONS: Final = {
 MEMORY: Final = 0  # copied from and to
 CALLS: Final = 1  # the driver calls it
 NOTHING: Final = 2  # a null store: all is done, and nothing moves
+QUEUE: Final = 3  # through two rings in memory (`backend/store_queue.py`)
 
 BACK: Final = np.dtype(
     [
@@ -55,16 +58,22 @@ BACK: Final = np.dtype(
         ("persistent", "<u4"),
         ("read_only", "<u4"),
         ("features", "<u4"),  # what is served besides reads and writes: bits by kind
+        ("sector_mask", "<u4"),  # of the store's own sectors: 0, or 7 where they have 4096 bytes
         ("gather_max", "<u4"),  # requests taken together: 1, or the whole ring (batching)
         ("waiting", "<u4"),  # requests that have been seen, and are still to be taken
         ("gathered", "<u4"),  # slots of the group
         ("vacant", "<u4"),  # slots that are free
-        ("started", "<u4"),  # slots that the driver is to hand to the store
+        ("started", "<u4"),  # slots whose job is to be handed to the store
+        ("at_store", "<u4"),  # slots that have been started, and are not finished
+        ("held", "<u4"),  # slots that wait for a barrier, or are one that waits for others
+        ("held_first", "<u4"),
+        ("barrier", "<u4"),  # one is at the store
         ("finished", "<u4"),  # slots that the store has finished
         ("picked_up", "<u4"),  # of these: those that have been taken into a group
         ("request", "<u4"),  # of the group: the one that is being moved or answered
         ("at", "<u4"),  # its segment
         ("moved", "<u8"),  # its sectors that have been moved
+        ("answers", "<u8"),  # jobs that the store has answered
         ("closing", "<u4"),  # no more requests
         ("map_ops", "<u4"),
         ("unmap_ops", "<u4"),
@@ -100,8 +109,9 @@ class Blkback(NamedTuple):
     """words, qwords: the ring's page as u32 and u64; half: RING_HALF; turn: i64 (TURN_WORDS), its
     place and what it has done; next: the table; back: BACK; copy: u64 (14,), the one copy of the
     request being parsed; requests: REQUEST (nr_ents), segments: SEGMENT (nr_ents, 11), a row for
-    each slot; vacant, group, started, finished: u32 (nr_ents), numbers of slots; map_ops,
-    unmap_ops, copy_ops: the hypercalls' own structs (nr_ents * 11); op_segments: i32, the segment
+    each slot; vacant, group, started, held, finished: u32 (nr_ents), numbers of slots; jobs, iovecs,
+    answered, statuses: what a store without memory is asked and says (`backend/store_jobs.py`);
+    queue: what takes it there; map_ops, unmap_ops, copy_ops: the hypercalls' own structs (nr_ents * 11); op_segments: i32, the segment
     each map or copy op is for; slots: u32, the free host-address slots, a stack; page_table: u64 by
     slot; accessed: u64, four words a maptrack handle, the CPUs that touched it; tree, nodes: the
     persistent grants; counters: BACKEND_COUNTERS; events: both ends' words; spin: SPIN; gate: its
@@ -120,7 +130,13 @@ class Blkback(NamedTuple):
     vacant: np.ndarray
     group: np.ndarray
     started: np.ndarray
+    held: np.ndarray
     finished: np.ndarray
+    jobs: np.ndarray
+    iovecs: np.ndarray
+    answered: np.ndarray
+    statuses: np.ndarray
+    queue: StoreQueue
     map_ops: np.ndarray
     unmap_ops: np.ndarray
     copy_ops: np.ndarray
@@ -150,7 +166,13 @@ BLKBACK: Final = Layout(
     vacant=np.uint32,
     group=np.uint32,
     started=np.uint32,
+    held=np.uint32,
     finished=np.uint32,
+    jobs=JOB,
+    iovecs=(IOVEC, 2),
+    answered=np.uint32,
+    statuses=np.int32,
+    queue=STORE_QUEUE,
     map_ops=GNTTAB_MAP_GRANT_REF,
     unmap_ops=GNTTAB_UNMAP_GRANT_REF,
     copy_ops=GNTTAB_COPY,
@@ -186,14 +208,15 @@ def new_blkback(
     max_persistent_grants: int = BLKIF_MAX_PERSISTENT_GRANTS,
     gather_max: int = 1,
     bounce_frame: int | None = None,
+    queue: StoreQueue,
     **fields: int,
 ) -> Blkback:
     """A worker's state for a connected frontend.
 
     ring_page: u8, the mapped ring; page_table: u64, a free slot for each element; counters:
     BACKEND_COUNTERS (1,); gather_max: 1 for batching `request`, or the ring's size for `drain`;
-    bounce_frame: the first of dom0's own frames for segments, to serve by grant copy; fields: the
-    rest of BACK.
+    bounce_frame: the first of dom0's own frames for segments, to serve by grant copy; queue: the
+    store's, or `no_queue()`; fields: the rest of BACK.
     """
     assert not (bounce_frame is not None and persistent), "what is copied cannot be kept mapped"
     nr_ents = ring.nr_ents_of(ring_page)
@@ -218,6 +241,8 @@ def new_blkback(
         back,
         arena.array(SLOT_QWORDS, np.uint64),
         *_new_slots(arena, nr_ents),
+        *_new_jobs(arena, nr_ents),
+        queue,
         arena.array(nr_segments, GNTTAB_MAP_GRANT_REF),
         arena.array(nr_segments, GNTTAB_UNMAP_GRANT_REF),
         arena.array(nr_segments, GNTTAB_COPY),
@@ -234,16 +259,27 @@ def new_blkback(
     )
 
 
-Six = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
-def _new_slots(arena: Arena, nr_ents: int) -> Six:
+def _new_slots(arena: Arena, nr_ents: int) -> list[np.ndarray]:
     """requests to finished: all are vacant."""
     requests = arena.array(nr_ents, REQUEST)
     segments = arena.array((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SEGMENT)
-    vacant, group, started, finished = (arena.array(nr_ents, np.uint32) for _ in range(4))
-    vacant[:] = np.arange(nr_ents)[::-1]
-    return requests, segments, vacant, group, started, finished
+    numbers = [arena.array(nr_ents, np.uint32) for _ in range(5)]
+    numbers[0][:] = np.arange(nr_ents)[::-1]
+    return [requests, segments, *numbers]
+
+
+def _new_jobs(arena: Arena, nr_ents: int) -> Jobs:
+    return Jobs(
+        arena.array(nr_ents, JOB),
+        arena.array((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), IOVEC),
+        arena.array(nr_ents, np.uint32),
+        arena.array(nr_ents, np.int32),
+    )
+
+
+def jobs_of(dev: Blkback) -> Jobs:
+    """What its store is asked, and says."""
+    return Jobs(dev.jobs, dev.iovecs, dev.answered, dev.statuses)
 
 
 def begin_close(dev: Blkback) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 
 from backend.at_store import submit
 from backend.blkback import MEMORY, Blkback
+from backend.pages import page_address, touch
 from backend.persistent_grants import erase, first, get, insert, put
-from backend.slots import BAD, DONE, FAILED, FREE, IO, KEPT, ONCE, READ, UNMAPPING
+from backend.slots import BAD, DISCARD, DONE, FAILED, FREE, IO, KEPT, ONCE, READ, UNMAPPING
 from common import ring
 from common.abi import (
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
@@ -27,7 +28,7 @@ from common.abi import (
 )
 from common.blkif import put_response
 from common.compiled import kernel, part
-from common.copying import copy_bytes, copy_page
+from common.copying import copy_bytes, copy_page, zero_bytes
 from common.not_done import GNTST_UNFILLED, NOT_DONE
 from common.steps import (
     AGAIN,
@@ -38,8 +39,6 @@ from common.steps import (
     WRITTEN,
 )
 from common.u32 import u32_add
-
-ACCESSED_WORDS: Final = 4  # 256 CPUs a maptrack handle
 
 
 @kernel
@@ -84,7 +83,8 @@ def keep_mapped(dev: Blkback, first: int, end: int) -> None:
 def move(dev: Blkback) -> int:
     """MOVE: copy one segment between its page and the store's memory; AGAIN while there are more.
 
-    A request is okay once its last segment has moved. Where there is no memory: see `submit`.
+    A request is okay once its last segment has moved. What has none is a flush, of which memory has
+    nothing to do, or a discard. Where there is no memory: see `submit`.
     """
     back = dev.back[0]
     if back.store_door != MEMORY:
@@ -93,8 +93,23 @@ def move(dev: Blkback) -> int:
         return _moved(dev)
     slot = np.int64(dev.group[back.request])
     request = dev.requests[slot]
-    segment = dev.segments[slot, back.at]
     request.state = np.uint32(IO)
+    if request.nr_segments > 0:
+        _move_segment(dev, slot)
+    elif request.kind == DISCARD:
+        at = np.int64(back.store) + np.int64(request.sector) * SECTOR_SIZE
+        zero_bytes(at, np.int64(request.nr_sectors) * SECTOR_SIZE)
+    if back.at == request.nr_segments:
+        request.status = np.int32(BLKIF_RSP_OKAY)
+        if not _next_to_move(dev):
+            return _moved(dev)
+    return AGAIN
+
+
+@part
+def _move_segment(dev: Blkback, slot: int) -> None:
+    back, request = dev.back[0], dev.requests[slot]
+    segment = dev.segments[slot, back.at]
     nr_bytes = np.int64(segment.nr_sectors) * SECTOR_SIZE
     store = np.int64(back.store) + np.int64(request.sector + back.moved) * SECTOR_SIZE
     page = page_address(dev, slot, np.int64(back.at))
@@ -105,18 +120,11 @@ def move(dev: Blkback) -> int:
         _copy(store, page, nr_bytes)
     back.moved += np.uint64(segment.nr_sectors)
     back.at += np.uint32(1)
-    if back.at == request.nr_segments:
-        request.status = np.int32(BLKIF_RSP_OKAY)
-        if not _next_to_move(dev):
-            return _moved(dev)
-    return AGAIN
 
 
 @part
 def _is_to_move(dev: Blkback) -> bool:
-    """What has no segments is no move: memory has not done it, and it fails."""
-    request = dev.requests[dev.group[dev.back[0].request]]
-    return request.status == NOT_DONE and request.nr_segments > 0
+    return dev.requests[dev.group[dev.back[0].request]].status == NOT_DONE
 
 
 @part
@@ -133,22 +141,6 @@ def _next_to_move(dev: Blkback) -> bool:
 @part
 def _moved(dev: Blkback) -> int:
     return COPY if dev.back[0].copies else ON
-
-
-@kernel
-def page_address(dev: Blkback, slot: int, at: int) -> np.int64:
-    """Where the first byte of a segment is reached."""
-    segment = dev.segments[slot, at]
-    return np.int64(dev.page_table[segment.slot]) + np.int64(segment.first_sect) * SECTOR_SIZE
-
-
-@kernel
-def touch(dev: Blkback, slot: int, at: int) -> None:
-    """Mark a mapping as accessed by this worker's CPU, as a page-table walk would."""
-    if dev.back[0].copies:  # dom0's own page
-        return
-    cpu, handle = np.int64(dev.back[0].cpu), np.int64(dev.segments[slot, at].handle)
-    dev.accessed[handle * ACCESSED_WORDS + (cpu >> 6)] |= np.uint64(1) << np.uint64(cpu & 63)
 
 
 @part

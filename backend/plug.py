@@ -9,24 +9,23 @@ import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from backend.file_store import open_file
+from backend.nbd_store import open_nbd
+from backend.store_jobs import LaterStore
 from backend.stores import NullStore, RamStores, Store
+from backend.volatile_store import VolatileStore
 from common.abi import SECTOR_SIZE
 from common.faults import LocalFault, PeerFault
+from common.nbd_uri import parse_nbd_uri
+from common.targets import Target, read_target
 from common.xenbus import frontend_path, parse_number, shown
 
 NEEDED: Final = ("state", "online", "frontend", "frontend-id", "mode", "params")
 DEVICE_MAX: Final = 0xFFFFFFFF
-NBYTES_MAX: Final = 64 << 30
-UNITS: Final = {b"": 1, b"k": 1 << 10, b"m": 1 << 20, b"g": 1 << 30}
-TARGET: Final = re.compile(
-    rb"(?:null|(?P<ram>ram)):(?P<size>[0-9]{1,12})(?P<unit>[kmgKMG]?)"
-    rb"(?(ram)(?:,name=(?P<name>[A-Za-z0-9_.-]{1,32}))?)"
-)
-FORM: Final = "'ram:SIZE[,name=NAME]' or 'null:SIZE', as in 'ram:64m'"
 
 
 class Plug(NamedTuple):
-    """A disk as it is plugged in. params: its target, see `open_disk`."""
+    """A disk as it is plugged in. params: its target (`common/targets.py`)."""
 
     params: bytes
     read_only: bool
@@ -55,25 +54,42 @@ def read_plug(entries: Mapping[str, bytes], domid: int, device: int) -> Plug | N
     return Plug(entries["params"], mode == b"r")
 
 
-def open_disk(params: bytes, domid: int, device: int, rams: RamStores) -> Store:
-    """The store that `params` names. Raises PeerFault; LocalFault, if it cannot be had.
+def target_of(params: bytes) -> Target:
+    """What `params` say. Raises PeerFault."""
+    try:
+        return read_target(params.decode())
+    except ValueError as error:
+        raise PeerFault(f"params {shown(params)} name no disk: {error}") from error
+
+
+def opens_at_once(target: Target) -> bool:
+    """Can `open_disk` be waited for by who has other things to do?"""
+    return target.kind in ("ram", "null")
+
+
+def open_disk(
+    target: Target, domid: int, device: int, rams: RamStores, read_only: bool
+) -> Store | LaterStore:
+    """The store that `target` names. Raises LocalFault, if it cannot be had.
 
     A ram disk's memory is that of its name, or of itself.
     """
-    target = TARGET.fullmatch(params)
-    if target is None:
-        raise PeerFault(f"params {shown(params)} name no disk: {FORM} does")
-    nbytes = int(target["size"]) * UNITS[target["unit"].lower()]
-    if not SECTOR_SIZE <= nbytes <= NBYTES_MAX or nbytes % SECTOR_SIZE:
-        raise PeerFault(
-            f"params {shown(params)} have a size that is no multiple of {SECTOR_SIZE}"
-            f" in {SECTOR_SIZE}..{NBYTES_MAX >> 30}g"
-        )
-    if not target["ram"]:
-        return NullStore(nbytes // SECTOR_SIZE)
-    key = target["name"].decode() if target["name"] else f"{domid}/{device}"
-    try:
-        return rams.open(key, nbytes // SECTOR_SIZE)
-    except (OSError, LocalFault) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise LocalFault(f"params {shown(params)}: no such ramdisk can be had: {reason}") from error
+    nr_sectors = target.nr_bytes // SECTOR_SIZE
+    store: Store
+    match target.kind:
+        case "null":
+            return NullStore(nr_sectors, target.sector_size)
+        case "nbd":
+            uri = parse_nbd_uri(target.where)
+            return open_nbd(uri, read_only, target.sector_size, target.timeout_s)
+        case "file":
+            path = target.path_of(domid)
+            store = open_file(path, read_only, target.cache, target.sector_size)
+        case _:
+            key = target.name or f"{domid}/{device}"
+            try:
+                store = rams.open(key, nr_sectors, target.sector_size)
+            except OSError as error:
+                reason = error.strerror or error
+                raise LocalFault(f"no ramdisk of {target.nr_bytes} bytes: {reason}") from error
+    return VolatileStore(store, target.seed) if target.volatile else store

@@ -1,16 +1,20 @@
-"""The real runtime's hands for one ring's worker: hypercalls, wake-ups, a store's callbacks.
+"""The real runtime's hands for one ring's worker: hypercalls, wake-ups, a store that is called.
 
 Owns: what is done for an effect of `backend/worker.py` that is one ring's own, by whichever thread
-serves it (`backend/vcpu_thread.py`).
+serves it (`backend/vcpu_thread.py`), and what its store says meanwhile.
 """
 
 import logging
+import os
 
-from backend import phases
-from backend.at_store import complete, take_started
-from backend.blkback import Blkback
+import numpy as np
+
+from backend.at_store import answer, complete, take_started
+from backend.blkback import BLKBACK, Blkback, jobs_of
 from backend.doors import called_for
-from backend.slots import READ
+from backend.error_log import ErrorLog
+from backend.slots import DISCARD, FLUSH, READ
+from backend.store_jobs import LaterStore
 from backend.stores import Store
 from common import effects
 from common.abi import (
@@ -19,6 +23,8 @@ from common.abi import (
     HYPERVISOR_GRANT_TABLE_OP,
     SECTOR_SIZE,
 )
+from common.arena import Arena
+from common.compiled import direct, kernel
 from common.copying import byte_view
 from common.event_channel import EventChannel
 from common.hypercall import Hypercalls
@@ -27,14 +33,38 @@ from common.hypercall_gate import collect
 log = logging.getLogger(__name__)
 
 
+@kernel
+def _answer_all(rings: np.ndarray, count: int) -> None:
+    """What a store that answers later has said."""
+    dev = BLKBACK.view(rings, 0)
+    for at in range(count):
+        answer(dev, np.int64(dev.answered[at]), np.int64(dev.statuses[at]))
+
+
 class RingHands:
-    """Of the ring `dev`, whose disk is `store`. hypercalls: of the vCPU that serves it."""
+    """Of the ring `dev`, whose disk is `store`. hypercalls: of the vCPU that serves it; name: the
+    disk's, for people; later: the store, if it answers later; queue_fd: what is polled of a store
+    that is reached through a queue, or -1.
+    """
 
     def __init__(
-        self, dev: Blkback, store: Store, channel: EventChannel, hypercalls: Hypercalls
+        self,
+        dev: Blkback,
+        store: Store | LaterStore,
+        channel: EventChannel,
+        hypercalls: Hypercalls,
+        name: str = "store",
+        queue_fd: int = -1,
     ) -> None:
-        self.dev, self.channel = dev, channel
-        self._store, self._hypercalls = store, hypercalls
+        self.dev, self.channel, self.queue_fd = dev, channel, queue_fd
+        self.later = store if isinstance(store, LaterStore) else None
+        self._store, self._hypercalls, self._errors = store, hypercalls, ErrorLog(name)
+        self._queue_errors = 0
+        self._rows = BLKBACK.rows(Arena(), 1)
+        BLKBACK.write(self._rows[0], dev)
+        if self.later is not None:
+            self.later.attach(jobs_of(dev))
+            self._answer_all = direct(_answer_all, self._rows, 0)
 
     def do(self, effect: int) -> None:
         """What the loop asks for, if it is the ring's own."""
@@ -59,30 +89,57 @@ class RingHands:
         if rc != 0:
             log.error("grant_table_op %d: %d", cmd, rc)
 
-    def store_io(self) -> None:
-        """Call the store for each slot that is handed over."""
-        for slot in take_started(self.dev):
-            complete(self.dev, slot, self._slot_io(slot))
+    # --- the store --------------------------------------------------------------------------
 
-    def _slot_io(self, slot: int) -> int:
+    def store_io(self) -> None:
+        """Have the store begin, or do, what has been started."""
+        slots = take_started(self.dev)
+        if self.later is not None:
+            self._take(self.later.start(slots))
+            return
+        for slot in slots.tolist():
+            complete(self.dev, slot, self._job_io(slot))
+
+    def store_is_ready(self) -> bool:
+        """Its descriptor is, or its time has come; has it answered anything?"""
+        assert self.later is not None
+        return self._take(self.later.ready())
+
+    def closing(self) -> None:
+        """No more requests are taken."""
+        if self.later is not None:
+            self.later.closing()
+        self._errors.tell_counts()
+
+    def look_at_errors(self) -> None:
+        """Say what a queue's store could not do."""
+        head = self.dev.queue.head[0]
+        if (errors := int(head["errors"])) != self._queue_errors:
+            errno = int(head["last_errno"])
+            why = os.strerror(errno) if errno else "it is shorter than it was"
+            self._errors.say(why, errors - self._queue_errors)
+            self._queue_errors = errors
+
+    def _take(self, count: int) -> bool:
+        if count:
+            self._answer_all(self._rows, count)
+        return count > 0
+
+    def _job_io(self, slot: int) -> int:
         """One callback a segment; the status."""
-        request = self.dev.requests[slot]
-        offset = int(request["sector"]) * SECTOR_SIZE
+        job, store = self.dev.jobs[slot], self._store
+        kind, offset = int(job["kind"]), int(job["offset"])
         try:
-            for at in range(int(request["nr_segments"])):
-                offset += self._segment_io(slot, at, offset)
+            if kind == FLUSH:
+                store.flush()
+            elif kind == DISCARD:
+                store.discard(offset, int(job["nr_bytes"]))
+            for iovec in self.dev.iovecs[slot, : job["nr_iovecs"]]:
+                view = byte_view(int(iovec["address"]), int(iovec["nr_bytes"]))
+                (store.read if kind == READ else store.write)(offset, view)
+                offset += len(view)
         except OSError as error:
-            log.warning("store: sector %d: %s", request["sector"], error)
+            where = f"sector {offset // SECTOR_SIZE}"
+            self._errors.say(str(error.strerror or error), where=where)
             return BLKIF_RSP_ERROR
         return BLKIF_RSP_OKAY
-
-    def _segment_io(self, slot: int, at: int, offset: int) -> int:
-        dev = self.dev
-        nr_bytes = int(dev.segments["nr_sectors"][slot, at]) * SECTOR_SIZE
-        view = byte_view(phases.page_address(dev, slot, at), nr_bytes)
-        phases.touch(dev, slot, at)
-        if dev.requests["kind"][slot] == READ:
-            self._store.read(offset, view)
-        else:
-            self._store.write(offset, view)
-        return nr_bytes

@@ -47,7 +47,7 @@ REQUEST: Final = np.dtype(
         ("nr_segments", "<u4"),
         ("status", "<i4"),  # BLKIF_RSP_*, or NOT_DONE
         ("state", "<u4"),
-        ("pad", "<u4"),
+        ("job", "<u4"),  # which of its jobs is at the store (`backend/at_store.py`)
     ]
 )
 

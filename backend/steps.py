@@ -8,7 +8,8 @@ Rules
    meanwhile (in the same request or another) is mapped a second time for that request only: in 2012
    it was a BUG() in dom0.
 3. A response goes out after its request's unmaps, and as soon as its request is ready: what a store
-   without memory is given (IO) comes back by LOOK, in an order of its own.
+   without memory is given (HAND_OVER, all that was on the ring together) comes back by LOOK, in an
+   order of its own.
 4. The peer is asked for a notification (ARM), then looked at once more (LOOK_AGAIN): only then may
    it be slept. Our own event is taken (CLEAR) before the ring is looked at, never after.
 """
@@ -23,13 +24,13 @@ from common.steps import NEXT as DO_NEXT
 (
     CLEAR, LOOK, TAKE, ARM_TAKEN, PLAN, MAP, MAPPED, COPY_IN, COPIED_IN, MOVE, LIST_OUT, COPY_OUT,
     COPIED_OUT, RELEASE, EMPTY, UNMAP, UNMAPPED, RESPOND, PUBLISH, CHECK_EVENT, SET_PENDING,
-    READ_MASK, WATCH, ARM, LOOK_AGAIN, RELEASE_KEPT,
-) = range(26)  # fmt: skip
+    READ_MASK, HAND_OVER, WATCH, ARM, LOOK_AGAIN, RELEASE_KEPT,
+) = range(27)  # fmt: skip
 
 PHASES: Final = (
     Phase(CLEAR, "CLEAR", "fetch_and of our pending bit", {ON: LOOK}),
     Phase(LOOK, "LOOK", "load of req_prod",
-        {ON: TAKE, NONE: WATCH, AGAIN: (LOOK, SLICE), END: (LOOK, BROKEN), DO_NEXT: RELEASE,
+        {ON: TAKE, NONE: HAND_OVER, AGAIN: (LOOK, SLICE), END: (LOOK, BROKEN), DO_NEXT: RELEASE,
          COPY: LIST_OUT, GRANT: RELEASE_KEPT}),
     Phase(TAKE, "TAKE", "copy of one request",
         {AGAIN: TAKE, ON: MOVE, GRANT: PLAN, DO_ARM: ARM_TAKEN}),
@@ -40,7 +41,7 @@ PHASES: Final = (
     Phase(COPY_IN, "COPY_IN", "GNTTABOP_copy", {ON: COPIED_IN, NONE: (COPIED_IN, HYPERCALL)}),
     Phase(COPIED_IN, "COPIED_IN", "", {ON: MOVE, AGAIN: COPY_IN}),
     Phase(MOVE, "MOVE", "copy of one segment",
-        {AGAIN: MOVE, ON: RELEASE, COPY: LIST_OUT, NONE: (LOOK, IO), END: (RELEASE, IO)}),
+        {AGAIN: MOVE, ON: RELEASE, COPY: LIST_OUT, NONE: LOOK}),
     Phase(LIST_OUT, "LIST_OUT", "", {ON: RELEASE, COPY: COPY_OUT}),
     Phase(COPY_OUT, "COPY_OUT", "GNTTABOP_copy", {ON: COPIED_OUT, NONE: (COPIED_OUT, HYPERCALL)}),
     Phase(COPIED_OUT, "COPIED_OUT", "", {ON: RELEASE, AGAIN: COPY_OUT}),
@@ -54,6 +55,7 @@ PHASES: Final = (
         {ON: SET_PENDING, NONE: CLEAR, DO_NEXT: LOOK}),
     Phase(SET_PENDING, "SET_PENDING", "fetch_or of its pending bit", {ON: READ_MASK, NONE: CLEAR}),
     Phase(READ_MASK, "READ_MASK", "load of its mask", {ON: (CLEAR, WAKE), NONE: CLEAR}),
+    Phase(HAND_OVER, "HAND_OVER", "", {NONE: WATCH, ON: LOOK, DO_NEXT: (LOOK, IO)}),
     Phase(WATCH, "WATCH", "loads of req_prod, while it pays", {AGAIN: CLEAR, ON: ARM}),
     Phase(ARM, "ARM", "store of req_event", {ON: LOOK_AGAIN}),
     Phase(LOOK_AGAIN, "LOOK_AGAIN", "load of req_prod", {ON: CLEAR, NONE: (CLEAR, WAIT)}),

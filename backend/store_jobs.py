@@ -11,11 +11,11 @@ Rules
    may be or not.
 """
 
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from backend.stores import Store
+from backend.stores import Features
 
 JOB: Final = np.dtype(
     [
@@ -41,11 +41,18 @@ class Jobs(NamedTuple):
     statuses: np.ndarray
 
 
-class LaterStore(Store, Protocol):
+@runtime_checkable
+class LaterStore(Protocol):
     """A store without memory that answers when it is ready; used by one thread, which polls.
 
-    `start` and `ready` return how many slots they have put into `answered` and `statuses`.
+    As a `Store`, but for the callbacks. `start` and `ready` return how many slots they have put
+    into `answered` and `statuses`.
     """
+
+    nr_sectors: int
+    sector_size: int
+    features: Features
+    memory: np.ndarray | None
 
     def attach(self, jobs: Jobs) -> None:
         """A ring is served from now on, whose jobs these are. None is at the store."""
@@ -67,6 +74,9 @@ class LaterStore(Store, Protocol):
 
     def closing(self) -> None:
         """No more jobs come: all there are shall be answered within CLOSE_S, as errors if need be."""
+
+    def close(self) -> None:
+        """Give up what the store holds."""
 
 
 CLOSE_S: Final = 5.0

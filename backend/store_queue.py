@@ -121,10 +121,20 @@ def no_queue() -> StoreQueue:
     """For a ring whose store has none: nothing is ever put, and nothing answered."""
     words = np.zeros(4, np.uint32)
     head = np.zeros(1, QUEUE)
-    head["ring_fd"], head["cq_tail"] = NO_RING, 1
+    head["ring_fd"], head["cq_tail"], head["sq_flags"] = NO_RING, 1, 2
     return StoreQueue(
         head, words, words, np.zeros(1, SQE), np.zeros(1, CQE), np.zeros(GATE_WORDS, np.uint64)
     )
+
+
+def ends_of(queue: StoreQueue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many answers there were, how many of them were taken, and what is not 0 if the other end
+    has more: u32 (1,) each, for who watches many.
+    """
+    head = queue.head[0]
+    words = (queue.cq, "cq_tail"), (queue.cq, "cq_head"), (queue.sq, "sq_flags")
+    answers, taken, flags = (ring[int(head[at]) :][:1] for ring, at in words)
+    return answers, taken, flags
 
 
 @kernel

@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,10 +23,31 @@ from common.faults import LocalFault
 from common.memory import map_shared, sealed_memory
 
 
+class Features(NamedTuple):
+    """What a store can do besides reads and writes: what its backend announces.
+
+    discard_granularity, discard_alignment: bytes, of which 0 says nothing. Nothing here erases, so
+    `discard-secure` is never offered.
+    """
+
+    flush: bool = False
+    barrier: bool = False
+    discard: bool = False
+    discard_granularity: int = 0
+    discard_alignment: int = 0
+
+
+NO_FEATURES: Final = Features()
+
+
 class Store(Protocol):
-    """`nr_sectors` of 512 bytes; `memory`, u8 of all bytes, or None if only the callbacks serve."""
+    """`nr_sectors` of 512 bytes, in blocks of `sector_size` bytes; `memory`, u8 of all bytes, or
+    None if only the callbacks serve.
+    """
 
     nr_sectors: int
+    sector_size: int
+    features: Features
     memory: np.ndarray | None
 
     def read(self, offset: int, into: np.ndarray) -> None:
@@ -37,6 +58,9 @@ class Store(Protocol):
 
     def flush(self) -> None:
         """Return when everything written so far would survive."""
+
+    def discard(self, offset: int, nr_bytes: int) -> None:
+        """These bytes are not needed any more."""
 
     def close(self) -> None:
         """Give up what the store holds."""
@@ -49,10 +73,14 @@ class RamStore:
     when it is.
     """
 
-    def __init__(self, nr_sectors: int, fd: int | None = None) -> None:
+    features = NO_FEATURES
+
+    def __init__(
+        self, nr_sectors: int, fd: int | None = None, sector_size: int = SECTOR_SIZE
+    ) -> None:
         if nr_sectors < 1:
             raise ValueError(f"nr_sectors: {nr_sectors} is not at least 1")
-        self.nr_sectors = nr_sectors
+        self.nr_sectors, self.sector_size = nr_sectors, sector_size
         self.closed: Callable[[], None] = lambda: None
         own = sealed_memory("grantlab-ram", nr_sectors * SECTOR_SIZE) if fd is None else -1
         try:
@@ -74,6 +102,11 @@ class RamStore:
     def flush(self) -> None:
         """Nothing to do: a ramdisk survives nothing but dom0."""
 
+    def discard(self, offset: int, nr_bytes: int) -> None:
+        """Zeros again."""
+        assert self.memory is not None
+        self.memory[offset : offset + nr_bytes] = 0
+
     def close(self) -> None:
         """Unmap it: nobody holds a view any more."""
         self.memory = None
@@ -83,10 +116,11 @@ class RamStore:
 class NullStore:
     """A disk that moves nothing: what is written is forgotten, a read leaves what was there."""
 
+    features = NO_FEATURES
     memory: np.ndarray | None = None
 
-    def __init__(self, nr_sectors: int) -> None:
-        self.nr_sectors = nr_sectors
+    def __init__(self, nr_sectors: int, sector_size: int = SECTOR_SIZE) -> None:
+        self.nr_sectors, self.sector_size = nr_sectors, sector_size
 
     def read(self, offset: int, into: np.ndarray) -> None:
         """Leave `into` as it is."""
@@ -95,6 +129,9 @@ class NullStore:
         """Forget `data`."""
 
     def flush(self) -> None:
+        """Nothing to do."""
+
+    def discard(self, offset: int, nr_bytes: int) -> None:
         """Nothing to do."""
 
     def close(self) -> None:
@@ -127,14 +164,14 @@ class RamStores:
         if (fd := self._given.pop(key, None)) is not None:
             os.close(fd)
 
-    def open(self, key: str, nr_sectors: int) -> RamStore:
+    def open(self, key: str, nr_sectors: int, sector_size: int = SECTOR_SIZE) -> RamStore:
         """A disk of that key. Raises OSError; LocalFault, if it is there with another size."""
         fd, nbytes = self._given.get(key, self._made.get(key)), nr_sectors * SECTOR_SIZE
         if fd is None:
             fd = self._made[key] = sealed_memory(f"grantlab-{key}", nbytes)
         if (there := os.fstat(fd).st_size) != nbytes:
             raise LocalFault(f"store {key} has {there} bytes, and not {nbytes}")
-        disk = RamStore(nr_sectors, fd)
+        disk = RamStore(nr_sectors, fd, sector_size)
         assert disk.memory is not None
         disk.closed = partial(self._let_go, key, self._huge_pages.watch(disk.memory))
         self._users[key] += 1

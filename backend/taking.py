@@ -7,7 +7,7 @@ Rule: everything in a request is the guest's to choose. What is wrong with it is
 
 import numpy as np
 
-from backend.at_store import pick_up
+from backend.at_store import collect, pick_up
 from backend.blkback import BROKEN_RING, Blkback
 from backend.grant_copy import use_own_pages
 from backend.persistent_grants import get
@@ -79,10 +79,11 @@ def look(dev: Blkback) -> int:
     dev.turn[REQUESTS_TAKEN], dev.turn[SECTORS], dev.turn[SEGMENTS_TAKEN] = 0, 0, 0
     dev.turn[WOKE] = 0
     back.gathered, back.map_ops, back.unmap_ops = np.uint32(0), np.uint32(0), np.uint32(0)
+    collect(dev)
     if back.finished > 0:
         return pick_up(dev)
     if back.closing:
-        return GRANT
+        return GRANT if back.started == 0 else NONE
     if back.broken:
         return END
     dev.turn[LOOKS_LEFT] -= 1
@@ -138,6 +139,8 @@ def _parse(dev: Blkback, slot: int) -> None:
     nr_segments = np.int64(0) if request.kind == DISCARD else nr_segments_of(word)
     request.status = np.int32(_verdict(dev, slot, nr_segments))
     dev.counters[0].requests += np.uint64(1)
+    dev.counters[0].flush_requests += np.uint64(request.kind in (BARRIER, FLUSH))
+    dev.counters[0].discard_requests += np.uint64(request.kind == DISCARD)
     if request.status != NOT_DONE:
         request.kind = np.uint32(BAD)
         dev.counters[0].bad_requests += np.uint64(1)
@@ -185,11 +188,16 @@ def _verdict(dev: Blkback, slot: int, nr_segments: int) -> int:
         last_sect = last_sect_of(dev.copy[SEGMENTS + at])
         if last_sect >= SECTORS_PER_PAGE or first_sect > last_sect:
             return BLKIF_RSP_ERROR
-        total += np.uint64(last_sect - first_sect + 1)
+        nr_sectors = last_sect - first_sect + 1
+        if nr_sectors & np.int64(back.sector_mask):
+            return BLKIF_RSP_ERROR
+        total += np.uint64(nr_sectors)
     request.nr_sectors = dev.copy[NR_SECTORS] if kind == DISCARD else total
     if request.nr_sectors == 0:  # it names no place: a flush's sector is anything
         return NOT_DONE
     # Written so that no sum can wrap: both are the guest's to choose.
+    if (request.sector | request.nr_sectors) & np.uint64(back.sector_mask):
+        return BLKIF_RSP_ERROR
     size = np.uint64(back.nr_sectors)
     if request.sector >= size or request.nr_sectors > size - request.sector:
         return BLKIF_RSP_ERROR

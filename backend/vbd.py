@@ -14,6 +14,7 @@ Rules
 from collections.abc import Generator, Iterator, Mapping
 from typing import Final, NamedTuple
 
+from backend.stores import NO_FEATURES, Features
 from common import abi, xenbus
 from common.faults import LocalFault, PeerFault
 from common.handshake import Answer, Done, End, Fail, Intent, Leave, Op, Start, Stop, Task, Timeout
@@ -43,7 +44,7 @@ class BackendVbd(End):
     """One virtual disk of dom0, from Initialising to Closed (and round again).
 
     persistent: whether mappings may be kept; numbers: see `common/handshake.py`; read_only: writes
-    are answered ERROR.
+    are answered ERROR; features, sector_size: the store's.
     """
 
     role = "backend"
@@ -57,6 +58,8 @@ class BackendVbd(End):
         persistent: bool,
         numbers: Iterator[int],
         read_only: bool = False,
+        features: Features = NO_FEATURES,
+        sector_size: int = abi.SECTOR_SIZE,
     ) -> None:
         super().__init__(
             xenbus.backend_path(frontend_domid, device),
@@ -67,6 +70,7 @@ class BackendVbd(End):
         self.mapped = False  # the ring is
         self.serving = 0  # the Start that has not ended
         self._nr_sectors, self._persistent, self._read_only = nr_sectors, persistent, read_only
+        self._features, self._sector_size = features, sector_size
         self._online = True
         self._failure = ""  # a fault of the frontend that this device has yet to be closed for
         self._leaving = False  # it has yet to let go, whatever the frontend does
@@ -132,13 +136,11 @@ class BackendVbd(End):
         self.port = yield from self._peers_call(Op.BIND_INTERDOMAIN, published.port)
         announced = yield from self.write(
             {
-                "feature-flush-cache": 0,
-                "feature-discard": 0,
-                "feature-barrier": 0,
+                **self._announced(),
                 "feature-persistent": int(self._persistent),
                 "sectors": self._nr_sectors,
                 "info": abi.VDISK_READONLY if self._read_only else 0,
-                "sector-size": abi.SECTOR_SIZE,
+                "sector-size": self._sector_size,
                 "physical-sector-size": abi.XEN_PAGE_SIZE,
             },
             gone=["error"],
@@ -148,6 +150,18 @@ class BackendVbd(End):
             self.want(Start(self.serving, published.persistent))
         else:
             yield from self.disconnect(values)
+        return announced
+
+    def _announced(self) -> dict[str, object]:
+        """What the store can do; nothing of it where nothing may be written."""
+        has = NO_FEATURES if self._read_only else self._features
+        announced: dict[str, object] = {"feature-flush-cache": int(has.flush)}
+        if has.discard:
+            announced["discard-granularity"] = has.discard_granularity
+            announced["discard-alignment"] = has.discard_alignment
+            announced["discard-secure"] = 0
+        announced["feature-discard"] = int(has.discard)
+        announced["feature-barrier"] = int(has.barrier)
         return announced
 
     def _peers_call(self, op: Op, named: int) -> Generator[Intent, Answer, int]:

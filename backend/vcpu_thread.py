@@ -7,7 +7,8 @@ Rules
 1. What is done for one ring's effect is that ring's: the others wait for no more than that.
 2. Rings come and go by orders of the main thread, which are looked at after every effect and every
    slice. A ring that is to end stops between two requests and unmaps what it keeps in its turns.
-3. Events that bring no request, and wake-ups that bring no event, cost their sender time (XSA-332),
+3. A store that answers later is heard of in the same sleep, and after each slice.
+4. Events that bring no request, and wake-ups that bring no event, cost their sender time (XSA-332),
    and nobody else: its ring has no turns for as long.
 """
 
@@ -27,6 +28,8 @@ import numpy as np
 from backend.blkback import BLKBACK, BROKEN_REASONS, begin_close
 from backend.ring_hands import RingHands
 from backend.steps import CLEAR, LOOK
+from backend.store_queue import ends_of
+from backend.store_watch import StoreWatch
 from backend.worker import FRUITLESS_MAX, serve
 from common import effects
 from common.arena import Arena
@@ -56,10 +59,12 @@ NAP_DOUBLINGS_MAX: Final = 4  # from 1 ms on
 
 @dataclass
 class _Served:
-    """One ring. on_end: told why it has ended; reason: that, once it is known."""
+    """One ring. on_end: told why it has ended; on_stall: see `StoreWatch.add`; reason: why, once it
+    is known."""
 
     hands: RingHands
     on_end: Callable[[str], None]
+    on_stall: Callable[[int], None]
     reason: str = ""
     closing: bool = False
 
@@ -91,6 +96,7 @@ class VcpuThread:
         self._ending = NOBODY  # this ring is to stop between two requests
         self._naps: list[tuple[int, int]] = []  # until when (ns), which ring: a heap
         self._poller = new_poller(events)
+        self._stores = StoreWatch(self._poller)
         self._ring_of: dict[object, int] = {}  # by what is polled
         self._orders: deque[Callable[[], None]] = deque()
         self._stopping = False
@@ -102,15 +108,21 @@ class VcpuThread:
 
     # --- for the main thread ----------------------------------------------------------------
 
-    def add(self, ring: int, hands: RingHands, on_end: Callable[[str], None]) -> None:
-        """Serve a ring from now on.
+    def add(
+        self,
+        ring: int,
+        hands: RingHands,
+        on_end: Callable[[str], None],
+        on_stall: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Serve a ring from now on. on_stall: see `StoreWatch.add`.
 
         on_end: called from the thread once the ring has ended, with everything unmapped: with why,
         if the frontend broke it, else with "". Raises RuntimeError if no thread can be started.
         """
         if self._thread.ident is None:
             self._thread.start()
-        self._order(partial(self._add, ring, _Served(hands, on_end)))
+        self._order(partial(self._add, ring, _Served(hands, on_end, on_stall)))
 
     def end(self, ring: int) -> None:
         """Stop serving a ring once the requests that have been taken are answered."""
@@ -168,6 +180,7 @@ class VcpuThread:
     def _heed(self, returned: int) -> None:
         """What `serve` has returned."""
         if returned == SLICE_OVER:
+            self._hear_stores()
             return
         if returned in (ASLEEP, NOBODY):
             self._sleep()
@@ -185,20 +198,31 @@ class VcpuThread:
             self._close(ring, "")
 
     def _sleep(self) -> None:
-        """Until there is an event for a ring, an order, or the end of a nap."""
-        timeout_ms = -1
-        if self._naps:
-            timeout_ms = max(0, -(-(self._naps[0][0] - time.monotonic_ns()) // 1_000_000))
+        """Until there is an event for a ring, an answer of a store, an order, or the end of a nap."""
         self.idle()
         began_ns = time.monotonic_ns()
-        ready = self._poller.poll(timeout_ms)
+        ready = self._poller.poll(self._timeout_ms(began_ns))
         slept(self.spin, time.monotonic_ns() - began_ns)
         self.run()
         for polled, _ in ready:
-            if (ring := self._ring_of.get(polled)) is None:
+            if polled == self._ordered:
                 os.eventfd_read(self._ordered)
-            else:
+            elif (ring := self._ring_of.get(polled)) is not None:
                 self._wake(ring)
+            elif (ring := self._stores.is_ready(polled)) is not None:
+                make_ready(self._turns, ring)
+        self._hear_stores()
+
+    def _timeout_ms(self, now_ns: int) -> int:
+        """How long it may sleep; -1: for ever."""
+        ends = [until_ns - now_ns for until_ns, _ in self._naps[:1]]
+        if (stores := self._stores.timeout_ns(now_ns)) is not None:
+            ends.append(stores)
+        return max(0, -(-min(ends) // 1_000_000)) if ends else -1
+
+    def _hear_stores(self) -> None:
+        for ring in self._stores.look(time.monotonic_ns()):
+            make_ready(self._turns, ring)
 
     def _wake(self, ring: int) -> None:
         """A wake-up has come. If it has brought no event the ring is looked at all the same, so
@@ -216,6 +240,7 @@ class VcpuThread:
         self._served[ring] = served
         BLKBACK.write(self._rows[ring], served.hands.dev)
         self._ring_of[served.hands.channel.carrier.polled] = ring
+        self._stores.add(ring, served.hands, served.on_stall)
         self._wake_up(ring)
 
     def _wake_up(self, ring: int) -> None:
@@ -223,7 +248,8 @@ class VcpuThread:
         if (served := self._served.get(ring)) is None or ring in rings_of(self._turns):
             return
         carrier = served.hands.channel.carrier
-        take_in(self._turns, ring, looked_at(served.hands.dev))
+        dev = served.hands.dev
+        take_in(self._turns, ring, looked_at(dev, ends_of(dev.queue)))
         if not carrier.hung_up:
             self._poller.register(carrier.polled, select.POLLIN)
 
@@ -254,11 +280,13 @@ class VcpuThread:
         served.reason, served.closing = reason, True
         if ring == self._ending:
             self._ending = NOBODY
+        served.hands.closing()
         begin_close(served.hands.dev)
         make_ready(self._turns, ring)
 
     def _forget(self, ring: int) -> None:
         self._lay_down(ring)
         served = self._served.pop(ring)
+        self._stores.forget(ring)
         del self._ring_of[served.hands.channel.carrier.polled]
         served.on_end(served.reason)

@@ -8,13 +8,28 @@ from typing import Final
 
 import numpy as np
 
-from backend import doors, phases, steps, taking
-from backend.blkback import BLKBACK, Blkback
+from backend import at_store, doors, phases, steps, taking
+from backend.blkback import BLKBACK, QUEUE, Blkback
+from backend.store_queue import has_answers
 from common import notifying
+from common.atomics import load_acquire, pause
 from common.compiled import part, whole
 from common.effects import WAIT
 from common.ring import REQ, RSP, publish
-from common.steps import EVENT, LOOKS_LEFT, NO_STEP, ON, STEP, WRITTEN, follow, leave, mask_of
+from common.spinning import begin_spin, goes_on, looks_a_turn, spins, spun_ns
+from common.steps import (
+    AGAIN,
+    COMPANY,
+    EVENT,
+    LOOKS_LEFT,
+    NO_STEP,
+    ON,
+    STEP,
+    WRITTEN,
+    follow,
+    leave,
+    mask_of,
+)
 from common.turns import LOOKS_A_TURN, RING_BITS, Turns, begin_slice, next_ring, note, watches
 
 BETWEEN_REQUESTS: Final = mask_of(steps.CLEAR, steps.LOOK)
@@ -105,6 +120,8 @@ def _advance(dev: Blkback, step: int) -> int:
         return doors.list_out(dev)
     if step == steps.EMPTY:
         return doors.empty_slots(dev)
+    if step == steps.HAND_OVER:
+        return at_store.hand_over(dev)
     if step == steps.RELEASE_KEPT:
         return phases.release_kept(dev)
     return _notify_or_wait(dev, step)
@@ -143,15 +160,34 @@ def _notify_or_wait(dev: Blkback, step: int) -> int:
 
 @part
 def _watch(dev: Blkback) -> int:
-    """Who has given the store something is woken by it, and does not spin on the ring."""
-    if dev.back[0].vacant < dev.half[0].nr_ents:
+    """Who has given the store something watches both, or neither: a store that the driver calls is
+    heard of by the driver only.
+    """
+    if dev.back[0].vacant == dev.half[0].nr_ents:
+        return notifying.watch(dev, REQ)
+    if dev.back[0].store_door != QUEUE or dev.turn[COMPANY] != 0 or not spins(dev.spin):
         return ON
-    return notifying.watch(dev, REQ)
+    begin_spin(dev.spin)
+    seen = _has_more(dev)
+    while not seen and goes_on(dev.spin):
+        for _ in range(looks_a_turn(dev.spin)):
+            seen = _has_more(dev)
+            if seen:
+                break
+            pause()
+    dev.turn[LOOKS_LEFT] -= spun_ns(dev.spin) >> notifying.LOOK_NS_BITS
+    return AGAIN if seen else ON
+
+
+@part
+def _has_more(dev: Blkback) -> bool:
+    return load_acquire(dev.words, REQ) != dev.half[0].cons or has_answers(dev.queue)
 
 
 @part
 def _look_again(dev: Blkback) -> int:
     """What the store has finished meanwhile is a reason to go on, too."""
-    if dev.back[0].finished > 0:
+    back = dev.back[0]
+    if back.finished > 0 or (back.store_door == QUEUE and has_answers(dev.queue)):
         return ON
     return notifying.look_again(dev, REQ, dev.back[0].vacant)

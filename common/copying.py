@@ -28,6 +28,25 @@ def _memcpy(typing: Any, dest: Any, source: Any, size: Any) -> Any:
     return types.void(types.uint64, types.uint64, types.uint64), codegen
 
 
+@intrinsic
+def _memset(typing: Any, dest: Any, size: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte_pointer, word = ir.IntType(8).as_pointer(), ir.IntType(64)
+        declared = builder.module.declare_intrinsic("llvm.memset", [byte_pointer, word])
+        zero, volatile = ir.Constant(ir.IntType(8), 0), ir.Constant(ir.IntType(1), 0)
+        to = builder.inttoptr(args[0], byte_pointer)
+        builder.call(declared, [to, zero, args[1], volatile])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), codegen
+
+
+@kernel
+def zero_bytes(dest: int, size: int) -> None:
+    """Make the `size` bytes from address `dest` on zeros."""
+    _memset(np.uint64(dest), np.uint64(size))
+
+
 @kernel
 def copy_bytes(dest: int, source: int, size: int) -> None:
     """Copy `size` bytes from address `source` to address `dest`; they must not overlap."""

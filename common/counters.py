@@ -45,6 +45,10 @@ BACKEND_COUNTERS: Final = _block(
     "unmap_ops",
     "copy_ops",
     "hypercalls",
+    "flush_requests",  # FLUSH_DISKCACHE and WRITE_BARRIER
+    "discard_requests",
+    "store_flushes",  # jobs that a store without memory was given: what it was told to flush
+    "store_discards",
 )
 
 # Written by the hypervisor, for the domain whose grants were concerned.

@@ -55,24 +55,41 @@ TURNS: Final = np.dtype(
 
 
 class End(NamedTuple):
-    """What is looked at of a ring: some of a Blkfront's or a Blkback's arrays."""
+    """What is looked at of a ring: some of a Blkfront's or a Blkback's arrays.
+
+    answers, taken, flags: u32 (1,), of what else may have something for the ring: how many it has
+    given, how many of them were taken, and anything but 0 if it is to be asked.
+    """
 
     words: np.ndarray
     half: np.ndarray
     turn: np.ndarray
     pending: np.ndarray
     port: np.ndarray
+    answers: np.ndarray
+    taken: np.ndarray
+    flags: np.ndarray
 
 
 END: Final = Layout(
-    End, words=np.uint32, half=RING_HALF, turn=np.int64, pending=np.uint64, port=np.int64
+    End,
+    words=np.uint32,
+    half=RING_HALF,
+    turn=np.int64,
+    pending=np.uint64,
+    port=np.int64,
+    answers=np.uint32,
+    taken=np.uint32,
+    flags=np.uint32,
 )
 end_of = END.view
+_NOTHING: Final = np.zeros(1, np.uint32)
+NOBODY_ELSE: Final = (_NOTHING, _NOTHING, _NOTHING)
 
 
-def looked_at(dev: Any) -> End:
-    """That of a Blkfront or a Blkback."""
-    return End(dev.words, dev.half, dev.turn, dev.events.pending, dev.events.port)
+def looked_at(dev: Any, else_: tuple[np.ndarray, np.ndarray, np.ndarray] = NOBODY_ELSE) -> End:
+    """That of a Blkfront or a Blkback. else_: answers, taken and flags."""
+    return End(dev.words, dev.half, dev.turn, dev.events.pending, dev.events.port, *else_)
 
 
 class Turns(NamedTuple):
@@ -211,6 +228,10 @@ def _stirs(turns: Turns, ring: int) -> bool:
     """Is there something for a ring that is not ready?"""
     end = end_of(turns.ends, ring)
     if turns.state[ring] == WATCHED:
+        if load_acquire(end.answers, 0) != load_acquire(end.taken, 0):
+            return True
+        if load_acquire(end.flags, 0) != 0:
+            return True
         return load_acquire(end.words, turns.head[0].peer) != end.half[0].cons
     return is_pending(end) and clear_pending(end.pending, end.port[0])
 

@@ -20,10 +20,10 @@ from common.machine_memory import DISKS_MAX
 from common.ring import RSP
 from common.spinning import slept
 from common.turns import (
-    End,
     any_pending,
     both_of,
     leave_out,
+    looked_at,
     make_ready,
     new_turns,
     rings_of,
@@ -106,8 +106,7 @@ class Driver:
 
     def _take_in(self, ring: int) -> None:
         dev, channel = self._ends[ring]
-        events = dev.events
-        take_in(self._turns, ring, End(dev.words, dev.half, dev.turn, events.pending, events.port))
+        take_in(self._turns, ring, looked_at(dev))
         self._poller.register(channel.carrier.polled, select.POLLIN)
         self._polled[channel.carrier.polled] = channel.carrier
 

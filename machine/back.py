@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from backend.blkback import CALLS, MEMORY, NOTHING, Blkback, new_blkback, slots_needed
+from backend.blkback import CALLS, MEMORY, NOTHING, QUEUE, Blkback, new_blkback, slots_needed
 from backend.doors import REAL, TABLE
 from backend.foreign_memory import Balloon
-from backend.stores import NullStore, Store
-from common.abi import BLKIF_RING_SIZE, XEN_PAGE_SIZE
+from backend.slots import BARRIER, DISCARD, FLUSH
+from backend.store_jobs import LaterStore
+from backend.store_queue import StoreQueue, no_queue
+from backend.stores import Features, NullStore, Store
+from common.abi import BLKIF_RING_SIZE, SECTOR_SIZE, XEN_PAGE_SIZE
 from common.arena import Arena
 from common.copying import address_of
 from common.event_channel import EventWords
@@ -61,15 +64,17 @@ def build_back(
     arena: Arena,
     ring_page: np.ndarray,
     reach: Reach,
-    store: Store,
+    store: Store | LaterStore,
     accessed: np.ndarray,
     counters: np.ndarray,
     events: EventWords,
     spin: np.ndarray,
     gate: Gate,
+    queue: StoreQueue | None = None,
     **options: Any,
 ) -> Blkback:
-    """A worker of `ring_page` (u8) and `store`. options: `new_blkback`'s."""
+    """A worker of `ring_page` (u8) and `store`. queue: what takes jobs to it, if it is reached so;
+    options: `new_blkback`'s."""
     return new_blkback(
         arena,
         ring_page,
@@ -80,7 +85,10 @@ def build_back(
         spin,
         gate,
         nr_sectors=store.nr_sectors,
-        store_door=_door_of(store),
+        store_door=_door_of(store) if queue is None else QUEUE,
+        features=_bits_of(store.features),
+        sector_mask=store.sector_size // SECTOR_SIZE - 1,
+        queue=no_queue() if queue is None else queue,
         store=0 if store.memory is None else address_of(store.memory),
         balloon=reach.balloon,
         bounce_frame=reach.bounce_frame,
@@ -89,7 +97,13 @@ def build_back(
     )
 
 
-def _door_of(store: Store) -> int:
+def _bits_of(features: Features) -> int:
+    """Of BACK.features."""
+    served = ((features.flush, FLUSH), (features.barrier, BARRIER), (features.discard, DISCARD))
+    return sum(1 << kind for has, kind in served if has)
+
+
+def _door_of(store: Store | LaterStore) -> int:
     if isinstance(store, NullStore):
         return NOTHING
     return CALLS if store.memory is None else MEMORY

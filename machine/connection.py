@@ -16,6 +16,8 @@ from backend.blkback import Blkback
 from backend.foreign_memory import Balloon, map_granted, unmap_slots
 from backend.ring_hands import RingHands
 from backend.ring_numbers import RingNumbers
+from backend.file_store import FileQueue, FileStore
+from backend.store_jobs import LaterStore
 from backend.stores import Store
 from backend.vcpu_thread import VcpuThread
 from common import abi
@@ -79,7 +81,8 @@ def bounce_frame_of(ring: int, ram: np.ndarray) -> int:
 
 
 class Connection:
-    """What exists while a frontend is connected. `report`: has something called in the main thread.
+    """What exists while a frontend is connected. `report`: has something called in the main thread;
+    stall: see `StoreWatch.add`, to be called there.
 
     ring, port and turns each come and go as the handshake says: see `machine/seat.py`'s Hands.
     """
@@ -87,13 +90,15 @@ class Connection:
     def __init__(
         self,
         place: Place,
-        disk: Store,
+        disk: Store | LaterStore,
         options: BackendOptions,
         report: Callable[[Callable[[], None]], None],
         read_only: bool = False,
+        stall: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._place, self._disk, self._options = place, disk, options
-        self._report, self._read_only = report, read_only
+        self._report, self._read_only, self._stall = report, read_only, stall
+        self._queue: FileQueue | None = None  # of a file, while there is a ring
         self._number: int | None = None  # of the ring that has turns
         self._kept: Balloon | None = None  # where its pages are mapped
         self._dev: Blkback | None = None
@@ -119,8 +124,15 @@ class Connection:
             number, counters = self._place.numbers.take(self._place.domid, self._place.device)
             self._number = number
             dev = self._dev = self._new_device(self._kept, number, counters, keeps, cap)
-            hands = RingHands(dev, self._disk, self._channel, self._place.vcpu.hypercalls)
-            self._place.vcpu.add(number, hands, partial(self._tell, ended))
+            hands = RingHands(
+                dev,
+                self._disk,
+                self._channel,
+                self._place.vcpu.hypercalls,
+                f"vbd {self._place.domid}/{self._place.device}",
+                -1 if self._queue is None else self._queue.polled_fd,
+            )
+            self._place.vcpu.add(number, hands, partial(self._tell, ended), self._tell_stall)
         except (OSError, RuntimeError) as error:  # no thread can be started
             raise LocalFault(f"the ring cannot be served: {error}") from error
 
@@ -143,6 +155,9 @@ class Connection:
     def _tell(self, ended: Callable[[str], None], reason: str) -> None:
         self._report(partial(ended, reason))
 
+    def _tell_stall(self, seconds: int) -> None:
+        self._report(partial(self._stall, seconds))
+
     def _gate(self) -> Gate:
         """Who never spins could not wait at the gate: all its calls go by message."""
         if not self._options.adaptive_spin:
@@ -157,6 +172,8 @@ class Connection:
         if options.grant_copy:
             ram = segment("ram")
             reach = own_frames(kept.nr_slots, ram, bounce_frame_of(number, ram))
+        if isinstance(self._disk, FileStore):
+            self._queue = self._disk.open_queue(abi.BLKIF_RING_SIZE)
         return build_back(
             Arena(),
             self._ring.view(0),
@@ -167,6 +184,7 @@ class Connection:
             self._channel.words,
             self._place.vcpu.spin,
             self._gate(),
+            None if self._queue is None else self._queue.queue,
             remote_domid=domid,
             persistent=keeps,
             read_only=self._read_only,
@@ -207,7 +225,9 @@ class Connection:
             self._place.numbers.give_back(self._number)
         if self._kept is not None:
             self._kept.close()
-        self._number = self._kept = self._dev = None
+        if self._queue is not None:
+            self._queue.close()
+        self._number = self._kept = self._dev = self._queue = None
         self._ring.close()
 
     def _bind(self, port: int) -> int:

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, Final
 
 from backend.due import Key
-from backend.plug import DEVICE_MAX, NEEDED, Plug, open_disk, parse_name, read_plug
+from backend.plug import DEVICE_MAX, NEEDED, Plug, parse_name, read_plug
 from backend.stores import RamStores
 from backend.vbd import BackendVbd
 from common.abi import DOMID_FIRST_RESERVED
@@ -37,6 +37,7 @@ from common.xenstore_talks import Outcome, ask, children, look, unwatch, watch, 
 from machine.connection import BackendOptions, Connection
 from machine.dom0_control import Dom0Control
 from machine.looks import DiskSeat, Looks
+from machine.openings import Openings
 from machine.places import Places
 
 BACKEND_ROOT: Final = "/local/domain/0/backend/vbd"
@@ -73,6 +74,7 @@ class Dom0:
         self._numbers = itertools.count(1)
         # A vCPU's thread has something called here; the main thread owns the store.
         self._reports: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._openings = Openings(self._rams, self._report, self._looks.add)
         self._reported = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller = select.poll()
         for end in (control, self._store, self._reported):
@@ -108,6 +110,7 @@ class Dom0:
         while any(seat.vbd.serving or seat.vbd.mapped for seat in self._seats.values()):
             self._turn()
         self._places.close()
+        self._openings.close()
         self._rams.close()
         self._exiting = True
 
@@ -209,6 +212,8 @@ class Dom0:
                 self._drop(key)
             if plug is not None:
                 self._begin(key, plug)
+            else:
+                self._openings.forget(key)
         except (LocalFault, PeerFault) as fault:
             if seat is not None and key in self._seats:
                 self._drop(key)
@@ -223,10 +228,22 @@ class Dom0:
             self._looks.add(key)
 
     def _begin(self, key: Key, plug: Plug) -> None:
-        disk, options = open_disk(plug.params, *key, self._rams), self._config.options
-        hands = Connection(self._places.take(key), disk, options, self._report, plug.read_only)
-        sectors, keeps = disk.nr_sectors, options.persistent
-        vbd = BackendVbd(*key, sectors, keeps, self._numbers, plug.read_only)
+        """Its store is opened, now or meanwhile: then it is looked at once more."""
+        if (disk := self._openings.take(key, plug)) is None:
+            return
+        options, stall = self._config.options, partial(self._tell_stall, key)
+        hands = Connection(
+            self._places.take(key), disk, options, self._report, plug.read_only, stall
+        )
+        vbd = BackendVbd(
+            *key,
+            disk.nr_sectors,
+            options.persistent,
+            self._numbers,
+            plug.read_only,
+            disk.features,
+            disk.sector_size,
+        )
         self._seats[key] = DiskSeat(
             self._looks,
             key,
@@ -239,6 +256,16 @@ class Dom0:
         )
         # Its first event comes at once.
         self._store.hold(ask(watch(*self._watch_of(key))), lambda _: None)
+
+    def _tell_stall(self, key: Key, seconds: int) -> None:
+        """The store of a disk has been silent for so long; 0: it is so no more."""
+        if seconds:
+            log.warning("vbd %d/%d: its store has stalled for %d s", *key, seconds)
+        else:
+            log.warning("vbd %d/%d: its store answers again", *key)
+        written, gone = ({"stalled": seconds}, ()) if seconds else ({}, ("stalled",))
+        talk = write_if_there(backend_path(*key), written, gone, whole=False)
+        self._store.hold(talk, lambda _: None)
 
     @staticmethod
     def _watch_of(key: Key) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import Final
 
 from backend.due import Due, Key
 from backend.plug import Plug
+from backend.store_jobs import LaterStore
 from backend.stores import Store
 from backend.vbd import BackendVbd
 from common.handshake import Event, Intent, Look
@@ -81,7 +82,7 @@ class DiskSeat(Seat):
         looks: Looks,
         key: Key,
         plug: Plug,
-        disk: Store,
+        disk: Store | LaterStore,
         vbd: BackendVbd,
         store: Storing,
         hands: Hands,

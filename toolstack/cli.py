@@ -164,6 +164,7 @@ def _run(ctx: click.Context, /, **flags: Any) -> None:
     check_outputs(flags)
     for topology in topologies:
         topology.check_host()
+        topology.check_disks()
     start: Start = ctx.obj or Topology.start
     console, measured = Console(highlight=False), list[Measured]()
     ended: RunEnded | None = None

@@ -1,20 +1,19 @@
 """What virtual disks guests have: how a user says it, and what is made of it.
 
-Owns: the form of a disk, `TARGET[,vdev=xvdb][,access=ro|rw]`; which vdev one has that names none;
-what disks of one store must agree on.
-
-TARGET is `ram:SIZE` (zeroed memory; with `,name=NAME`, all disks of that name are one store) or
-`null:SIZE` (moves nothing: a write is forgotten, a read leaves what was there). SIZE as fio has it:
-a number, and k, m or g for units of 1,024.
+Owns: the form of a disk, `TARGET[,OPTION...][,vdev=xvdb][,access=ro|rw]`; which vdev one has that
+names none; what disks of one store must agree on. What a target is, and which options it has, is
+`common/targets.py`'s.
 """
 
-import re
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 
-from common.abi import SECTOR_SIZE
+from common.targets import EVERY, Target, joined, parse_target, split_target
+from common.targets import FORM as TARGETS
 from machine.plug import XVDA
 from toolstack.loadspec import (
     GUESTS_MAX,
@@ -22,25 +21,28 @@ from toolstack.loadspec import (
     Config,
     ConfigError,
     shown,
-    size_of,
     size_text,
 )
 
 DISKS_MAX: Final = 16  # of a guest
-SIZE_MAX: Final = 64 << 30
 MINORS: Final = 16  # of a disk: it and its partitions
-KINDS: Final = ("ram", "null")
-NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
-FORM: Final = "TARGET[,vdev=xvda..xvdp][,access=ro|rw], TARGET ram:SIZE[,name=NAME] or null:SIZE"
+OPTIONS: Final = ("name", "cache", "timeout", "seed", EVERY)  # of some target or other
+FORM: Final = (
+    f"TARGET[,{EVERY}=512|4096][,vdev=xvda..xvdp][,access=ro|rw], TARGET {TARGETS}"
+)
 
 
 class DiskSpec(Config):
-    """One disk as a user names it. target: `ram:SIZE` or `null:SIZE`; name: of the store that it
-    shares, if any; vdev: "" for the next that is free. Raises ConfigError.
+    """One disk as a user names it. target and the options that it has: see `common/targets.py`; ""
+    is not said; vdev: "" for the next that is free. Raises ConfigError.
     """
 
     target: str
     name: str = ""
+    cache: str = ""
+    timeout: str = ""
+    seed: str = ""
+    sector_size: str = ""
     vdev: str = ""
     access: Literal["ro", "rw"] = "rw"
 
@@ -54,50 +56,67 @@ class DiskSpec(Config):
                 return cls.from_table(dict(written))
             if not isinstance(written, str):
                 raise ConfigError(f"is not {FORM}")
-            target, *rest = (part.strip() for part in written.split(","))
+            target, *rest = (part.strip() for part in split_target(written))
             pairs = [part.partition("=")[::2] for part in rest]
-            known = {"name", "vdev", "access"}
+            known = {*OPTIONS, "vdev", "access"}
             if len(known & {key for key, value in pairs if value}) < len(pairs):  # or twice
                 raise ConfigError(f"is not {FORM}")
             return cls.from_table({"target": target, **dict(pairs)})
         except ConfigError as error:
             raise ConfigError(f"disk: {shown(written)}: {error}") from None
 
+    @cached_property
+    def what(self) -> Target:
+        """What the target says."""
+        return parse_target(self.target, self._options())
+
+    def _options(self) -> dict[str, str]:
+        values = {name: getattr(self, name.replace("-", "_")) for name in OPTIONS}
+        return {name: value for name, value in values.items() if value != ""}
+
     @property
     def kind(self) -> str:
-        """What sort of store: `ram` or `null`."""
-        return self.target.partition(":")[0]
+        """What sort of store: `ram`, `null`, `file` or `nbd`."""
+        return self.what.kind
 
     @property
     def size(self) -> int:
-        """In bytes."""
-        size = size_of(self.target.partition(":")[2])
-        assert size is not None
-        return size
+        """In bytes; 0 if only who opens it knows."""
+        return self.what.nr_bytes
+
+    @property
+    def sector(self) -> int:
+        """Bytes of a sector."""
+        return self.what.sector_size
 
     @property
     def params(self) -> str:
         """The whole TARGET, as dom0 reads it in the store."""
-        return f"{self.target},name={self.name}" if self.name else self.target
+        options = self._options()
+        return joined([self.target, *(f"{name}={options[name]}" for name in options)])
+
+    @field_validator("name", "cache", "timeout", "seed", "sector_size", mode="before")
+    @classmethod
+    def _is_said_as_text(cls, value: Any) -> Any:
+        """A number in a file's table, too."""
+        return str(value) if isinstance(value, (int, float)) else value
 
     @field_validator("target", mode="before")
     @classmethod
-    def _is_a_target(cls, value: Any) -> str:
-        kind, _, written = value.lower().partition(":") if isinstance(value, str) else ("",) * 3
-        size = size_of(written)
-        if kind not in KINDS or size is None:
-            raise ValueError(f"is not {':SIZE or '.join(KINDS)}:SIZE")
-        if not SECTOR_SIZE <= size <= SIZE_MAX or size % SECTOR_SIZE:
-            limits = f"{SECTOR_SIZE}..{size_text(SIZE_MAX)}"
-            raise ValueError(f"has a size that is no multiple of {SECTOR_SIZE} in {limits}")
-        return f"{kind}:{written.strip()}"
+    def _is_text(cls, value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError(f"is not {TARGETS}")
+        kind, _, where = value.strip().partition(":")
+        where = where.strip().lower() if kind.lower() in ("ram", "null") else where
+        return f"{kind.lower()}:{where}"
 
-    @field_validator("name", mode="before")
-    @classmethod
-    def _is_a_name(cls, value: Any) -> Any:
-        if value != "" and not (isinstance(value, str) and NAME.fullmatch(value)):
-            raise ValueError("is not 1..32 letters, digits, '_', '.' or '-'")
-        return value
+    @model_validator(mode="after")
+    def _is_a_target(self) -> Self:
+        try:
+            self.what
+        except ValueError as error:
+            raise ValueError(f"target: {error}") from None
+        return self
 
     @field_validator("vdev", mode="before")
     @classmethod
@@ -105,12 +124,6 @@ class DiskSpec(Config):
         if value not in ("", *VDEVS):
             raise ValueError(f"is not in {VDEVS[0]}..{VDEVS[-1]}")
         return value
-
-    @model_validator(mode="after")
-    def _has_a_name_only_if_it_keeps_something(self) -> Self:
-        if self.name and self.kind == "null":
-            raise ValueError("name: a null disk keeps nothing that could be shared")
-        return self
 
     @model_serializer
     def text(self) -> str:
@@ -163,7 +176,7 @@ class Disk(NamedTuple):
     @property
     def key(self) -> str:
         """The store's: its name, or one that no name can be."""
-        return self.spec.name or f"{self.domid}/{self.device}"
+        return self.spec.what.name or f"{self.domid}/{self.device}"
 
     @property
     def read_only(self) -> bool:
@@ -222,17 +235,30 @@ def check_stores(disks: Iterable[Disk]) -> None:
     seen: dict[str, Disk] = {}
     writers: dict[str, Disk] = {}
     for disk in disks:
-        name = disk.spec.name
-        if not name:
+        what = disk.spec.what
+        if not (store := _store_of(disk)):
             continue
-        first = seen.setdefault(name, disk)
+        first = seen.setdefault(store, disk)
         if first.spec.size != disk.spec.size:
             raise ConfigError(
-                f"disk: name={name} is {size_text(first.spec.size)} as {first} and"
+                f"disk: {store} is {size_text(first.spec.size)} as {first} and"
                 f" {size_text(disk.spec.size)} as {disk}; disks of one name have one size"
             )
-        if not disk.read_only and (writer := writers.setdefault(name, disk)) is not disk:
+        if not disk.read_only and (writer := writers.setdefault(store, disk)) is not disk:
             raise ConfigError(
-                f"disk: name={name} is written by {writer} and {disk}; of the disks of one name one"
+                f"disk: {store} is written by {writer} and {disk}; of the disks of one name one"
                 " may be written, and the others need access=ro"
             )
+        if what.kind == "file" and store in writers and (first.read_only or disk.read_only):
+            raise ConfigError(
+                f"disk: {store} is read by {disk if disk.read_only else first} while"
+                f" {writers[store]} may write it; a file has one writer, or readers alone"
+            )
+
+
+def _store_of(disk: Disk) -> str:
+    """What several disks may have in common, for people; "" for a store that is a disk's own."""
+    what = disk.spec.what
+    if what.kind == "file":
+        return f"file:{os.path.realpath(what.path_of(disk.domid))}"
+    return f"name={what.name}" if what.name else ""

@@ -73,6 +73,7 @@ class Topology(Settings):
         from toolstack.machine import Machine  # noqa: PLC0415
 
         self.check_host()
+        self.check_disks()
         return Machine(self).start()
 
     def check_host(self) -> None:
@@ -80,3 +81,10 @@ class Topology(Settings):
         from toolstack.limits import check_host  # noqa: PLC0415
 
         check_host(self)
+
+    def check_disks(self) -> None:
+        """Are the files and servers of its disks there? Raises ConfigError."""
+        if any(disk.spec.kind in ("file", "nbd") for disk in self.every_disk()):
+            from toolstack.disk_checks import check_disks  # noqa: PLC0415
+
+            check_disks(self)

@@ -6,7 +6,7 @@ born with its compiled code in place and shares those pages with the others.
 
 import numpy as np
 
-from backend import phases
+from backend import pages
 from backend.blkback import BLKBACK, begin_close
 from backend.doors import called_for
 from backend.foreign_memory import map_granted, unmap_slots
@@ -187,8 +187,8 @@ def warm() -> None:
     begin_close(back)
     make_ready(machine.turns, 0)
     machine.serve(effects.DONE)
-    phases.page_address(back, 0, 0)
-    phases.touch(back, 0, 0)
+    pages.page_address(back, 0, 0)
+    pages.touch(back, 0, 0)
     end_access(front.grants, grant_access(front.grants, 0, 0, False))
     map_granted(-1, np.zeros(0, GNTTAB_MAP_GRANT_REF), 0, 0)
     unmap_slots(np.zeros(0, GNTTAB_UNMAP_GRANT_REF), 0)

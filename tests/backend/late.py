@@ -21,14 +21,14 @@ class Late(Pair):
         if effect != effects.IO or not self.holds:
             super().do(effect)
             return
-        self.at_store += take_started(self.back)
+        self.at_store += take_started(self.back).tolist()
         assert len(set(self.at_store)) == len(self.at_store)
 
     def finish(self, *slots: int) -> None:
         """The store has done `slots`; the backend is not told more than that."""
         for slot in slots:
             self.at_store.remove(slot)
-            complete(self.back, slot, self.hands._slot_io(slot))
+            complete(self.back, slot, self.hands._job_io(slot))
 
     def go_on(self) -> int:
         """Whoever drives the backend calls its loop, event or not, until it can do no more."""

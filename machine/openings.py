@@ -1,0 +1,78 @@
+"""Stores that take their time to be opened: files of a slow host, servers that do not answer.
+
+Owns: a thread for each that is being opened, and what has come of it until somebody takes it. dom0
+waits for none of them: a disk whose store is slow waits for it alone.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from backend.due import Key
+from backend.plug import Plug, open_disk, opens_at_once, target_of
+from backend.store_jobs import LaterStore
+from backend.stores import RamStores, Store
+from common.faults import LocalFault
+
+UNDER_WAY: Final = None
+
+
+class Openings:
+    """report: has something called in the main thread; look: has a disk looked at again."""
+
+    def __init__(
+        self,
+        rams: RamStores,
+        report: Callable[[Callable[[], None]], None],
+        look: Callable[[Key], None],
+    ) -> None:
+        self._rams, self._report, self._look = rams, report, look
+        self._opening: dict[Key, Plug] = {}
+        self._opened: dict[Key, tuple[Plug, Store | LaterStore | LocalFault]] = {}
+
+    def take(self, key: Key, plug: Plug) -> Store | LaterStore | None:
+        """The store of a disk; None if that is being opened: the disk is looked at once it is.
+
+        Raises PeerFault, and LocalFault if it cannot be had.
+        """
+        target = target_of(plug.params)
+        if opens_at_once(target):
+            return open_disk(target, *key, self._rams, plug.read_only)
+        opened = self._opened.pop(key, None)
+        if opened is not None and opened[0] == plug:
+            if isinstance(opened[1], LocalFault):
+                raise opened[1]
+            return opened[1]
+        _close(opened)
+        if key not in self._opening:
+            self._opening[key] = plug
+            threading.Thread(target=self._open, args=(key, plug), daemon=True).start()
+        return UNDER_WAY
+
+    def forget(self, key: Key) -> None:
+        """Nobody wants that disk any more."""
+        _close(self._opened.pop(key, None))
+
+    def close(self) -> None:
+        """Forget all. What is still being opened ends with the process."""
+        for key in list(self._opened):
+            self.forget(key)
+
+    def _open(self, key: Key, plug: Plug) -> None:
+        found: Store | LaterStore | LocalFault
+        try:
+            found = open_disk(target_of(plug.params), *key, self._rams, plug.read_only)
+        except LocalFault as fault:
+            found = fault
+        self._report(lambda: self._has_opened(key, plug, found))
+
+    def _has_opened(self, key: Key, plug: Plug, found: Store | LaterStore | LocalFault) -> None:
+        """In the main thread. By now it may be another disk, or none: whoever looks will see."""
+        del self._opening[key]
+        self._opened[key] = plug, found
+        self._look(key)
+
+
+def _close(opened: tuple[Plug, Store | LaterStore | LocalFault] | None) -> None:
+    if opened is not None and not isinstance(opened[1], LocalFault):
+        opened[1].close()
