@@ -26,6 +26,7 @@ IORING_SETUP_TASKRUN_FLAG: Final = 1 << 9
 IORING_FEAT_SINGLE_MMAP: Final = 1 << 0
 IORING_FEAT_RW_CUR_POS: Final = 1 << 3  # came with 5.6, as did READ and WRITE
 IORING_REGISTER_FILES: Final = 2
+IORING_UNREGISTER_FILES: Final = 3
 IOSQE_FIXED_FILE: Final = 1
 MAP_POPULATE: Final = 0x8000
 
@@ -64,8 +65,7 @@ class IoUring:
     """`nr_slots` jobs at once for the file `fd`, which stays the caller's.
 
     queue: for the loop; polled_fd: ready while there is something to reap. Raises OSError where the
-    host refuses it. The registered file is one more holder of the open file until the kernel has
-    done with the ring, which may be after `close`.
+    host refuses it.
     """
 
     def __init__(self, fd: int, nr_slots: int) -> None:
@@ -125,6 +125,8 @@ class IoUring:
 
     def close(self) -> None:
         """Nothing is on its way any more, and nobody uses `queue`."""
+        with contextlib.suppress(OSError):  # else it lets go of the file some time later
+            _call(IO_URING_REGISTER, self.polled_fd, IORING_UNREGISTER_FILES, 0, 0)
         for address, nbytes in self._maps:
             _libc.munmap(address, nbytes)
         self._maps.clear()
