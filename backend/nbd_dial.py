@@ -1,8 +1,8 @@
 """The way to an NBD server: from its address to an export that is agreed on, without waiting.
 
 Owns: the socket until it is handed over (`take`), and what is said if there is none. Whoever dials
-polls `fileno()` for `events()`, calls `go_on` when it is ready, and closes when it has been too long.
-Rule: names are resolved before (`addresses_of`), which is the one thing here that waits.
+polls `fileno()` for `events()`, calls `go_on` when it is ready, and closes when it takes too long.
+Rule: nothing waits but `addresses_of`, which resolves names, and `dialled`.
 """
 
 import errno
@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -126,3 +127,20 @@ class Dial:
             with suppress(OSError):  # it is gone
                 self._socket.send(self._negotiation.parting)
         self._socket.close()
+
+
+def dialled(address: Address, name: str, give_up_ns: int) -> Dial:
+    """Dial and wait, until `give_up_ns` (CLOCK_MONOTONIC) at most. Raises OSError, LocalFault."""
+    dial = Dial(address, name)
+    try:
+        while dial.export is None:
+            left_ms = (give_up_ns - time.monotonic_ns()) // 1_000_000
+            poller = select.poll()
+            poller.register(dial.fileno(), dial.events())
+            if left_ms <= 0 or not poller.poll(left_ms):
+                raise LocalFault("the server does not answer in time")
+            dial.go_on()
+    except (LocalFault, OSError):
+        dial.close()
+        raise
+    return dial

@@ -25,7 +25,6 @@ from backend.nbd_state import (
 )
 from backend.slots import READ
 from common.compiled import kernel
-from common.copying import copy_bytes
 from common.nbd_wire import (
     EINVAL,
     EIO,

@@ -41,6 +41,7 @@ from common.nbd_wire import (
 )
 from common.stream_socket import AGAIN, INTERRUPTED, send_some
 
+
 @kernel
 def answer(c: Connection, slot: int, status: int) -> None:
     """The job of `slot` is over."""
