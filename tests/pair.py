@@ -101,6 +101,9 @@ class CallbackStore(RamStore):
     def write(self, offset: int, data: np.ndarray) -> None:
         self.hidden[offset : offset + len(data)] = data
 
+    def discard(self, offset: int, nr_bytes: int) -> None:
+        self.hidden[offset : offset + nr_bytes] = 0
+
 
 class Carrier:
     """Nobody is woken: who sleeps lets the other end serve."""

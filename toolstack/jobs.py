@@ -94,7 +94,11 @@ def _check(spec: LoadSpec, disk: Disk) -> None:
         raise ConfigError(
             f"rw: {spec.rw} writes to {disk}, which is access=ro; read and randread are allowed"
         )
-    if spec.bs > disk.spec.size:
+    if spec.bs % disk.spec.sector:
+        raise ConfigError(
+            f"bs: {size_text(spec.bs)} is no multiple of {disk}'s sector-size, {disk.spec.sector}"
+        )
+    if disk.spec.size and spec.bs > disk.spec.size:
         raise ConfigError(
             f"bs: {size_text(spec.bs)} is more than all of {disk}, {size_text(disk.spec.size)}"
         )

@@ -6,7 +6,6 @@ the setting, its value and what is allowed. A load ends by whichever of `ios` an
 first, as in fio; `ios` alone means no time limit.
 """
 
-import re
 from typing import Any, Final, Literal, Self, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le
@@ -24,13 +23,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from common.abi import SECTOR_SIZE, XEN_PAGE_SIZE
+from common.targets import UNITS, size_of
 
 VALUE_SHOWN_MAX: Final = 60  # characters of a bad value that an error repeats
 
 BS_MAX: Final = 1 << 20
 GUESTS_MAX: Final = 64
 VDEVS: Final = tuple(f"xvd{letter}" for letter in "abcdefghijklmnop")
-UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 RUNTIME_DEFAULT_S: Final = 5.0
 
 
@@ -120,12 +119,6 @@ def _in_one_line(model: type[Config], error: ErrorDetails) -> str:
     else:
         complaint = _complaint(model.model_fields[name])
     return f"{label(name)}: {shown(error['input'])} {complaint}"
-
-
-def size_of(written: str) -> int | None:
-    """Bytes of a size as fio has it: 512, 4k, 1m, 2G; None if it is none."""
-    match = re.fullmatch(r"([0-9]{1,12})([kmg]?)", written.strip().lower())
-    return int(match[1]) * UNITS[match[2]] if match else None
 
 
 def size_text(nbytes: int) -> str:

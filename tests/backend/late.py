@@ -30,6 +30,11 @@ class Late(Pair):
             self.at_store.remove(slot)
             complete(self.back, slot, self.hands._job_io(slot))
 
+    def refuse(self, slot: int, status: int) -> None:
+        """The store cannot."""
+        self.at_store.remove(slot)
+        complete(self.back, slot, status)
+
     def go_on(self) -> int:
         """Whoever drives the backend calls its loop, event or not, until it can do no more."""
         ends = (effects.WAIT, effects.BROKEN, effects.DONE)

@@ -137,18 +137,6 @@ def test_a_discard_past_the_end_is_an_error(sector: int, nr_sectors: int) -> Non
     assert pair.at_store == []
 
 
-@pytest.mark.parametrize("kind", OPTIONAL)
-def test_memory_that_has_not_flushed_or_discarded_does_not_say_so(kind: int) -> None:
-    """Its driver has said that it can, and does nothing for it."""
-    pair = Pair()
-    pair.back.back["features"] |= ALL
-    with pair.counting() as cost:
-        got = pair.ask(Raw([], OPERATIONS[kind]))
-    assert got == [(0, OPERATIONS[kind], ERROR)]
-    assert (cost["back_io_errors"], cost["bad_requests"]) == (1, 0)
-    pair.check()
-
-
 # --- a null store -----------------------------------------------------------------------------
 
 
