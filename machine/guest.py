@@ -5,7 +5,7 @@ One thread for all disks; everything per request is compiled. While loads run, o
 waited for, that loop goes on between slices, and what is asked meanwhile is answered afterwards.
 
 Commands, with disks by number: connect, load (of jobs, each a disk and LoadPlan's fields), stop,
-read, write, read_many, write_many, flush, versions, disconnect, exit (`common/control.py`: form).
+read, write, read_many, write_many, flush, discard, versions, disconnect, exit (`common/control.py`: form).
 """
 
 import contextlib
@@ -174,6 +174,8 @@ class Guest:
             failed = self._driver.run(loads, self._between_slices)
         finally:
             self._stop_loads = None
+            for number in loads:
+                self._disks[number].tell_of_flushes()
         if failed:
             raise self._failure(failed)
 
@@ -216,6 +218,11 @@ class Guest:
     def command_flush(self, disk: int) -> None:
         """BlockDevice.flush."""
         self._use(disk, BlockDevice.flush)
+        self._disk(disk).tell_of_flushes()
+
+    def command_discard(self, disk: int, offset: int, nbytes: int, secure: bool) -> None:
+        """BlockDevice.discard."""
+        self._use(disk, lambda device: device.discard(offset, nbytes, secure))
 
     def command_versions(self, disk: int, *arguments: Any) -> bytes:
         """GuestDisk.versions."""

@@ -3,6 +3,7 @@
 Owns: what the guest's loads know of the disk's contents, and what is told of it when it fails.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -44,6 +45,7 @@ class GuestDisk:
         self._versions = np.zeros(0, np.uint32)
         self._name = disk_name(domid, number)  # in what is written on it
         self._failed = 0  # I/Os, with the device
+        self._told_of_flushes = False
         self._broken_because = ""
 
     @property
@@ -63,17 +65,17 @@ class GuestDisk:
         self.device = BlockDevice(
             self._driver,
             self.number,
-            disk.nr_sectors,
+            disk,
             self.vbd.buffers(),
             self.vbd.first_buffer,
             self._forget,
             keep_going,
-            disk.read_only,
         )
         return {
             "size": self.device.size,
             "backend_persistent": disk.backend_persistent,
             "read_only": disk.read_only,
+            "sector_size": disk.sector_size,
         }
 
     def connected(self) -> BlockDevice:
@@ -86,6 +88,8 @@ class GuestDisk:
         """A load on it. Raises CommandError if it cannot be run."""
         if self.connected().read_only and plan.reads_of_100 < 100:
             raise self.told(f"the disk is read-only, and {plan.rw} writes")
+        if plan.bs % (size := self.connected().sector_size):
+            raise self.told(f"bs {plan.bs} is no multiple of {size}, the disk's sector size")
         frames = -(-plan.bs // XEN_PAGE_SIZE)
         room = len(self.vbd.buffers()) // XEN_PAGE_SIZE
         if plan.iodepth > NR_IOS or plan.iodepth * frames > room:
@@ -107,6 +111,13 @@ class GuestDisk:
             self._versions[sector : sector + nr_sectors] = np.frombuffer(told, np.uint32)
             self._name = disk_name(domid, number)
         return b"" if told else self._versions[sector : sector + nr_sectors].tobytes()
+
+    def tell_of_flushes(self) -> None:
+        """Say, once, if flushes were reported done that were none."""
+        if not self._told_of_flushes and self._driver.dev(self.number).front["unflushed"][0]:
+            self._told_of_flushes = True
+            what = "its backend does not flush: a flush is reported done, and is none"
+            logging.warning("%s", self.told(what))
 
     def give_up(self, broken_because: str = "") -> None:
         """It can be used no more, and what is in flight has failed. broken_because: how its backend
