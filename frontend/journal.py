@@ -71,6 +71,11 @@ def new_journal(arena: Arena, flushed: np.ndarray, issued: np.ndarray) -> Journa
     return Journal(head, flushed, issued, *own, arena.array(2 * nr_sectors, np.int64))
 
 
+def journal_bytes(nr_sectors: int) -> int:
+    """What a journal takes of an arena, at most."""
+    return 24 * nr_sectors + 4096
+
+
 def certain_versions(journal: Journal) -> np.ndarray:
     """What reads are to find (`pattern.py`'s versions, a copy): UNKNOWN where two are possible."""
     certain = journal.flushed == journal.issued
