@@ -42,6 +42,7 @@ BLKIF_OP_WRITE: Final = 1
 BLKIF_OP_WRITE_BARRIER: Final = 2
 BLKIF_OP_FLUSH_DISKCACHE: Final = 3
 BLKIF_OP_DISCARD: Final = 5
+BLKIF_DISCARD_SECURE: Final = 1  # of a discard's `flag`
 BLKIF_OP_INDIRECT: Final = 6
 
 BLKIF_RSP_OKAY: Final = 0

@@ -49,6 +49,13 @@ def put_segment(
 
 
 @kernel
+def put_discard(qwords: np.ndarray, at: int, nr_sectors: int, flag: int) -> None:
+    """Make the request at `at` a discard of so many sectors; flag: BLKIF_DISCARD_SECURE or 0."""
+    qwords[at] |= np.uint64(np.int64(flag) << 8)
+    qwords[at + NR_SECTORS] = np.uint64(nr_sectors)
+
+
+@kernel
 def copy_request(qwords: np.ndarray, at: int, copy: np.ndarray) -> None:
     """Copy a slot into `copy` (u64, shape (14,)), each word once."""
     for word in range(SLOT_QWORDS):

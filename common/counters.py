@@ -28,6 +28,9 @@ FRONTEND_COUNTERS: Final = _block(
     "bytes_copied_by_guest",
     "notify_to_back",
     "waits",  # times it blocked on its event channel
+    "flush_requests",  # of `requests`, those that are a flush or a barrier
+    "discard_requests",
+    "bytes_discarded",
 )
 
 # Written by the dom0 thread that serves a ring, for each.

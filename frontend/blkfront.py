@@ -18,12 +18,15 @@ import numpy as np
 from common import notifying, ring
 from common.abi import (
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
+    BLKIF_OP_DISCARD,
     BLKIF_OP_WRITE,
+    BLKIF_RSP_EOPNOTSUPP,
+    BLKIF_RSP_OKAY,
     SECTOR_SIZE,
     SECTORS_PER_PAGE,
     XEN_PAGE_SIZE,
 )
-from common.blkif import put_request, put_segment
+from common.blkif import put_discard, put_request, put_segment
 from common.compiled import kernel, part
 from common.copying import copy_bytes, copy_page
 from common.not_done import NOT_DONE
@@ -43,6 +46,7 @@ from common.steps import (
 from common.u32 import u32_add
 from frontend.blkfront_info import (
     NO_ROOM,
+    NOT_SENT,
     PER_REQUEST,
     Blkfront,
 )
@@ -61,7 +65,7 @@ from frontend.room import LATER, ROOM, room_for
 def enqueue(dev: Blkfront, io: int) -> None:
     """Queue I/O `io` (its operation, sector, nr_sectors and frame are set)."""
     front = dev.front[0]
-    dev.ios[io].issued_sectors = np.uint32(0)
+    dev.ios[io].issued_sectors = np.uint64(0)
     dev.ios[io].outstanding = np.uint32(0)
     dev.ios[io].status = np.int16(NOT_DONE)
     last = (np.int64(front.queue_first) + np.int64(front.queued)) % len(dev.queue)
@@ -104,28 +108,45 @@ def _dequeue(dev: Blkfront) -> None:
 def submit(dev: Blkfront) -> int:
     """SUBMIT: begin the next request of the first queued I/O, if there is room for it.
 
-    What never will find room is done, with NO_ROOM.
+    What never will find room is done, with NO_ROOM; so is what the backend does not know: a flush
+    as if it had been one, as in Linux, a discard with EOPNOTSUPP.
     """
     front = dev.front[0]
     io = np.int64(dev.queue[front.queue_first])
-    nr_segments = _segments_left(dev, io)
+    operation, nr_segments = np.int64(dev.ios[io].operation), np.int64(0)
+    if operation <= BLKIF_OP_WRITE:
+        nr_segments = _segments_left(dev, io)
+    elif operation == BLKIF_OP_DISCARD:
+        if not front.discards:
+            return _end_unsent(dev, io, BLKIF_RSP_EOPNOTSUPP)
+    else:
+        operation = np.int64(front.flushes_as)
+        if operation == NOT_SENT:
+            front.unflushed += np.uint32(1)
+            return _end_unsent(dev, io, BLKIF_RSP_OKAY)
     room = room_for(dev, nr_segments)
     if room != ROOM:
         if dev.turn[WRITTEN] > 0:
             return END
         if room == LATER:
             return rest(dev)
-        dev.ios[io].status = np.int16(NO_ROOM)
-        finish_io(dev, io)
-        _dequeue(dev)
-        return AGAIN
+        return _end_unsent(dev, io, NO_ROOM)
     ident = np.int64(front.free_id)
     shadow = dev.shadow[ident]
     front.free_id, front.ident, front.at = shadow.next, np.uint32(ident), np.uint32(0)
     shadow.io, shadow.used = np.int32(io), np.uint8(1)
-    shadow.operation = np.uint8(dev.ios[io].operation)
+    shadow.operation = np.uint8(operation)
     shadow.nr_segments = np.uint8(nr_segments)
     return prepare(dev)
+
+
+@part
+def _end_unsent(dev: Blkfront, io: int, status: int) -> int:
+    """The first queued I/O is done, and nothing of it goes to the backend."""
+    dev.ios[io].status = np.int16(status)
+    finish_io(dev, io)
+    _dequeue(dev)
+    return AGAIN
 
 
 @part
@@ -222,8 +243,10 @@ def put(dev: Blkfront) -> int:
         last_sect = np.int64(segment.nr_sectors) - 1
         put_segment(dev.qwords, at, index, np.int64(segment.gref), 0, last_sect)
         sectors += last_sect + 1
+    if operation > BLKIF_OP_WRITE:
+        sectors = _put_special(dev, at, operation, np.int64(shadow.io))
     dev.half[0].prod_pvt = u32_add(dev.half[0].prod_pvt, 1)
-    io.issued_sectors += np.uint32(sectors)
+    io.issued_sectors += np.uint64(sectors)
     io.outstanding += np.uint32(1)
     front.outstanding += np.uint32(1)
     dev.grants.list[0].in_flight += np.uint32(1)
@@ -234,6 +257,18 @@ def put(dev: Blkfront) -> int:
         return AGAIN
     _dequeue(dev)
     return ON
+
+
+@part
+def _put_special(dev: Blkfront, at: int, operation: int, index: int) -> np.int64:
+    """What a flush or a discard has besides or in place of segments; the sectors it is of."""
+    io = dev.ios[index]
+    if operation != BLKIF_OP_DISCARD:
+        dev.counters[0].flush_requests += np.uint64(1)
+        return np.int64(0)
+    put_discard(dev.qwords, at, np.int64(io.nr_sectors), np.int64(io.secure))
+    dev.counters[0].discard_requests += np.uint64(1)
+    return np.int64(io.nr_sectors)
 
 
 @part

@@ -38,6 +38,7 @@ BROKEN_REASONS: Final = {
 }
 
 NONE: Final = -1
+NOT_SENT: Final = 0  # no operation: a flush is done at once
 
 # The status of an I/O that the pool or the grant table cannot hold even when nothing else is in
 # flight; none of BLKIF_RSP_*, so no backend's to say.
@@ -64,6 +65,9 @@ FRONT: Final = np.dtype(
         ("entry", "<u4"),  # the grant entry as it was seen
         ("tries", "<u4"),
         ("wanted", "<u4"),  # grant entries that are waited for: `frontend/room.py`
+        ("flushes_as", "<u4"),  # the operation that a flush is sent as, or NOT_SENT
+        ("discards", "<u4"),  # are discards sent?
+        ("unflushed", "<u4"),  # flushes that were reported done though the backend has done none
     ],
     align=True,
 )
@@ -78,18 +82,19 @@ SHADOW_SEGMENT: Final = np.dtype(
     [("gref", "<u4"), ("page", "<i4"), ("frame", "<u4"), ("nr_sectors", "<u4")]
 )
 
-# One I/O of the caller: `frame` is the first of the consecutive guest frames of its buffer.
+# One I/O of the caller: `frame` is the first of the consecutive guest frames of its buffer. A flush
+# (BLKIF_OP_FLUSH_DISKCACHE, however it is sent) has no sectors, and a discard no buffer.
 IO: Final = np.dtype(
     [
         ("sector", "<u8"),
         ("started_ns", "<u8"),  # the caller's
-        ("nr_sectors", "<u4"),
-        ("issued_sectors", "<u4"),
+        ("nr_sectors", "<u8"),
+        ("issued_sectors", "<u8"),
         ("frame", "<u4"),
         ("outstanding", "<u4"),
         ("operation", "<u2"),
         ("status", "<i2"),  # NOT_DONE until its last request is answered or one has failed
-        ("pad", "<u4"),
+        ("secure", "<u4"),  # of a discard: nobody is to be able to read it again
     ]
 )
 

@@ -1,9 +1,10 @@
 """A guest's disk for Python users: file-like, by offset, one piece or whole arrays at once.
 
 Owns: how bytes get into the guest's I/O buffers and back, and how a large transfer is cut.
-Rules: offsets and lengths are bytes, multiples of 512 (it is a block device without a cache, as
-with O_DIRECT); a transfer that fails raises OSError naming its sector; nothing is cached, so that
-when a call returns the backend has answered.
+Rules: offsets and lengths are bytes, multiples of the sector size (it is a block device without a
+cache, as with O_DIRECT); a transfer that fails raises OSError naming its sector; nothing is cached,
+so that when a call returns the backend has answered. A backend that knows no flush has every flush
+reported done; of one that knows no discard that is an OSError, EOPNOTSUPP.
 """
 
 import errno
@@ -14,8 +15,11 @@ import numpy as np
 
 from common.abi import (
     BLKIF_MAX_SECTORS_PER_REQUEST,
+    BLKIF_OP_DISCARD,
+    BLKIF_OP_FLUSH_DISKCACHE,
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
+    BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_OKAY,
     SECTOR_SIZE,
     XEN_PAGE_SIZE,
@@ -27,6 +31,7 @@ from frontend.blkfront_info import NO_ROOM
 from frontend.driver import Driver
 from frontend.load import no_load
 from frontend.stepper import ring_of
+from frontend.vbd import Disk
 
 ARENA_BYTES: Final = 1 << 16  # of no load
 PIECE_BYTES: Final = BLKIF_MAX_SECTORS_PER_REQUEST * SECTOR_SIZE  # a large transfer's I/Os
@@ -39,25 +44,25 @@ def _enqueue_first(rings: np.ndarray, ring: int, count: int) -> None:
 
 
 class BlockDevice:
-    """A connected disk of `size` bytes, which is `ring` of `driver`.
+    """A connected disk of `size` bytes, which is `ring` of `driver`; disk: what its backend says.
 
     buffers: u8, the guest RAM to transfer through, whole frames from `first_frame` on;
-    forget(sector, nr_sectors): told of every write, before it starts; keep_going: see Driver.run;
-    read_only: nothing is written.
+    forget(sector, nr_sectors): told of every write and discard, before it starts; keep_going: see
+    Driver.run.
     """
 
     def __init__(
         self,
         driver: Driver,
         ring: int,
-        nr_sectors: int,
+        disk: Disk,
         buffers: np.ndarray,
         first_frame: int,
         forget: Callable[[int, int], None],
         keep_going: Callable[[], None],
-        read_only: bool = False,
     ) -> None:
-        self.size, self.read_only = nr_sectors * SECTOR_SIZE, read_only
+        self.size, self.read_only = disk.nr_sectors * SECTOR_SIZE, disk.read_only
+        self.sector_size, self._discards_securely = disk.sector_size, disk.discard_secure
         self._driver, self._ring = driver, ring
         self._dev, self._queue = driver.dev(ring), no_load(Arena(ARENA_BYTES))
         self._buffers = buffers
@@ -104,7 +109,27 @@ class BlockDevice:
         self._transfer(BLKIF_OP_WRITE, offsets, data.shape[1], data)
 
     def flush(self) -> None:
-        """Return when everything written would survive: at once, as no write returns earlier."""
+        """Return when everything that was written would survive the backend's end."""
+        self._special(BLKIF_OP_FLUSH_DISKCACHE, 0, 0)
+
+    def discard(self, offset: int, nbytes: int, secure: bool = False) -> None:
+        """Tell the backend that nobody wants these `nbytes` again: what is read there is anything.
+
+        secure: and nobody is to be able to. Raises OSError, EOPNOTSUPP, where it knows no such.
+        """
+        self._check_writable()
+        self._check(offset, nbytes)
+        if secure and not self._discards_securely:
+            raise OSError(errno.EOPNOTSUPP, "the backend does not discard securely")
+        if nbytes > 0:
+            self._forget(offset // SECTOR_SIZE, nbytes // SECTOR_SIZE)
+            self._special(BLKIF_OP_DISCARD, offset, nbytes, secure)
+
+    def _special(self, operation: int, offset: int, nbytes: int, secure: bool = False) -> None:
+        io = self._dev.ios[:1]
+        io["operation"], io["secure"] = operation, secure
+        io["sector"], io["nr_sectors"] = offset // SECTOR_SIZE, nbytes // SECTOR_SIZE
+        self._run(1)
 
     @staticmethod
     def _pieces(offset: int, nbytes: int) -> list[tuple[int, int]]:
@@ -125,8 +150,11 @@ class BlockDevice:
 
     def _check(self, offset: int, nbytes: int) -> None:
         for name, value in (("offset", offset), ("length", nbytes)):
-            if value < 0 or value % SECTOR_SIZE:
-                raise ValueError(f"{name}: {value} is not a multiple of {SECTOR_SIZE} from 0 on")
+            if value < 0 or value % self.sector_size:
+                raise ValueError(
+                    f"{name}: {value} is not a multiple of {self.sector_size} from 0 on, the disk's"
+                    " sector size"
+                )
         if offset + nbytes > self.size:
             raise ValueError(
                 f"offset: {offset} + {nbytes} bytes is past the disk's end at {self.size}"
@@ -169,6 +197,9 @@ class BlockDevice:
         failed = np.flatnonzero(dev.ios["status"][:count] != BLKIF_RSP_OKAY)
         if len(failed):
             sector = int(dev.ios["sector"][failed[0]])
+            if dev.ios["status"][failed[0]] == BLKIF_RSP_EOPNOTSUPP:
+                what = f"the backend does not know what is asked for at sector {sector}"
+                raise OSError(errno.EOPNOTSUPP, what)
             if dev.ios["status"][failed[0]] == NO_ROOM:
                 raise OSError(
                     errno.EIO,

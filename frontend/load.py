@@ -1,6 +1,8 @@
 """The load a guest runs on its disk: fio's random and sequential mixes, every read verified.
 
 Owns: which I/O comes next, and what is counted and checked when one finishes: the phase TURN.
+A flush follows every so many writes (fio's fsync), in an I/O of the depth; the next I/O waits until
+it is queued, and it until the one before it is answered. It counts by itself, and not as an I/O.
 Rules: no two I/Os in flight touch the same block, so that what a read must return is certain. A
 seed fixes the sequence of choices for a given order of completions: a block that is still busy is
 passed over.
@@ -11,15 +13,24 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from common.abi import BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_RSP_OKAY, SECTOR_SIZE, XEN_PAGE_SIZE
+from common.abi import (
+    BLKIF_OP_DISCARD,
+    BLKIF_OP_FLUSH_DISKCACHE,
+    BLKIF_OP_READ,
+    BLKIF_OP_WRITE,
+    BLKIF_RSP_OKAY,
+    SECTOR_SIZE,
+    XEN_PAGE_SIZE,
+)
 from common.arena import Arena
 from common.clock import monotonic_ns
 from common.compiled import part
 from common.histogram import BUCKETS, bucket_of
 from common.rows import Layout
 from common.steps import END, NEXT, NONE
-from frontend import blkfront
-from frontend.blkfront_info import Blkfront
+from frontend import blkfront, journal
+from frontend.blkfront_info import NOT_SENT, Blkfront
+from frontend.journal import JOURNAL, Journal, no_journal
 from frontend.pattern import UNKNOWN, fill, mismatches
 
 BLOCK_TRIES: Final = 8  # a depth near the number of blocks finds most of them busy
@@ -45,14 +56,18 @@ LOAD_STATE: Final = np.dtype(
         ("stop", "<u4"),
         ("counts", "<u4"),  # 0: I/Os are queued, and looked at when they are done, by somebody else
         ("real_time", "<u4"),  # 0: the driver sets NOW_NS
-        ("pad", "<u4"),
+        ("writes_as", "<u4"),  # what is not a read is a write, or a discard
+        ("fsync", "<u4"),  # writes from one flush to the next; 0: there are none
+        ("unflushed", "<u4"),  # writes since the last
+        ("flushing", "<u4"),  # one is on its way
     ]
 )
 
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What to do: fio's names. bs in bytes; ios and runtime_s None for no such limit."""
+    """What to do: fio's names. bs in bytes; ios and runtime_s None for no such limit; fsync: 0 for
+    no flushes."""
 
     rw: str
     bs: int
@@ -62,16 +77,17 @@ class LoadPlan:
     runtime_s: float | None
     seed: int
     verify: bool
+    fsync: int = 0
 
     @property
     def reads_of_100(self) -> int:
         """How many of a hundred I/Os are reads."""
-        return {"read": 100, "write": 0}.get(self.rw.removeprefix("rand"), self.read_percent)
+        return {"read": 100, "write": 0, "trim": 0}.get(self.rw.removeprefix("rand"), self.read_percent)
 
 
 class Load(NamedTuple):
     """load: LOAD_STATE (1,); versions: u32 a sector; busy: u8 a block; idle: i32, the free I/Os, a
-    stack; latency: u64 (histogram.BUCKETS,); clock: i64 (CLOCK_WORDS,).
+    stack; latency: u64 (histogram.BUCKETS,); clock: i64 (CLOCK_WORDS,); journal: what outlives us.
     """
 
     load: np.ndarray
@@ -80,6 +96,7 @@ class Load(NamedTuple):
     idle: np.ndarray
     latency: np.ndarray
     clock: np.ndarray
+    journal: Journal
 
 
 LOAD: Final = Layout(
@@ -90,6 +107,7 @@ LOAD: Final = Layout(
     idle=np.int32,
     latency=np.uint64,
     clock=np.int64,
+    journal=JOURNAL,
 )
 
 
@@ -104,6 +122,7 @@ def no_load(arena: Arena) -> Load:
         arena.array(1, np.int32),
         arena.array(BUCKETS, np.uint64),
         arena.array(CLOCK_WORDS, np.int64),
+        no_journal(arena),
     )
 
 
@@ -117,9 +136,10 @@ def new_load(
     now_ns: int,
     *,
     real_time: bool = True,
+    kept: Journal | None = None,
 ) -> Load:
     """A load on `dev`, whose first `iodepth` I/Os have buffers; `disk` (`pattern.disk_name`) tells
-    its patterns apart.
+    its patterns apart. kept: of the disk, where it is.
     """
     state = arena.array(1, LOAD_STATE)
     state["counts"], state["real_time"] = 1, real_time
@@ -131,6 +151,8 @@ def new_load(
     state["read_percent"] = plan.reads_of_100
     state["sequential"] = not plan.rw.startswith("rand")
     state["verify"], state["disk"], state["idle_ios"] = plan.verify, disk, plan.iodepth
+    state["writes_as"] = BLKIF_OP_DISCARD if plan.rw.endswith("trim") else BLKIF_OP_WRITE
+    state["fsync"] = plan.fsync
     for io in range(plan.iodepth):
         dev.ios[io]["nr_sectors"] = plan.bs // SECTOR_SIZE
     idle = arena.array(plan.iodepth, np.int32)
@@ -139,7 +161,7 @@ def new_load(
         arena.array(int(state["nr_blocks"][0]), np.uint8),
         arena.array(CLOCK_WORDS, np.int64),
     )
-    return Load(state, versions, busy, idle, latency, clock)
+    return Load(state, versions, busy, idle, latency, clock, kept or no_journal(arena))
 
 
 @part
@@ -205,7 +227,11 @@ def _choose_block(job: Load) -> np.int64:
 def _start(dev: Blkfront, job: Load, now_ns: int) -> bool:
     """Queue one more I/O; False if the depth is reached or the load is over."""
     load = job.load[0]
-    if load.idle_ios == 0 or _over(job, now_ns):
+    if load.idle_ios == 0:
+        return False
+    if load.fsync > 0 and load.unflushed == load.fsync:
+        return _start_flush(dev, job)
+    if _over(job, now_ns):
         return False
     block = _choose_block(job)
     if block < 0:
@@ -215,21 +241,50 @@ def _start(dev: Blkfront, job: Load, now_ns: int) -> bool:
     index = np.int64(job.idle[load.idle_ios])
     io = dev.ios[index]
     reads = (_random(job) >> np.uint64(33)) % np.uint64(100) < load.read_percent
-    io.operation = np.uint16(BLKIF_OP_READ if reads else BLKIF_OP_WRITE)
+    io.operation = np.uint16(BLKIF_OP_READ if reads else load.writes_as)
     io.sector = np.uint64(block) * np.uint64(load.block_sectors)
     io.started_ns = np.uint64(now_ns)
     job.busy[block] = np.uint8(1)
-    if not reads and not load.verify:
-        _forget(job, io.sector, io.nr_sectors)
-    elif not reads:
-        address = np.int64(dev.front[0].ram) + np.int64(io.frame) * XEN_PAGE_SIZE
-        fill(
-            address,
-            np.int64(load.disk),
-            np.int64(io.sector),
-            np.int64(io.nr_sectors),
-            job.versions,
-        )
+    if not reads:
+        _prepare_write(dev, job, index)
+    blkfront.enqueue(dev, index)
+    return True
+
+
+@part
+def _prepare_write(dev: Blkfront, job: Load, index: int) -> None:
+    """What is to be written, and who is to know before it is."""
+    load, io = job.load[0], dev.ios[index]
+    sector, nr_sectors = np.int64(io.sector), np.int64(io.nr_sectors)
+    load.unflushed += np.uint32(load.writes_as == BLKIF_OP_WRITE)
+    keeps = job.journal.head[0].keeps != 0
+    if not load.verify or load.writes_as == BLKIF_OP_DISCARD:
+        _forget(job, sector, nr_sectors)
+        if keeps:
+            journal.forget(job.journal, sector, nr_sectors)
+        return
+    if keeps:
+        journal.go_on_from(job.journal, sector, nr_sectors, job.versions)
+    address = np.int64(dev.front[0].ram) + np.int64(io.frame) * XEN_PAGE_SIZE
+    fill(address, np.int64(load.disk), sector, nr_sectors, job.versions)
+    if keeps:
+        journal.issue(job.journal, sector, nr_sectors, job.versions)
+
+
+@part
+def _start_flush(dev: Blkfront, job: Load) -> bool:
+    """Queue the flush that is due; False if the one before it is still on its way."""
+    load = job.load[0]
+    if load.flushing:
+        return False
+    load.flushing, load.unflushed = np.uint32(1), np.uint32(0)
+    load.idle_ios -= np.uint32(1)
+    index = np.int64(job.idle[load.idle_ios])
+    io = dev.ios[index]
+    io.operation, io.sector = np.uint16(BLKIF_OP_FLUSH_DISKCACHE), np.uint64(0)
+    io.nr_sectors = np.uint64(0)
+    if job.journal.head[0].keeps:
+        journal.begin_flush(job.journal)
     blkfront.enqueue(dev, index)
     return True
 
@@ -242,6 +297,19 @@ def _forget(job: Load, sector: int, nr_sectors: int) -> None:
 
 
 @part
+def _finish_flush(dev: Blkfront, job: Load, index: int) -> None:
+    """A flush is done: its I/O is as those of the others are again."""
+    load, io = job.load[0], dev.ios[index]
+    okay = io.status == BLKIF_RSP_OKAY
+    dev.counters[0].io_errors += np.uint64(not okay)
+    if job.journal.head[0].keeps:  # what counts as done where the backend does not flush is none
+        journal.end_flush(job.journal, okay and dev.front[0].flushes_as != NOT_SENT)
+    load.flushing, io.nr_sectors = np.uint32(0), np.uint64(load.block_sectors)
+    job.idle[load.idle_ios] = np.int32(index)
+    load.idle_ios += np.uint32(1)
+
+
+@part
 def _finish(dev: Blkfront, job: Load, now_ns: int) -> None:
     """Check, count and free every I/O that is done."""
     front = dev.front[0]
@@ -250,10 +318,13 @@ def _finish(dev: Blkfront, job: Load, now_ns: int) -> None:
     for place in range(front.done):
         index = np.int64(dev.done[place])
         io = dev.ios[index]
+        if io.operation == BLKIF_OP_FLUSH_DISKCACHE:
+            _finish_flush(dev, job, index)
+            continue
         nr_bytes = np.uint64(io.nr_sectors) * np.uint64(SECTOR_SIZE)
         if io.status != BLKIF_RSP_OKAY:
             counters.io_errors += np.uint64(1)
-            if io.operation == BLKIF_OP_WRITE:
+            if io.operation != BLKIF_OP_READ:
                 _forget(job, io.sector, io.nr_sectors)
         elif io.operation == BLKIF_OP_READ:
             counters.bytes_read += nr_bytes
@@ -267,8 +338,12 @@ def _finish(dev: Blkfront, job: Load, now_ns: int) -> None:
                     job.versions,
                 )
                 counters.verify_errors += np.uint64(wrong > 0)
+        elif io.operation == BLKIF_OP_DISCARD:
+            counters.bytes_discarded += nr_bytes
         else:
             counters.bytes_written += nr_bytes
+            if load.verify and job.journal.head[0].keeps:
+                journal.complete(job.journal, np.int64(io.sector), np.int64(io.nr_sectors))
         counters.ios += np.uint64(1)
         job.latency[bucket_of(np.int64(np.uint64(now_ns) - io.started_ns))] += np.uint64(1)
         job.busy[np.int64(io.sector) // np.int64(load.block_sectors)] = np.uint8(0)

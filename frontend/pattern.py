@@ -19,6 +19,8 @@ from common.compiled import kernel
 UNKNOWN: Final = 0xFFFFFFFF
 WORDS: Final = SECTOR_SIZE // 8
 STEP: Final = 0x9E3779B97F4A7C15
+VERSION_SHIFT: Final = 28  # of a version in a seed; sectors reach above it
+NO_VERSION: Final = -1
 OF_DISKS: Final = 0xD1B54A32D192ED03  # odd: no two disks have the same
 
 
@@ -53,7 +55,9 @@ def _write(typing: Any, address: Any, value: Any) -> Any:
 @kernel
 def sector_seed(disk: int, sector: int, version: int) -> np.uint64:
     """A well-mixed word for one version of one sector of one disk (splitmix64's finaliser)."""
-    mixed = (np.uint64(disk) * np.uint64(OF_DISKS)) ^ (np.uint64(version) << np.uint64(28))
+    mixed = (np.uint64(disk) * np.uint64(OF_DISKS)) ^ (
+        np.uint64(version) << np.uint64(VERSION_SHIFT)
+    )
     mixed = (mixed ^ np.uint64(sector)) + np.uint64(STEP)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -93,3 +97,33 @@ def mismatches(address: int, disk: int, sector: int, nr_sectors: int, versions: 
             difference |= _read(here + np.uint64(k * 8)) ^ (seed + np.uint64(k) * step)
         wrong += difference != 0
     return wrong
+
+
+@kernel
+def _unmixed(seed: int, disk: int, sector: int) -> np.uint64:
+    """What `sector_seed` has made this of, but for disk and sector: it is one to one."""
+    mixed = np.uint64(seed)
+    mixed ^= (mixed >> np.uint64(31)) ^ (mixed >> np.uint64(62))
+    mixed *= np.uint64(0x319642B2D24D8EC3)  # the inverse of its second factor, modulo 2^64
+    mixed ^= (mixed >> np.uint64(27)) ^ (mixed >> np.uint64(54))
+    mixed *= np.uint64(0x96DE1B173F119089)  # and of its first
+    mixed ^= (mixed >> np.uint64(30)) ^ (mixed >> np.uint64(60))
+    return ((mixed - np.uint64(STEP)) ^ np.uint64(sector)) ^ np.uint64(disk) * np.uint64(OF_DISKS)
+
+
+@kernel
+def version_of(address: int, disk: int, sector: int) -> np.int64:
+    """Which version of that sector lies at `address`; 0 for zeros, NO_VERSION if it is none."""
+    word = np.uint64(address)
+    seed, step, version = _read(word), np.uint64(STEP), np.uint64(0)
+    if seed == 0 and _read(word + np.uint64(8)) == 0:
+        step = np.uint64(0)
+    else:
+        unmixed = _unmixed(seed, disk, sector)
+        version = unmixed >> np.uint64(VERSION_SHIFT)
+        if version << np.uint64(VERSION_SHIFT) != unmixed or not 0 < version < UNKNOWN:
+            return np.int64(NO_VERSION)
+    difference = np.uint64(0)
+    for k in range(WORDS):
+        difference |= _read(word + np.uint64(k * 8)) ^ (seed + np.uint64(k) * step)
+    return np.int64(version) if difference == 0 else np.int64(NO_VERSION)

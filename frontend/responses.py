@@ -10,7 +10,9 @@ import numpy as np
 
 from common import ring
 from common.abi import (
+    BLKIF_OP_DISCARD,
     BLKIF_OP_READ,
+    BLKIF_OP_WRITE,
     BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
@@ -39,6 +41,7 @@ from frontend.blkfront_info import (
     BROKEN_OPERATION,
     BROKEN_RING,
     BROKEN_STILL_MAPPED,
+    NOT_SENT,
     PER_REQUEST,
     PERSISTENT,
     Blkfront,
@@ -92,7 +95,7 @@ def take(dev: Blkfront) -> int:
         return NONE
     front.ident, front.at = np.uint32(ident), np.uint32(0)
     front.status = np.int32(status_of(word))
-    return _needed(dev)
+    return _needed(dev) if dev.shadow[np.int64(ident)].nr_segments > 0 else ON
 
 
 @part
@@ -133,7 +136,9 @@ def _complete(dev: Blkfront) -> None:
     shadow, status = dev.shadow[np.int64(front.ident)], np.int64(front.status)
     io = dev.ios[shadow.io]
     if status != BLKIF_RSP_OKAY:
-        io.status = np.int16(status if status == BLKIF_RSP_EOPNOTSUPP else BLKIF_RSP_ERROR)
+        unknown = status == BLKIF_RSP_EOPNOTSUPP
+        if not (unknown and _flush_is_unknown(dev, np.int64(shadow.operation))):
+            io.status = np.int16(BLKIF_RSP_EOPNOTSUPP if unknown else BLKIF_RSP_ERROR)
     io.outstanding -= np.uint32(1)
     if io.outstanding == 0 and io.issued_sectors == io.nr_sectors:
         if io.status == NOT_DONE:  # and no request of it has failed
@@ -143,6 +148,21 @@ def _complete(dev: Blkfront) -> None:
     front.free_id = np.int32(front.ident)
     front.outstanding -= np.uint32(1)
     dev.grants.list[0].in_flight -= np.uint32(1)
+
+
+@part
+def _flush_is_unknown(dev: Blkfront, operation: int) -> bool:
+    """The backend does not know this operation after all: it is asked for it no more. Was it a
+    flush? Then it counts as done, as in Linux."""
+    front = dev.front[0]
+    if operation <= BLKIF_OP_WRITE:
+        return False
+    if operation == BLKIF_OP_DISCARD:
+        front.discards = np.uint32(0)
+        return False
+    front.flushes_as = np.uint32(NOT_SENT)
+    front.unflushed += np.uint32(1)
+    return True
 
 
 @part

@@ -29,7 +29,7 @@ from common.handshake import (
     Timer,
 )
 from frontend.blkfront import end_every_access
-from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE, Blkfront
+from frontend.blkfront_info import NOT_SENT, PER_REQUEST, PERSISTENT, REUSE, Blkfront
 from frontend.frames import DiskFrames
 from frontend.grants import NO_GREF, end_access, grant_access
 
@@ -37,18 +37,44 @@ NR_IOS: Final = 256
 RETRY_S: Final = 0.1  # between two tries to end access to what is still mapped
 INFO_MAX: Final = (1 << 32) - 1
 SECTORS_MAX: Final = 1 << 54  # whose bytes a signed 64-bit offset reaches
-THEIRS: Final = ("state", "sectors", "sector-size", "info", "feature-persistent", "error")
+SECTOR_SIZES: Final = (512, 1024, 2048, 4096)
+_SIZES: Final = ", ".join(map(str, SECTOR_SIZES))
+BYTES_MAX: Final = (1 << 32) - 1
+FEATURES: Final = (
+    "feature-flush-cache", "feature-barrier", "feature-discard", "discard-granularity",
+    "discard-alignment", "discard-secure",
+)  # fmt: skip
+THEIRS: Final = (
+    "state", "sectors", "sector-size", "info", "feature-persistent", "error", *FEATURES
+)  # fmt: skip
 OURS: Final = ("backend-id",)
 
 
 @dataclass(frozen=True)
 class Disk:
-    """What the backend says of its disk when it is Connected."""
+    """What the backend says of its disk when it is Connected.
+
+    nr_sectors: of 512 bytes, whatever sector_size, the bytes that are moved at least, is;
+    discard_granularity, discard_alignment: bytes, 0 where nothing is said.
+    """
 
     nr_sectors: int
     sector_size: int
     backend_persistent: bool
     read_only: bool
+    flush_cache: bool = False
+    barrier: bool = False
+    discard: bool = False
+    discard_granularity: int = 0
+    discard_alignment: int = 0
+    discard_secure: bool = False
+
+    @property
+    def flushes_as(self) -> int:
+        """The operation that a flush is sent as."""
+        if self.flush_cache:
+            return abi.BLKIF_OP_FLUSH_DISKCACHE
+        return abi.BLKIF_OP_WRITE_BARRIER if self.barrier else NOT_SENT
 
 
 @dataclass(frozen=True)
@@ -186,12 +212,24 @@ class FrontendVbd(End):
         assert self.dev is not None
         sectors = _number(values, f"{self.other}/sectors", SECTORS_MAX)
         sector_size = _number(values, f"{self.other}/sector-size", abi.XEN_PAGE_SIZE)
+        if sector_size not in SECTOR_SIZES:
+            raise PeerFault(f"{self.other}/sector-size is {sector_size}, and not one of {_SIZES}")
+        if sectors % (sector_size // abi.SECTOR_SIZE):
+            raise PeerFault(f"{self.other}/sectors is {sectors}, no whole sectors of {sector_size}")
+        flush, barrier, discard, granularity, alignment, secure = (
+            _number(values, f"{self.other}/{name}", BYTES_MAX, 0)
+            for name in FEATURES
+        )
         kept = values.get(f"{self.other}/feature-persistent", b"").strip() == b"1"
         self.dev.front["grant_mode"] = (
             PER_REQUEST if not self._persistent else PERSISTENT if kept else REUSE
         )
         info = _number(values, f"{self.other}/info", INFO_MAX)
-        self.disk = Disk(sectors, sector_size, kept, bool(info & abi.VDISK_READONLY))
+        read_only = bool(info & abi.VDISK_READONLY)
+        special = (bool(flush), bool(barrier), bool(discard), granularity, alignment, bool(secure))
+        self.disk = Disk(sectors, sector_size, kept, read_only, *special)
+        self.dev.front["flushes_as"] = self.disk.flushes_as
+        self.dev.front["discards"] = self.disk.discard
         self.serving = self.number()
         self.want(Start(self.serving, kept))
         yield from ()
@@ -235,8 +273,12 @@ class FrontendVbd(End):
         return self._domain.frames.buffers
 
 
-def _number(values: Mapping[str, bytes], path: str, maximum: int) -> int:
+def _number(
+    values: Mapping[str, bytes], path: str, maximum: int, missing: int | None = None
+) -> int:
     value = values.get(path)
+    if value is None and missing is not None:
+        return missing
     number = xenbus.parse_number(value, maximum)
     if number is None:
         raise PeerFault(f"{path} is {xenbus.shown(value)}, and no number up to {maximum}")

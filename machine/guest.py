@@ -5,7 +5,7 @@ One thread for all disks; everything per request is compiled. While loads run, o
 waited for, that loop goes on between slices, and what is asked meanwhile is answered afterwards.
 
 Commands, with disks by number: connect, load (of jobs, each a disk and LoadPlan's fields), stop,
-read, write, read_many, write_many, flush, versions, disconnect, exit (`common/control.py`: form).
+read, write, read_many, write_many, flush, discard, judge, versions, disconnect, exit (`common/control.py`: form).
 """
 
 import contextlib
@@ -174,6 +174,8 @@ class Guest:
             failed = self._driver.run(loads, self._between_slices)
         finally:
             self._stop_loads = None
+            for number in loads:
+                self._disks[number].tell_of_flushes()
         if failed:
             raise self._failure(failed)
 
@@ -215,7 +217,15 @@ class Guest:
 
     def command_flush(self, disk: int) -> None:
         """BlockDevice.flush."""
-        self._use(disk, BlockDevice.flush)
+        self._use(disk, lambda _: self._disk(disk).flush())
+
+    def command_discard(self, disk: int, offset: int, nbytes: int, secure: bool) -> None:
+        """BlockDevice.discard."""
+        self._use(disk, lambda device: device.discard(offset, nbytes, secure))
+
+    def command_judge(self, disk: int, sector: int, nr_sectors: int) -> dict[str, Any]:
+        """GuestDisk.judged."""
+        return self._use(disk, lambda _: self._disk(disk).judged(sector, nr_sectors))
 
     def command_versions(self, disk: int, *arguments: Any) -> bytes:
         """GuestDisk.versions."""
@@ -265,13 +275,14 @@ def _all_of(failures: Iterable[object]) -> CommandError:
 
 def main(config: dict[str, Any], descriptors: list[int]) -> None:
     """The process's entry. descriptors: control, hypercalls, store, then its four segments
-    (common.machine_memory.DOMAIN_SEGMENTS), of which it keeps the mappings."""
+    (common.machine_memory.DOMAIN_SEGMENTS) and its disks' state files, of which it keeps the
+    mappings."""
     settings = GuestConfig(**config)
     control = Control.of_descriptor(descriptors[0])
     logging.basicConfig(level=logging.WARNING, handlers=[LogToControl(control)])
     with contextlib.suppress(ControlLost), last_words(control, settings.domid):
         hypercalls, store = (socket.socket(fileno=fd) for fd in descriptors[1:3])
-        ram, grant, event, stats = (map_segment(fd) for fd in descriptors[3:])
+        ram, grant, event, stats, *states = (map_segment(fd) for fd in descriptors[3:])
         client = XenStoreClient(store)
         if unsealed := seal(settings.events):
             logging.warning("not sealed: %s", unsealed)
@@ -293,8 +304,10 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
         )
         disks = []
         for number, device in enumerate(settings.disks):
+            state = states.pop(0) if settings.kept[number] else None
             line = Line(calls, event, settings.events, settings.events_dir)
             vbd = FrontDisk(client, places[number], line, device, settings.persistent, timers)
             counted = record["counters"][0, number : number + 1], record["latency"][0, number]
-            disks.append(GuestDisk(settings.domid, number, vbd, driver, *counted))
+            known = settings.fresh[number], state
+            disks.append(GuestDisk(settings.domid, number, vbd, driver, *counted, *known))
         Guest(control, client, disks, driver, timers).serve()

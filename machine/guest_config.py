@@ -12,11 +12,15 @@ from common.wakeups import Events
 class GuestConfig:
     """What a guest is told when it is built.
 
-    disks: their device numbers, by disk number; buffer_frames: each disk's, for I/Os.
+    disks: their device numbers, by disk number; fresh: which of them nobody has written to yet;
+    kept: which have a state file, whose descriptor follows those of the segments, in this order;
+    buffer_frames: each disk's, for I/Os.
     """
 
     domid: int
     disks: list[int]
+    fresh: list[bool]
+    kept: list[bool]
     buffer_frames: int
     persistent: bool
     adaptive_spin: bool

@@ -3,6 +3,7 @@
 Owns: what the guest's loads know of the disk's contents, and what is told of it when it fails.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +11,26 @@ from typing import Any
 import numpy as np
 
 from common import xenbus
-from common.abi import XEN_PAGE_SIZE
+from common.abi import SECTOR_SIZE, XEN_PAGE_SIZE
 from common.arena import Arena
 from common.control import CommandError
-from frontend.block_device import BlockDevice
+from common.copying import address_of
+from frontend.blkfront_info import NOT_SENT
+from frontend.block_device import PIECE_BYTES, BlockDevice
 from frontend.driver import Driver
+from frontend.journal import (
+    Journal,
+    begin_flush,
+    certain_versions,
+    end_flush,
+    forget,
+    journal_bytes,
+    new_journal,
+)
+from frontend.judge import FOUND, judge, new_judgement
 from frontend.load import Load, LoadPlan, new_load
 from frontend.pattern import UNKNOWN, disk_name
+from frontend.state_file import state_arrays
 from frontend.vbd import NR_IOS
 from machine.front_disk import FrontDisk
 
@@ -25,7 +39,8 @@ class GuestDisk:
     """Disk `number` of guest `domid`, whose rings `driver` runs.
 
     counters, latency: its FRONTEND_COUNTERS (1,) and histogram (u64) of the guest's `stats`;
-    device: for users, once it is Connected.
+    fresh: nobody has written to it yet; state: its state file (u8), if it has one; device: for
+    users, once it is Connected.
     """
 
     def __init__(
@@ -36,14 +51,19 @@ class GuestDisk:
         driver: Driver,
         counters: np.ndarray,
         latency: np.ndarray,
+        fresh: bool,
+        state: np.ndarray | None,
     ) -> None:
         self.number, self.vbd = number, vbd
+        self._fresh, self._state = fresh, state
+        self._journal: Journal | None = None
         self.device: BlockDevice | None = None
         self._domid, self._driver = domid, driver
         self._counters, self._latency = counters, latency
         self._versions = np.zeros(0, np.uint32)
         self._name = disk_name(domid, number)  # in what is written on it
         self._failed = 0  # I/Os, with the device
+        self._told_of_flushes = False
         self._broken_because = ""
 
     @property
@@ -59,22 +79,34 @@ class GuestDisk:
         dev, channel, disk = self.vbd.dev, self.vbd.channel, self.vbd.disk
         assert dev is not None and channel is not None and disk is not None
         self._driver.attach(self.number, dev, channel)
-        self._versions = np.zeros(disk.nr_sectors, np.uint32)
+        self._remember(disk.nr_sectors)
         self.device = BlockDevice(
             self._driver,
             self.number,
-            disk.nr_sectors,
+            disk,
             self.vbd.buffers(),
             self.vbd.first_buffer,
             self._forget,
             keep_going,
-            disk.read_only,
         )
         return {
             "size": self.device.size,
             "backend_persistent": disk.backend_persistent,
             "read_only": disk.read_only,
+            "sector_size": disk.sector_size,
         }
+
+    def _remember(self, nr_sectors: int) -> None:
+        """What is known of what it holds. Raises CommandError."""
+        if self._state is None:
+            self._versions = np.full(nr_sectors, 0 if self._fresh else UNKNOWN, np.uint32)
+            return
+        try:
+            flushed, issued = state_arrays(self._state, nr_sectors)
+        except ValueError as error:
+            raise self.told(str(error)) from None
+        self._journal = new_journal(Arena(journal_bytes(nr_sectors)), flushed, issued)
+        self._versions = certain_versions(self._journal)
 
     def connected(self) -> BlockDevice:
         """The disk, to be used. Raises CommandError."""
@@ -86,6 +118,8 @@ class GuestDisk:
         """A load on it. Raises CommandError if it cannot be run."""
         if self.connected().read_only and plan.reads_of_100 < 100:
             raise self.told(f"the disk is read-only, and {plan.rw} writes")
+        if plan.bs % (size := self.connected().sector_size):
+            raise self.told(f"bs {plan.bs} is no multiple of {size}, the disk's sector size")
         frames = -(-plan.bs // XEN_PAGE_SIZE)
         room = len(self.vbd.buffers()) // XEN_PAGE_SIZE
         if plan.iodepth > NR_IOS or plan.iodepth * frames > room:
@@ -96,7 +130,40 @@ class GuestDisk:
         dev = self._driver.dev(self.number)
         dev.ios["frame"][: plan.iodepth] = self.vbd.first_buffer + np.arange(plan.iodepth) * frames
         now_ns = time.monotonic_ns()
-        return new_load(Arena(), plan, dev, self._versions, self._latency, self._name, now_ns)
+        known = self._versions, self._latency, self._name, now_ns
+        return new_load(Arena(), plan, dev, *known, kept=self._journal)
+
+    def flush(self) -> None:
+        """BlockDevice.flush, which the journal knows of."""
+        device, okay = self.connected(), False
+        if self._journal is not None:
+            begin_flush(self._journal)
+        try:
+            device.flush()
+            okay = bool(self._driver.dev(self.number).front["flushes_as"][0] != NOT_SENT)
+        finally:
+            if self._journal is not None:
+                end_flush(self._journal, okay)
+        self.tell_of_flushes()
+
+    def judged(self, sector: int, nr_sectors: int) -> dict[str, Any]:
+        """What these sectors hold, by the journal: FOUND's fields, and `named`, OUTSIDE's of the
+        first that lie outside. Raises CommandError."""
+        device, journal = self.connected(), self._journal
+        if journal is None:
+            raise self.told("it has no state file")
+        judgement = new_judgement(Arena(1 << 16))
+        step = PIECE_BYTES // SECTOR_SIZE
+        for at in range(sector, end := min(sector + nr_sectors, len(journal.issued)), step):
+            nr = min(step, end - at)
+            if not journal.issued[at : at + nr].any():
+                continue
+            data = np.frombuffer(device.read(at * SECTOR_SIZE, nr * SECTOR_SIZE), np.uint8)
+            given = self._name, at, nr, journal.flushed, journal.issued
+            judge(judgement, address_of(data), *given)
+        found = {name: int(judgement.found[name][0]) for name in FOUND.names or ()}
+        named = judgement.outside[: found["outside"]].tolist()
+        return {**found, "named": [list(each) for each in named]}
 
     def versions(
         self, sector: int, nr_sectors: int, told: bytes = b"", domid: int = 0, number: int = 0
@@ -107,6 +174,13 @@ class GuestDisk:
             self._versions[sector : sector + nr_sectors] = np.frombuffer(told, np.uint32)
             self._name = disk_name(domid, number)
         return b"" if told else self._versions[sector : sector + nr_sectors].tobytes()
+
+    def tell_of_flushes(self) -> None:
+        """Say, once, if flushes were reported done that were none."""
+        if not self._told_of_flushes and self._driver.dev(self.number).front["unflushed"][0]:
+            self._told_of_flushes = True
+            what = "its backend does not flush: a flush is reported done, and is none"
+            logging.warning("%s", self.told(what))
 
     def give_up(self, broken_because: str = "") -> None:
         """It can be used no more, and what is in flight has failed. broken_because: how its backend
@@ -134,3 +208,5 @@ class GuestDisk:
     def _forget(self, sector: int, nr_sectors: int) -> None:
         """A user writes here: no load knows what it holds."""
         self._versions[sector : sector + nr_sectors] = UNKNOWN
+        if self._journal is not None:
+            forget(self._journal, sector, nr_sectors)

@@ -18,7 +18,7 @@ VERSION_BYTES: Final = 4  # of what a guest knows of a sector
 
 class GuestDisk:
     """`size` bytes; number: the disk's in its guest. Offsets and lengths are bytes, multiples of
-    512.
+    its sector size.
 
     Errors of the guest (a bad offset, an I/O error) arrive as MachineError, with its text.
     """
@@ -71,6 +71,13 @@ class GuestDisk:
     def flush(self) -> None:
         """Return when everything written would survive."""
         self._asked("flush")
+
+    def discard(self, offset: int, nbytes: int, secure: bool = False) -> None:
+        """Tell the backend that nobody wants these `nbytes` again: what is read there is anything.
+
+        secure: and nobody is to be able to. A backend that knows no such is a MachineError.
+        """
+        self._asked("discard", self._checked(offset), self._checked(nbytes), bool(secure))
 
     def expect(self, other: "GuestDisk", domid: int) -> None:
         """Loads are to find here what they have written on `other` of guest `domid`, whose store

@@ -95,6 +95,7 @@ FLAGS: Final[list[click.Parameter]] = [
     _setting(LOAD, LoadSpec, "iodepth", "N", "I/Os in flight on each disk"),
     _setting(LOAD, LoadSpec, "runtime_s", "SECONDS", "Stop after so long", "5, or none with --ios"),
     _setting(LOAD, LoadSpec, "ios", "N", "Stop after so many I/Os on each disk", "none"),
+    _setting(LOAD, LoadSpec, "fsync", "N", "Flush after every so many writes; 0: never"),
     _setting(LOAD, LoadSpec, "seed", "N", "Fixes every choice of the load"),
     Flag(
         LOAD,

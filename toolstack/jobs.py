@@ -72,6 +72,7 @@ def load_plan(spec: LoadSpec, seed: int, verify: bool) -> "LoadPlan":
         spec.runtime_s,
         seed,
         verify,
+        spec.fsync,
     )
 
 

@@ -130,14 +130,17 @@ def size_text(nbytes: int) -> str:
 
 
 class LoadSpec(Config):
-    """A load. bs in bytes (or text: 512, 4k, 1m); ios for each disk; None is no limit.
+    """A load. bs in bytes (or text: 512, 4k, 1m); ios for each disk; None is no limit; fsync: a
+    flush after every so many writes, 0 for none.
 
     verify: compare every read with what was last written there. It runs on every disk, or on those
     of vdev and domid (each one or several) alone; or as several jobs at once, which have from here
     what they do not say themselves. Raises ConfigError.
     """
 
-    rw: Literal["read", "write", "rw", "randread", "randwrite", "randrw"] = "randrw"
+    rw: Literal[
+        "read", "write", "rw", "trim", "randread", "randwrite", "randrw", "randtrim"
+    ] = "randrw"
     rwmixread: int = Field(70, ge=0, le=100)
     bs: int = 4096
     iodepth: int = Field(32, ge=1, le=256)
@@ -148,6 +151,7 @@ class LoadSpec(Config):
         le=1_000_000,
     )
     seed: int = Field(1, ge=0)
+    fsync: int = Field(0, ge=0, le=10**9)
     verify: StrictBool = True
     vdev: tuple[str, ...] = ()
     domid: tuple[int, ...] = ()

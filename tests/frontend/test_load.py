@@ -12,7 +12,8 @@ from common.effects import WAIT
 from common.ring import REQ
 from frontend.load import Load, LoadPlan, new_load
 from frontend.pattern import UNKNOWN
-from tests.pair import READ, WRITE, CallbackStore, Pair
+from tests.frontend.answering import DISCARD, FLUSH, Answering
+from tests.pair import EOPNOTSUPP, ERROR, READ, WRITE, CallbackStore, Pair
 
 PLAN = LoadPlan(
     rw="randrw",
@@ -259,3 +260,99 @@ def test_a_failed_write_is_an_error_and_what_it_left_is_unknown() -> None:
     assert (pair.versions[:8] == UNKNOWN).all() and (pair.versions[8:] == 1).all()
     pair.load(plan(rw="read", ios=NR_BLOCKS))
     assert pair.counts()["verify_errors"] == 0
+
+
+# --- flushes and discards ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fsync", [1, 8, 64])
+@pytest.mark.parametrize("iodepth", [1, 4, 32])
+def test_a_flush_follows_every_so_many_writes(fsync: int, iodepth: int) -> None:
+    pair = Answering()
+    with pair.counting() as cost:
+        run_on(pair, plan(rw="randrw", fsync=fsync, iodepth=iodepth, ios=200))
+    operations = pair.operations()
+    writes = operations.count(WRITE)
+    assert operations.count(FLUSH) == cost["flush_requests"] == writes // fsync > 0
+    assert cost["ios"] == pair.latency.sum() == 200 == len(operations) - writes // fsync
+    assert (cost["io_errors"], cost["verify_errors"]) == (0, 0)
+    seen = 0
+    for operation in operations:
+        seen += operation == WRITE
+        if operation == FLUSH:
+            assert seen == fsync
+            seen = 0
+
+
+def test_at_depth_1_a_flush_follows_what_it_is_to_cover() -> None:
+    pair = Answering()
+    run_on(pair, plan(rw="write", fsync=3, iodepth=1, ios=9))
+    assert pair.operations() == ([WRITE] * 3 + [FLUSH]) * 3
+
+
+def test_no_flush_is_on_its_way_twice_and_none_is_passed() -> None:
+    """Nothing goes on while a second flush waits for the first, which the backend keeps."""
+    pair = Answering()
+    pair.slow.add(FLUSH)
+    run_on(pair, plan(rw="write", fsync=2, iodepth=8, ios=100))
+    operations = pair.operations()
+    assert operations == ([WRITE] * 2 + [FLUSH]) * 50
+    assert pair.counts()["ios"] == 100 and pair.front.front["outstanding"][0] == 0
+
+
+def test_the_choices_are_the_same_with_flushes_as_without() -> None:
+    def places(fsync: int) -> list[tuple[int, int]]:
+        pair = Answering()
+        run_on(pair, plan(iodepth=1, fsync=fsync))
+        return [(asked.operation, asked.sector) for asked in pair.asked if asked[0] != FLUSH]
+
+    assert places(0) == places(7) == places(1)
+
+
+@pytest.mark.parametrize("status", [ERROR, EOPNOTSUPP])
+def test_a_flush_that_fails_is_an_io_error_and_one_that_is_not_known_is_none(status: int) -> None:
+    pair = Answering()
+    pair.statuses[FLUSH] = status
+    run_on(pair, plan(rw="write", fsync=10, ios=100))
+    failed = 10 if status == ERROR else 0
+    counts = pair.counts()
+    assert (counts["ios"], counts["io_errors"]) == (100, failed)
+    assert pair.operations().count(FLUSH) == counts["flush_requests"] == (failed or 1)
+    assert pair.front.front["unflushed"][0] == 10 - failed
+
+
+@pytest.mark.parametrize("rw", ["trim", "randtrim"])
+def test_a_trim_discards_each_block_and_nothing_is_known_of_it(rw: str) -> None:
+    pair = Answering()
+    versions = run_on(pair, plan(rw="write", ios=NR_BLOCKS))
+    run_on(pair, plan(rw=rw, ios=10, bs=8192, verify=True), versions)
+    discards = [asked for asked in pair.asked if asked.operation == DISCARD]
+    assert len(discards) == 10 == pair.counts()["discard_requests"]
+    assert {asked.nr_sectors for asked in discards} == {16}
+    if rw == "trim":
+        assert [asked.sector for asked in discards] == [16 * at for at in range(10)]
+    assert pair.counts()["bytes_discarded"] == 10 * 8192
+    unknown = {sector for asked in discards for sector in range(asked.sector, asked.sector + 16)}
+    assert set(np.flatnonzero(versions == UNKNOWN).tolist()) == unknown
+    assert pair.store.memory is not None
+    pair.store.memory.reshape(-1, 512)[list(unknown)] = 99
+    run_on(pair, plan(rw="read", ios=NR_BLOCKS), versions)
+    assert pair.counts()["verify_errors"] == pair.counts()["io_errors"] == 0
+
+
+def test_trims_that_the_backend_does_not_know_are_errors_and_only_the_first_is_sent() -> None:
+    pair = Answering()
+    pair.statuses[DISCARD] = EOPNOTSUPP
+    run_on(pair, plan(rw="randtrim", iodepth=1, ios=20))
+    counts = pair.counts()
+    assert (counts["ios"], counts["io_errors"], counts["bytes_discarded"]) == (20, 20, 0)
+    assert len(pair.asked) == 1
+
+
+def run_on(pair: Answering, plan: LoadPlan, versions: np.ndarray | None = None) -> np.ndarray:
+    """Run a load on a backend by script; what it knows of the disk then."""
+    if versions is None:
+        versions = np.zeros(pair.store.nr_sectors, np.uint32)
+    job = new_load(Arena(), plan, pair.front, versions, pair.latency, DISK, 0)
+    pair.driver.run_one(0, job, lambda: None)
+    return versions

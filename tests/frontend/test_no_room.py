@@ -13,6 +13,7 @@ from frontend import steps
 from frontend.blkfront_info import NO_ROOM
 from frontend.block_device import BlockDevice
 from frontend.load import LoadPlan, new_load
+from frontend.vbd import Disk
 from tests.frontend.whole import check_whole
 from tests.pair import OKAY, READ, WRITE, Pair
 
@@ -106,9 +107,8 @@ def test_a_block_device_says_why() -> None:
     pair, _ = short("persistent", "pages")
     first = pair.buffer_frame
     buffers = pair.ram[first * XEN_PAGE_SIZE :]
-    disk = BlockDevice(
-        pair.driver, 0, pair.store.nr_sectors, buffers, first, lambda *_: None, lambda: None
-    )
+    said = Disk(pair.store.nr_sectors, 512, True, read_only=False)
+    disk = BlockDevice(pair.driver, 0, said, buffers, first, lambda *_: None, lambda: None)
     with pytest.raises(OSError, match="sector 8: this guest has too few free pages or grant") as no:
         disk.read(4096, 11 * 4096)
     assert no.value.errno == errno.EIO

@@ -104,9 +104,9 @@ class House:
         assert front.dev is not None and front.channel is not None and front.disk is not None
         driver = Driver(front.dev.spin, new_poller(self._events))
         driver.attach(0, front.dev, front.channel)
-        sectors, buffers = front.disk.nr_sectors, front.buffers()
+        buffers = front.buffers()
         return BlockDevice(
-            driver, 0, sectors, buffers, front.first_buffer, lambda *_: None, lambda: None
+            driver, 0, front.disk, buffers, front.first_buffer, lambda *_: None, lambda: None
         )
 
     def close(self) -> None:

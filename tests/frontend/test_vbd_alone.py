@@ -30,7 +30,7 @@ from common.handshake import (
 from common.spinning import new_spin
 from common.xenbus import CLOSED, CLOSING, CONNECTED, INIT_WAIT, INITIALISED
 from frontend.blkfront_info import REUSE
-from frontend.vbd import Disk, FrontendVbd
+from frontend.vbd import FEATURES, Disk, FrontendVbd
 from machine.front import guest_disks
 from machine.hypervisor import domain_memory
 
@@ -101,8 +101,29 @@ def test_it_learns_its_disk() -> None:
     assert end.vbd.dev is not None and end.vbd.dev.front["grant_mode"][0] == REUSE
 
 
+def test_it_learns_what_more_its_backend_can() -> None:
+    end = End()
+    end.publish()
+    names = ("feature-flush-cache", "feature-discard", "discard-secure")
+    more = {name: b"1" for name in names} | {"discard-granularity": b"4096", "sector-size": b"4096"}
+    end.see(CONNECTED, **{**SOUND, **more, "discard-alignment": b"512"})
+    assert end.vbd.disk == Disk(
+        4096, 4096, False, False, True, False, True, 4096, 512, discard_secure=True
+    )
+    assert end.vbd.dev is not None
+    front = end.vbd.dev.front[0]
+    assert (front["flushes_as"], front["discards"]) == (abi.BLKIF_OP_FLUSH_DISKCACHE, 1)
+
+
 @pytest.mark.parametrize(
-    "keys", [{"sectors": b"many"}, {"sectors": b"-1"}, {"sector-size": b"8192"}, {"sectors": b""}]
+    "keys",
+    [
+        *({"sectors": b"many"}, {"sectors": b"-1"}, {"sector-size": b"8192"}, {"sectors": b""}),
+        *({"sector-size": b"1000"}, {"sector-size": b"256"}, {"sector-size": b"0"}),
+        {"sectors": b"4095", "sector-size": b"4096"},
+        *({name: b"many"} for name in FEATURES),
+        {"discard-granularity": b"4294967296"},
+    ],
 )
 def test_nonsense_closes_the_disk_which_says_why(keys: dict[str, bytes]) -> None:
     end = End()

@@ -79,9 +79,9 @@ class ScriptedGuest:
         assert vbd.dev is not None and vbd.channel is not None and vbd.disk is not None
         driver = Driver(vbd.dev.spin, new_poller("pipe"))
         driver.attach(0, vbd.dev, vbd.channel)
-        sectors, buffers = vbd.disk.nr_sectors, vbd.buffers()
+        buffers = vbd.buffers()
         return BlockDevice(
-            driver, 0, sectors, buffers, vbd.first_buffer, lambda *_: None, lambda: None
+            driver, 0, vbd.disk, buffers, vbd.first_buffer, lambda *_: None, lambda: None
         )
 
     # --- somebody else's --------------------------------------------------------------------

@@ -14,6 +14,11 @@ def test_the_defaults_are_five_seconds_of_a_random_mix() -> None:
     assert (spec.runtime_s, spec.ios, spec.seed, spec.verify) == (5.0, None, 1, True)
 
 
+@pytest.mark.parametrize("rw", ["trim", "randtrim"])
+def test_a_trim_changes_what_is_on_the_disk(rw: str) -> None:
+    assert LoadSpec(rw=rw).writes and LoadSpec(rw=rw, fsync=8).fsync == 8
+
+
 def test_a_number_of_ios_alone_means_no_time_limit() -> None:
     assert LoadSpec(ios=100).runtime_s is None
 
@@ -47,7 +52,13 @@ def test_a_block_size_that_is_none_is_refused(written: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"rw": "trim"}, "rw: 'trim' is not one of read, write, rw, randread, randwrite, randrw"),
+        (
+            {"rw": "erase"},
+            "rw: 'erase' is not one of read, write, rw, trim, randread, randwrite, randrw,"
+            " randtrim",
+        ),
+        ({"fsync": -1}, "fsync: -1 is not in 0..1000000000"),
+        ({"fsync": "often"}, "fsync: 'often' is not in 0..1000000000"),
         ({"rwmixread": 101}, "rwmixread: 101 is not in 0..100"),
         ({"iodepth": 0}, "iodepth: 0 is not in 1..256"),
         ({"iodepth": 257}, "iodepth: 257 is not in 1..256"),
