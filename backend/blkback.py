@@ -259,13 +259,18 @@ def new_blkback(
     )
 
 
-def _new_slots(arena: Arena, nr_ents: int) -> list[np.ndarray]:
+Seven = tuple[
+    np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray
+]
+
+
+def _new_slots(arena: Arena, nr_ents: int) -> Seven:
     """requests to finished: all are vacant."""
     requests = arena.array(nr_ents, REQUEST)
     segments = arena.array((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SEGMENT)
-    numbers = [arena.array(nr_ents, np.uint32) for _ in range(5)]
-    numbers[0][:] = np.arange(nr_ents)[::-1]
-    return [requests, segments, *numbers]
+    vacant, group, started, held, finished = (arena.array(nr_ents, np.uint32) for _ in range(5))
+    vacant[:] = np.arange(nr_ents)[::-1]
+    return requests, segments, vacant, group, started, held, finished
 
 
 def _new_jobs(arena: Arena, nr_ents: int) -> Jobs:

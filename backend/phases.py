@@ -8,7 +8,6 @@ an operation's status GNTST_UNFILLED until the hypervisor has filled it: what a 
 answered as an error.
 """
 
-from typing import Final
 
 import numpy as np
 

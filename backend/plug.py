@@ -16,7 +16,6 @@ from backend.stores import NullStore, RamStores, Store
 from backend.volatile_store import VolatileStore
 from common.abi import SECTOR_SIZE
 from common.faults import LocalFault, PeerFault
-from common.nbd_uri import parse_nbd_uri
 from common.targets import Target, read_target
 from common.xenbus import frontend_path, parse_number, shown
 
@@ -80,8 +79,7 @@ def open_disk(
         case "null":
             return NullStore(nr_sectors, target.sector_size)
         case "nbd":
-            uri = parse_nbd_uri(target.where)
-            return open_nbd(uri, read_only, target.sector_size, target.timeout_s)
+            return open_nbd(target.where, read_only, target.sector_size, target.timeout_s)
         case "file":
             path = target.path_of(domid)
             store = open_file(path, read_only, target.cache, target.sector_size)

@@ -58,7 +58,8 @@ class RingHands:
     ) -> None:
         self.dev, self.channel, self.queue_fd = dev, channel, queue_fd
         self.later = store if isinstance(store, LaterStore) else None
-        self._store, self._hypercalls, self._errors = store, hypercalls, ErrorLog(name)
+        self._hypercalls, self._errors = hypercalls, ErrorLog(name)
+        self._store = None if isinstance(store, LaterStore) else store
         self._queue_errors = 0
         self._rows = BLKBACK.rows(Arena(), 1)
         BLKBACK.write(self._rows[0], dev)
@@ -128,6 +129,7 @@ class RingHands:
     def _job_io(self, slot: int) -> int:
         """One callback a segment; the status."""
         job, store = self.dev.jobs[slot], self._store
+        assert store is not None
         kind, offset = int(job["kind"]), int(job["offset"])
         try:
             if kind == FLUSH:

@@ -73,7 +73,7 @@ class LaterStore(Protocol):
         """When to call `ready` at the latest, by CLOCK_MONOTONIC; None: never."""
 
     def closing(self) -> None:
-        """No more jobs come: all there are shall be answered within CLOSE_S, as errors if need be."""
+        """No more jobs come: all there are are answered within CLOSE_S, as errors if need be."""
 
     def close(self) -> None:
         """Give up what the store holds."""

@@ -45,7 +45,7 @@ class StoreWatch:
             self._poll(ring, watched, -1, 0)
 
     def timeout_ns(self, now_ns: int) -> int | None:
-        """Before a sleep: what is to be polled is, and how long the sleep may last."""
+        """Before a sleep: what is to be polled is, and how long it may last."""
         ends = []
         for ring, watched in self._watched.items():
             hands, later = watched.hands, watched.hands.later
@@ -60,14 +60,14 @@ class StoreWatch:
         return max(0, min(ends) - now_ns) if ends else None
 
     def is_ready(self, polled: object) -> int | None:
-        """The ring that is to have a turn, if `polled` is its store's: that has something for it."""
+        """The ring that is to have a turn, if `polled` is its store's."""
         ring = self._ring_of.get(polled) if isinstance(polled, int) else None
         if ring is not None and (hands := self._watched[ring].hands).later is not None:
             hands.store_is_ready()
         return ring
 
     def look(self, now_ns: int) -> list[int]:
-        """After each sleep and each slice: whom it is time for. The rings that are to have turns."""
+        """After each sleep and each slice: the rings that are to have turns."""
         answered = []
         for ring, watched in self._watched.items():
             hands = watched.hands

@@ -198,7 +198,7 @@ class VcpuThread:
             self._close(ring, "")
 
     def _sleep(self) -> None:
-        """Until there is an event for a ring, an answer of a store, an order, or the end of a nap."""
+        """Until there is an event, an answer of a store, an order, or the end of a nap."""
         self.idle()
         began_ns = time.monotonic_ns()
         ready = self._poller.poll(self._timeout_ms(began_ns))

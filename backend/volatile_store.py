@@ -13,7 +13,6 @@ import random
 import numpy as np
 
 from backend.stores import Features, Store
-from common.abi import SECTOR_SIZE
 
 WRITTEN_BACK, TORN = 0.25, 0.5  # of a write: below the first, all of it; below the second, a part
 

@@ -6,7 +6,7 @@
     nbd+unix:///NAME?socket=PATH[,timeout=SECONDS]
     nbd://HOST[:PORT]/NAME[,timeout=SECONDS]
     volatile:TARGET[,seed=N]            a ram or file TARGET; what is not flushed is lost in a crash
-Each may have `,sector-size=512|4096`. SIZE as fio has it: a number, and k, m or g for units of 1,024.
+Each may have `,sector-size=512|4096`. SIZE as fio has it: a number, and k, m or g for 1,024s.
 
 Owns: the form, for the toolstack, which checks it before anything starts, and for dom0, which reads
 it in the store. Raises ValueError, of one line that names what is wrong and what is allowed.
@@ -142,7 +142,9 @@ def _timeout(options: Mapping[str, str]) -> float:
     written = options.get("timeout", f"{TIMEOUT_DEFAULT_S:g}")
     value = float(written) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,9})?", written) else 0.0
     if not 0 < value <= TIMEOUT_MAX_S:
-        raise ValueError(f"timeout: {written!r} is not above 0, at most {TIMEOUT_MAX_S:g} (seconds)")
+        raise ValueError(
+            f"timeout: {written!r} is not above 0, at most {TIMEOUT_MAX_S:g} (seconds)"
+        )
     return value
 
 

@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 
 from backend.blkback import Blkback
+from backend.file_store import FileQueue, FileStore
 from backend.foreign_memory import Balloon, map_granted, unmap_slots
 from backend.ring_hands import RingHands
 from backend.ring_numbers import RingNumbers
-from backend.file_store import FileQueue, FileStore
 from backend.store_jobs import LaterStore
 from backend.stores import Store
 from backend.vcpu_thread import VcpuThread

@@ -21,6 +21,7 @@ from backend.ring_hands import RingHands
 from backend.slots import FREE
 from backend.steps import CLEAR
 from backend.steps import PHASES as BACK_PHASES
+from backend.store_queue import StoreQueue
 from backend.stores import RamStore, Store
 from backend.worker import work
 from common import abi, effects
@@ -199,6 +200,7 @@ class Pair:
         flush_policy: str = "mask",
         store: Store | None = None,
         read_only: bool = False,
+        queue: StoreQueue | None = None,
         pool_pages: int = 352,
         nr_ios: int = 64,
         frames_per_io: int = 11,
@@ -235,6 +237,7 @@ class Pair:
             max_persistent_grants=cap,
             gather_max=gather_max,
             read_only=read_only,
+            queue=queue,
         )
         none = cast(Any, None)
         self.hands = RingHands(self.back, self.store, none, none)
@@ -268,7 +271,7 @@ class Pair:
             **options,
         )
 
-    def _build_back(self, nr_slots: int, **options: int) -> Blkback:
+    def _build_back(self, nr_slots: int, **options: Any) -> Blkback:
         reach = in_table(self.arena, nr_slots, self.ram, self.hole)
         if self.copies:
             reach = own_frames(nr_slots, self.dom0_ram, BOUNCE_FRAME + nr_slots * self.number)

@@ -8,7 +8,6 @@ from typing import Final
 from backend.file_store import check_file
 from backend.nbd_store import check_nbd
 from common.faults import LocalFault
-from common.nbd_uri import parse_nbd_uri
 from toolstack.disks import Disk
 from toolstack.loadspec import ConfigError
 from toolstack.settings import Settings
@@ -28,9 +27,7 @@ def check_disks(machine: Settings) -> None:
 def _check(disk: Disk) -> None:
     target = disk.spec.what
     if target.kind == "file":
-        check_file(
-            target.path_of(disk.domid), disk.read_only, target.cache, target.sector_size
-        )
+        check_file(target.path_of(disk.domid), disk.read_only, target.cache, target.sector_size)
     elif target.kind == "nbd":
         limit_s = min(target.timeout_s, LOOK_S)
-        check_nbd(parse_nbd_uri(target.where), disk.read_only, target.sector_size, limit_s)
+        check_nbd(target.where, disk.read_only, target.sector_size, limit_s)

@@ -27,9 +27,7 @@ from toolstack.loadspec import (
 DISKS_MAX: Final = 16  # of a guest
 MINORS: Final = 16  # of a disk: it and its partitions
 OPTIONS: Final = ("name", "cache", "timeout", "seed", EVERY)  # of some target or other
-FORM: Final = (
-    f"TARGET[,{EVERY}=512|4096][,vdev=xvda..xvdp][,access=ro|rw], TARGET {TARGETS}"
-)
+FORM: Final = f"TARGET[,{EVERY}=512|4096][,vdev=xvda..xvdp][,access=ro|rw], TARGET {TARGETS}"
 
 
 class DiskSpec(Config):

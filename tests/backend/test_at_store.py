@@ -32,9 +32,7 @@ def jobs_at(pair: Late) -> list[tuple[str, int, int, int]]:
         job = pair.back.jobs[slot]
         pieces = pair.back.iovecs[slot, : job["nr_iovecs"]]
         assert int(pieces["nr_bytes"].sum()) == (job["nr_bytes"] if len(pieces) else 0)
-        found.append(
-            (NAMES[job["kind"]], int(job["offset"]), int(job["nr_bytes"]), len(pieces))
-        )
+        found.append((NAMES[job["kind"]], int(job["offset"]), int(job["nr_bytes"]), len(pieces)))
     return found
 
 

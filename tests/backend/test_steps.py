@@ -1,6 +1,7 @@
 """The worker's table: runs take every row of it, and nothing that is not in it."""
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from backend.blkback import begin_close
+from backend.io_uring import IoUring
 from backend.steps import LOOK, LOOK_AGAIN, NEXT, PHASES, PLAN, WATCH
 from backend.worker import work
 from common import effects
@@ -19,8 +21,8 @@ from common.ring import EVENT, REQ, RSP
 from common.steps import ANY_STEP, NO_STEP, ON, OUTCOME_BITS, OUTCOMES, STEP, STEP_BITS
 from common.u32 import u32_add
 from hypervisor.gate_server import GateServer
-from tests.backend.late import Late
-from tests.pair import LOOKS_MAX, MODES, PORT, READ, WRITE, Pair, Raw
+from tests.backend.late import DISK_SECTORS, Late
+from tests.pair import LOOKS_MAX, MODES, PORT, READ, WRITE, CallbackStore, Pair, Raw
 
 Row = tuple[str, int, str]  # a step, the effect after it, the next step
 
@@ -133,12 +135,30 @@ def rows_of(mode: str, spins: bool, gate: bool, callbacks: bool) -> set[Row]:
     return taken.rows
 
 
+def rows_of_a_queue() -> set[Row]:
+    """What is taken where the loop itself hands over to the store."""
+    file = os.memfd_create("disk")
+    os.truncate(file, DISK_SECTORS * 512)
+    queue = IoUring(file, 32)
+    pair = Pair(store=CallbackStore(DISK_SECTORS), queue=queue.queue)
+    taken = Taken(pair, 0)
+    gref = pair.grant(pair.buffer_frame)
+    taken.serve(Raw([(gref, 0, 7)], WRITE))
+    while pair.back.back["at_store"][0]:
+        taken.go_on()
+    assert os.pread(file, 4096, 0) == pair.frame(pair.buffer_frame).tobytes()
+    queue.close()
+    os.close(file)
+    return taken.rows
+
+
 @pytest.fixture(scope="module")
 def rows() -> set[Row]:
     """Of all kinds of lives."""
     waits = ((False, False), (True, False), (True, True))
     kinds = itertools.product(MODES, waits, (False, True))
-    return set().union(*(rows_of(mode, *waits, callbacks) for mode, waits, callbacks in kinds))
+    lives = [rows_of(mode, *waits, callbacks) for mode, waits, callbacks in kinds]
+    return rows_of_a_queue().union(*lives)
 
 
 def test_each_phase_has_a_row_for_each_outcome() -> None:

@@ -48,7 +48,7 @@ class Rings:
                 arena.array(TURN_WORDS, np.int64),
                 arena.array(64, np.uint64),
                 np.full(1, PORT + ring),
-            *(arena.array(1, np.uint32) for _ in range(3)),
+                *(arena.array(1, np.uint32) for _ in range(3)),
             )
             for ring in range(count)
         ]
