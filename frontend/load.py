@@ -82,7 +82,9 @@ class LoadPlan:
     @property
     def reads_of_100(self) -> int:
         """How many of a hundred I/Os are reads."""
-        return {"read": 100, "write": 0, "trim": 0}.get(self.rw.removeprefix("rand"), self.read_percent)
+        return {"read": 100, "write": 0, "trim": 0}.get(
+            self.rw.removeprefix("rand"), self.read_percent
+        )
 
 
 class Load(NamedTuple):

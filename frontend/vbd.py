@@ -217,8 +217,7 @@ class FrontendVbd(End):
         if sectors % (sector_size // abi.SECTOR_SIZE):
             raise PeerFault(f"{self.other}/sectors is {sectors}, no whole sectors of {sector_size}")
         flush, barrier, discard, granularity, alignment, secure = (
-            _number(values, f"{self.other}/{name}", BYTES_MAX, 0)
-            for name in FEATURES
+            _number(values, f"{self.other}/{name}", BYTES_MAX, 0) for name in FEATURES
         )
         kept = values.get(f"{self.other}/feature-persistent", b"").strip() == b"1"
         self.dev.front["grant_mode"] = (

@@ -145,9 +145,9 @@ class LoadSpec(Config):
     what they do not say themselves. Raises ConfigError.
     """
 
-    rw: Literal[
-        "read", "write", "rw", "trim", "randread", "randwrite", "randrw", "randtrim"
-    ] = "randrw"
+    rw: Literal["read", "write", "rw", "trim", "randread", "randwrite", "randrw", "randtrim"] = (
+        "randrw"
+    )
     rwmixread: int = Field(70, ge=0, le=100)
     bs: int = 4096
     iodepth: int = Field(32, ge=1, le=256)
