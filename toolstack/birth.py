@@ -8,6 +8,7 @@ guest the other; then the guest is forked with what is its own.
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
 
@@ -22,10 +23,12 @@ from frontend.frames import grant_frames, ram_frames
 from machine.broker import BrokerConfig
 from machine.connection import BackendOptions, dom0_frames
 from machine.guest_config import GuestConfig
+from toolstack.disks import Disk
 from toolstack.failures import MachineError
 from toolstack.guest_stats import GuestStats
 from toolstack.settings import Settings
 from toolstack.supervisor import Supervisor
+from toolstack.verify_state import is_fresh, open_states
 
 ANSWER_TIMEOUT_S: Final = 60.0
 
@@ -109,14 +112,24 @@ class Builder:
         self._supervisor.start("dom0", "dom0", config, _given(self._dom0))
 
     def start_guest(
-        self, domid: int, name: str, devices: list[int], descriptors: list[int], attack: str = ""
+        self,
+        domid: int,
+        name: str,
+        disks: Sequence[Disk],
+        descriptors: list[int],
+        attack: str = "",
     ) -> None:
-        """Fork a guest with disks of these numbers, born with `descriptors`; a hostile one, if it
-        is to `attack`."""
-        topology = self._topology
+        """Fork a guest with these disks, born with `descriptors` and their state files; a hostile
+        one, if it is to `attack`. Raises ConfigError."""
+        topology, states = self._topology, dict[int, int]()
+        if topology.verify_state and not attack:
+            states = open_states(topology.verify_state, disks, topology.every_disk())
+        descriptors = [*descriptors, *states.values()]
         config = GuestConfig(
             domid,
-            devices,
+            [disk.device for disk in disks],
+            [is_fresh(disk) for disk in disks],
+            [disk.number in states for disk in disks],
             topology.buffer_frames,
             topology.persistent,
             topology.spin == "adaptive",

@@ -22,6 +22,7 @@ from toolstack.progress import Progress
 from toolstack.report import print_report
 from toolstack.results import Run, build_run, faults, grants_left
 from toolstack.topology import MODES, ConfigError, Mode, RunningMachine, Topology
+from toolstack.verify_state import is_fresh, is_kept
 
 DEFAULT_MODES: Final[tuple[Mode, ...]] = ("non-persistent", "persistent")
 
@@ -158,9 +159,31 @@ def run_mode(
     return Measured(run, grants_left(machine.closed), list(machine.failures.values()), ended)
 
 
+def verify(topology: Topology, start: Start) -> str:
+    """Judge every disk by its state file, and say what was found; what is wrong, "" if nothing."""
+    if not topology.verify_state:
+        raise ConfigError("verify-only: needs --verify-state, which says what disks must hold")
+    every = topology.every_disk()
+    if not any(is_kept(disk, every) and not is_fresh(disk) for disk in every):
+        raise ConfigError("verify-only: no disk here is older than its machine: none can be judged")
+    with start(topology) as machine:
+        verdicts = machine.judge()
+    for verdict in verdicts:
+        for line in verdict.lines():
+            click.echo(line)
+    outside = sum(verdict.outside for verdict in verdicts)
+    return f"{outside} sectors are outside of their bounds" if outside else ""
+
+
 @click.pass_context
 def _run(ctx: click.Context, /, **flags: Any) -> None:
+    verify_only = flags.pop("verify_only")
     topologies, spec = settings(flags)
+    if verify_only:
+        topologies[0].check_host()
+        if wrong := verify(topologies[0], ctx.obj or Topology.start):
+            raise RunEnded(wrong)
+        return
     check_outputs(flags)
     for topology in topologies:
         topology.check_host()

@@ -12,8 +12,11 @@ import numpy as np
 
 from common.abi import SECTOR_SIZE
 from common.control import DATA_MAX
+from toolstack.disks import Disk
+from toolstack.verify_state import Verdict
 
 VERSION_BYTES: Final = 4  # of what a guest knows of a sector
+JUDGED_AT_ONCE: Final = 1 << 17  # sectors, 64 MiB: an answer does not take long
 
 
 class GuestDisk:
@@ -87,6 +90,16 @@ class GuestDisk:
             nr = min(step, size - sector)
             versions = other._bytes(nr * VERSION_BYTES, "versions", sector, nr)
             self._asked("versions", sector, nr, versions, domid, other.number)
+
+    def judge(self, disk: Disk) -> Verdict:
+        """Compare all of it with what its state file says; disk: which it is."""
+        verdict = Verdict(disk)
+        for sector in range(0, self.size // SECTOR_SIZE, JUDGED_AT_ONCE):
+            try:
+                verdict.add(self._asked("judge", sector, JUDGED_AT_ONCE))
+            except ValueError as error:
+                raise OSError(str(error)) from None
+        return verdict
 
     def _checked(self, offset: int | np.integer) -> int:
         """A plain number; what is wrong with a smaller one the guest says, as for its own users."""

@@ -58,6 +58,8 @@ MACHINE: Final = "The machine"
 LOAD: Final = "The load, on every disk of every guest (fio's names)"
 OUTPUT: Final = "Input and output"
 
+STATE: Final = ("verify_state", "verify_only")  # of a real run only
+
 FLAGS: Final[list[click.Parameter]] = [
     _mode_flag("--no-persistent", "non-persistent", "Grant, map and unmap for every request."),
     _mode_flag("--persistent", "persistent", "Grant and map once, and copy from then on."),
@@ -110,6 +112,20 @@ FLAGS: Final[list[click.Parameter]] = [
         "--verify/--no-verify",
         default=None,
         help="Compare each read with what was written (default: --verify).",
+    ),
+    Flag(
+        LOAD,
+        "--verify-state",
+        "verify_state",
+        metavar="DIR",
+        help="Keep there what each disk has been told to keep, and go on from it (default: none).",
+    ),
+    Flag(
+        LOAD,
+        "--verify-only",
+        "verify_only",
+        is_flag=True,
+        help="Run no load: does each disk hold what --verify-state says it must?",
     ),
     Flag(
         OUTPUT,

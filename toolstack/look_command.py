@@ -13,7 +13,7 @@ from toolstack.cli import DEFAULT_MODES, Start, settings
 from toolstack.disks import Disk
 from toolstack.door import Command, RunEnded
 from toolstack.failures import MachineError
-from toolstack.flags import FLAGS, OUTPUT, Flag
+from toolstack.flags import FLAGS, OUTPUT, STATE, Flag
 from toolstack.loadspec import ConfigError, LoadSpec, shown
 from toolstack.topology import Topology
 
@@ -45,7 +45,7 @@ def _flags() -> list[click.Parameter]:
             OUTPUT, "--picture", "picture", metavar="FILE", help="Draw the tree there: PNG and SVG."
         ),
     ]
-    return [*own, *(flag for flag in FLAGS if flag.name not in FILES)]
+    return [*own, *(flag for flag in FLAGS if flag.name not in (*FILES, *STATE))]
 
 
 def _look(**flags: Any) -> None:

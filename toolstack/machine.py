@@ -38,6 +38,7 @@ from toolstack.snapshot import Snapshot, host_tlb_shootdowns
 from toolstack.stores import Stores
 from toolstack.supervisor import Supervisor
 from toolstack.vbd_config import plug_in, take_offline
+from toolstack.verify_state import Verdict, is_kept
 
 __all__ = ["Guest", "GuestFailed", "Machine", "MachineError"]
 
@@ -115,8 +116,7 @@ class Machine:
         for domid, disks in self._disks.items():
             self._stores.give(disks)
             plug_in(self._store, disks)
-            devices = [disk.device for disk in disks]
-            self._builder.start_guest(domid, self._names[domid], devices, descriptors[domid])
+            self._builder.start_guest(domid, self._names[domid], disks, descriptors[domid])
         for name in self._names.values():
             supervisor.expect(name, ANSWER_TIMEOUT_S)
 
@@ -228,6 +228,18 @@ class Machine:
                     reader = self._guests[job.disk.domid].disks[job.disk.number]
                     reader.expect(writer, job.after.domid)
             yield from self._crew.load(jobs, every_s, self.snapshot)
+
+    def judge(self) -> list[Verdict]:
+        """What each disk that has a state file holds, by that: `verify_state` of the topology.
+
+        Raises MachineError.
+        """
+        every, verdicts = self.topology.every_disk(), list[Verdict]()
+        with self._blamed():
+            for disk in every if self.topology.verify_state else ():
+                if is_kept(disk, every):
+                    verdicts.append(self._guests[disk.domid].disks[disk.number].judge(disk))
+        return verdicts
 
     def look(self, domid: int, vdev: str = "xvda") -> View:
         """What lies in memory for a guest's disk now: see `toolstack/look.py`."""

@@ -60,7 +60,8 @@ class Settings(Config):
     feature-persistent. grant_copy: the backend has the hypervisor copy, and maps nothing.
     max_persistent_grants: Linux blkback's module parameter, for each ring. disks: each guest's
     (`toolstack/disks.py`); disk_mib: short for one ram disk; guest: what a guest has of its own.
-    buffer_mib: the RAM that the I/O buffers of each disk lie in.
+    buffer_mib: the RAM that the I/O buffers of each disk lie in. verify_state: the directory where
+    each disk keeps what it was told to keep, for who asks after a crash.
     Raises ConfigError.
     """
 
@@ -82,6 +83,7 @@ class Settings(Config):
         default_factory=lambda settings: (DiskSpec(target=f"ram:{settings['disk_mib']}m"),)
     )
     guest: tuple[GuestSpec, ...] = ()
+    verify_state: str = ""
     buffer_mib: int = Field(default_factory=_buffers, ge=1, le=256)
     seed: int = Field(1, ge=0)
 

@@ -15,7 +15,7 @@ from common.abi import BLKIF_RING_SIZE, SECTOR_SIZE
 from toolstack.cli import settings
 from toolstack.door import Command, RunEnded, Within
 from toolstack.files import check_outputs, write_outputs
-from toolstack.flags import FLAGS, LOAD, MACHINE, OUTPUT, Flag
+from toolstack.flags import FLAGS, LOAD, MACHINE, OUTPUT, STATE, Flag
 from toolstack.jobs import jobs_on, load_plan, plan_of
 from toolstack.loadspec import LoadSpec
 from toolstack.report import print_report
@@ -125,7 +125,7 @@ def _snapshot(counts: "Counts") -> Snapshot:
 def _flags() -> list[click.Parameter]:
     """The real launch's, and what only a model has."""
     flags: list[click.Parameter] = []
-    for flag in FLAGS:
+    for flag in (flag for flag in FLAGS if flag.name not in STATE):
         if isinstance(flag, Flag) and flag.name == "dom0_vcpus":
             names = (*flag.opts, "--vcpus", "dom0_vcpus")
             flag = Flag(MACHINE, *names, metavar=flag.metavar, help=flag.help)  # noqa: PLW2901

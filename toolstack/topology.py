@@ -14,6 +14,7 @@ from toolstack.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from toolstack.look import View
+    from toolstack.verify_state import Verdict
 
 __all__ = ["MODES", "PRESETS", "ConfigError", "Mode", "RunningMachine", "Topology"]
 
@@ -53,6 +54,8 @@ class RunningMachine(Protocol):
     ) -> Generator[Snapshot, None, None]: ...
 
     def guest(self, domid: int) -> Any: ...
+
+    def judge(self) -> "list[Verdict]": ...
 
     def look(self, domid: int, vdev: str = ...) -> "View": ...
 

@@ -33,6 +33,28 @@ def is_kept(disk: Disk, disks: Sequence[Disk]) -> bool:
     return alone and not disk.read_only and disk.spec.kind != "null"
 
 
+def nr_sectors_of(disk: Disk) -> int:
+    """How large it is, before anything starts. Raises ConfigError."""
+    if not disk.spec.size:
+        raise ConfigError(f"verify-state: nobody knows yet how large {disk} is")
+    return disk.spec.size // SECTOR_SIZE
+
+
+def open_states(directory: str, disks: Sequence[Disk], every: Sequence[Disk]) -> dict[int, int]:
+    """The state files of those of a guest's disks that have one, by number. every: all disks there
+    are. Raises ConfigError."""
+    states = dict[int, int]()
+    try:
+        for disk in disks:
+            if is_kept(disk, every):
+                states[disk.number] = open_state(directory, disk, nr_sectors_of(disk))
+    except ConfigError:
+        for fd in states.values():
+            os.close(fd)
+        raise
+    return states
+
+
 def state_path(directory: str, disk: Disk) -> str:
     """Its state file's."""
     return os.path.join(directory, f"guest-{disk.domid}-{disk.vdev}.state")
@@ -143,8 +165,3 @@ class Verdict:
             what = "no version of this sector" if found < 0 else f"version {found}"
             said.append(f"{self.disk}: sector {sector} holds {what}, not {flushed}..{issued}")
         return said
-
-
-def nr_sectors_of(disk: Disk) -> int:
-    """As its target says."""
-    return disk.spec.size // SECTOR_SIZE

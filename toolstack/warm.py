@@ -27,6 +27,7 @@ from common.abi import (
     XEN_PAGE_SIZE,
 )
 from common.arena import Arena
+from common.copying import address_of
 from common.event_channel import clear_mask, clear_pending, set_pending
 from common.hypercall_gate import PENDING, call, collect, gate_bytes, new_gate, no_gate
 from common.machine_memory import DISKS_MAX, STATS
@@ -47,6 +48,8 @@ from frontend.blkfront_info import BLKFRONT, PER_REQUEST, PERSISTENT
 from frontend.block_device import _enqueue_first
 from frontend.frames import disk_frames
 from frontend.grants import end_access, grant_access, new_grants
+from frontend.journal import begin_flush, end_flush, forget, new_journal
+from frontend.judge import judge, new_judgement
 from frontend.load import LOAD, Load, LoadPlan, new_load, no_load
 from frontend.room import abandon
 from frontend.stepper import run, serve
@@ -160,6 +163,17 @@ def _warm_turns(machine: _TinyMachine) -> None:
     abandon(front)
 
 
+def _warm_journal(arena: Arena) -> None:
+    """What a guest asks of one outside of a load."""
+    page = arena.array((2, XEN_PAGE_SIZE), np.uint8)
+    kept = new_journal(arena, *arena.array((2, SECTORS_PER_PAGE), np.uint32))
+    forget(kept, 0, 1)
+    begin_flush(kept)
+    end_flush(kept, True)
+    given = address_of(page[0]), 1, 0, SECTORS_PER_PAGE, kept.flushed, kept.issued
+    judge(new_judgement(arena), *given)
+
+
 def _warm_gate(machine: _TinyMachine) -> None:
     segment = np.zeros(gate_bytes(1), np.uint8)
     server = GateServer(machine.hypervisor, segment, 1)
@@ -194,6 +208,7 @@ def warm() -> None:
     unmap_slots(np.zeros(0, GNTTAB_UNMAP_GRANT_REF), 0)
     machine.make_call(GNTTABOP_COPY, np.zeros(1, GNTTAB_COPY))
     _warm_gate(machine)
+    _warm_journal(machine.arena)
     events = front.events
     set_pending(events.far_pending, events.far_mask, 1)
     clear_pending(events.pending, 1)

@@ -8,13 +8,12 @@ from common.copying import address_of
 from common.effects import DONE, WAIT
 from common.steps import ANY_STEP, STEP
 from frontend import journal, load, steps
-from frontend.journal import Journal, certain_versions, new_journal
+from frontend.journal import certain_versions, new_journal
 from frontend.judge import NAMED_MAX, judge, new_judgement
 from frontend.load import LoadPlan, new_load
 from frontend.pattern import UNKNOWN, fill
-from frontend.stepper import run
-from tests.frontend.answering import DISCARD, FLUSH, Answering
-from tests.pair import EOPNOTSUPP, ERROR, WRITE, CallbackStore
+from tests.frontend.answering import FLUSH, Answering
+from tests.pair import EOPNOTSUPP, ERROR, WRITE
 
 DISK, BLOCKS = 1, 64
 NR_SECTORS = BLOCKS * 8

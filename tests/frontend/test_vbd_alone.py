@@ -105,7 +105,7 @@ def test_it_learns_what_more_its_backend_can() -> None:
     end = End()
     end.publish()
     names = ("feature-flush-cache", "feature-discard", "discard-secure")
-    more = {name: b"1" for name in names} | {"discard-granularity": b"4096", "sector-size": b"4096"}
+    more = dict.fromkeys(names, b"1") | {"discard-granularity": b"4096", "sector-size": b"4096"}
     end.see(CONNECTED, **{**SOUND, **more, "discard-alignment": b"512"})
     assert end.vbd.disk == Disk(
         4096, 4096, False, False, True, False, True, 4096, 512, discard_secure=True
