@@ -1,4 +1,4 @@
-"""An NBD connection against a scripted server: replies of each kind, cut anywhere, and broken ones."""
+"""An NBD connection against a scripted server: each kind of reply, cut anywhere; broken ones."""
 
 import socket
 from collections.abc import Iterator
@@ -250,7 +250,7 @@ def test_a_read_of_which_some_is_missing_is_an_error(scripted: Scripted) -> None
         (lambda c: simple_reply(c + (1 << 16)), "not asked"),
         (lambda c: simple_reply(0xFFFF), "not asked"),
         (lambda c: simple_reply(0), "not asked"),
-        (lambda c: simple_reply(c), "without their structure"),
+        (simple_reply, "without their structure"),
         (lambda c: simple_reply(c, 108), "shutting down"),
         (lambda c: chunk(c, REPLY_NONE, b"x"), "no sound form"),
         (lambda c: chunk(c, REPLY_NONE, done=False), "no sound form"),
