@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -226,6 +227,34 @@ def test_another_process_has_it(path: Path) -> None:
     assert check_file(str(path), False, "writeback", 512) == FILE_BYTES
 
 
+def test_what_is_in_memory_is_read_where_the_call_is_made(path: Path) -> None:
+    """And by no thread of the kernel, of which a caller who needs one has one of his own."""
+    store = open_file(str(path), False, "writeback", 512)
+    queue = store.open_queue(4)
+    workers = []
+
+    def load() -> None:
+        jobs, iovecs = np.zeros(4, JOB), np.zeros((4, 11), IOVEC)
+        room = np.zeros(PAGE, np.uint8)
+        iovecs[0, 0] = (room.ctypes.data, PAGE)
+        for page in range(50):
+            jobs[0] = (page * PAGE, PAGE, READ, 1)
+            put(queue.queue, jobs, iovecs, 0)
+            assert enter(queue.queue) == 0
+            while reap(queue.queue, jobs) < 0:
+                select.select([queue.polled_fd], [], [], 10)
+        own = f"iou-wrk-{threading.get_native_id()}"
+        names = [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
+        workers.append(names.count(own))
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    thread.join()
+    queue.close()
+    store.close()
+    assert workers == [0]
+
+
 @pytest.mark.parametrize("uring", [True, False])
 def test_the_lock_goes_with_the_store_though_a_ring_has_the_file(path: Path, uring: bool) -> None:
     before = open_descriptors()
@@ -265,7 +294,7 @@ def test_a_host_that_refuses_io_uring_is_said_once(
             queue.close()
     store.close()
     assert [record.getMessage() for record in caplog.records] == [
-        "no io_uring (Operation not permitted): 4 threads for each disk on a file"
+        "no io_uring (Operation not permitted): 4 threads for each such disk"
     ]
 
 
