@@ -33,6 +33,7 @@ from common.faults import LocalFault
 FileQueue = IoUring | FilePool
 
 BLKGETSIZE64: Final = 0x80081272
+MEMORY: Final = (0x01021994, 0x858458F6)  # TMPFS_MAGIC, RAMFS_MAGIC
 PAGE: Final = mmap.PAGESIZE
 KINDS: Final = {
     stat.S_IFDIR: "a directory",
@@ -71,7 +72,7 @@ class FileStore:
             reason = error.strerror or str(error)
         if reason not in _said:
             _said.add(reason)
-            log.warning("no io_uring (%s): %d threads for each disk on a file", reason, NR_THREADS)
+            log.warning("no io_uring (%s): %d threads for each such disk", reason, NR_THREADS)
         try:
             return FilePool(self._fd, nr_slots)
         except (OSError, RuntimeError) as error:
@@ -165,11 +166,19 @@ def _open(path: str, read_only: bool, direct: bool) -> int:
         raise LocalFault(f"{path}: {_reason(error, read_only, direct)}") from error
     try:
         _checked_kind(path, os.fstat(fd).st_mode)
-        os.set_blocking(fd, True)
+        os.set_blocking(fd, not _is_memory(fd))
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _is_memory(fd: int) -> bool:
+    """Is it on a file system of memory? io_uring is not told that those answer at once, and has
+    threads of the kernel do each job, unless the descriptor is not blocking: nothing to preadv.
+    """
+    status = ctypes.create_string_buffer(256)  # `struct statfs`, some 120 bytes; f_type is first
+    return _libc.fstatfs(fd, status) == 0 and struct.unpack_from("=q", status)[0] in MEMORY
 
 
 def _reason(error: OSError | ValueError, read_only: bool, direct: bool) -> str:
@@ -206,14 +215,12 @@ def _size(path: str, fd: int, sector_size: int) -> int:
     if stat.S_ISBLK(status.st_mode):
         (nr_bytes,) = struct.unpack("<Q", fcntl.ioctl(fd, BLKGETSIZE64, bytes(8)))
     if nr_bytes < sector_size:
-        raise LocalFault(
-            f"{path} has {nr_bytes} bytes: at least a sector of {sector_size} is needed"
-        )
-    if nr_bytes % sector_size:
-        raise LocalFault(
-            f"{path} has {nr_bytes} bytes: a multiple of its sectors of {sector_size} is needed"
-        )
-    return int(nr_bytes)
+        needed = f"at least a sector of {sector_size}"
+    elif nr_bytes % sector_size:
+        needed = f"a multiple of its sectors of {sector_size}"
+    else:
+        return int(nr_bytes)
+    raise LocalFault(f"{path} has {nr_bytes} bytes: {needed} is needed")
 
 
 def _lock_of(kind: int) -> bytes:
