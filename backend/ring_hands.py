@@ -7,9 +7,7 @@ serves it (`backend/vcpu_thread.py`), and what its store says meanwhile.
 import logging
 import os
 
-import numpy as np
-
-from backend.at_store import answer, complete, take_started
+from backend.at_store import answer_all, complete, take_started
 from backend.blkback import BLKBACK, Blkback, jobs_of
 from backend.doors import called_for
 from backend.error_log import ErrorLog
@@ -24,21 +22,13 @@ from common.abi import (
     SECTOR_SIZE,
 )
 from common.arena import Arena
-from common.compiled import direct, kernel
+from common.compiled import direct
 from common.copying import byte_view
 from common.event_channel import EventChannel
 from common.hypercall import Hypercalls
 from common.hypercall_gate import collect
 
 log = logging.getLogger(__name__)
-
-
-@kernel
-def _answer_all(rings: np.ndarray, count: int) -> None:
-    """What a store that answers later has said."""
-    dev = BLKBACK.view(rings, 0)
-    for at in range(count):
-        answer(dev, np.int64(dev.answered[at]), np.int64(dev.statuses[at]))
 
 
 class RingHands:
@@ -65,7 +55,7 @@ class RingHands:
         BLKBACK.write(self._rows[0], dev)
         if self.later is not None:
             self.later.attach(jobs_of(dev))
-            self._answer_all = direct(_answer_all, self._rows, 0)
+            self._answer_all = direct(answer_all, self._rows, 0)
 
     def do(self, effect: int) -> None:
         """What the loop asks for, if it is the ring's own."""
