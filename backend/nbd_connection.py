@@ -60,7 +60,7 @@ _view = NBD_CONNECTION.view
 
 
 @whole
-def begin(rows: np.ndarray, slots: np.ndarray) -> int:
+def begin(rows: np.ndarray, slots: np.ndarray) -> np.int64:
     """Take on the jobs of `slots` (u32), and send as many as can be; how many are answered.
 
     rows: NBD_CONNECTION's, one.
@@ -77,7 +77,7 @@ def begin(rows: np.ndarray, slots: np.ndarray) -> int:
 
 
 @whole
-def go_on(rows: np.ndarray) -> int:
+def go_on(rows: np.ndarray) -> np.int64:
     """Receive, send, give up what is late; how many are answered."""
     c = _view(rows, 0)
     state = c.state[0]
@@ -92,7 +92,7 @@ def go_on(rows: np.ndarray) -> int:
 
 
 @whole
-def lose(rows: np.ndarray) -> int:
+def lose(rows: np.ndarray) -> np.int64:
     """The connection is gone. What was on its way waits to be sent again, ahead of the rest, but
     has failed if it was sent again before; how many are answered, with those before."""
     c = _view(rows, 0)

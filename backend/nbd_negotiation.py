@@ -154,7 +154,8 @@ class Negotiation:
         answer = yield asked, EXPORT_NAME_REPLY.size
         if not flags & FLAG_NO_ZEROES:
             yield b"", ZEROES_BYTES
-        return _export(*EXPORT_NAME_REPLY.unpack(answer), structured)
+        nr_bytes, export_flags = EXPORT_NAME_REPLY.unpack(answer)
+        return _export(nr_bytes, export_flags, structured)
 
     def _go(self, structured: bool) -> Generator[tuple[bytes, int], bytes, Export | None]:
         """OPT_GO; None if the server does not know it."""

@@ -166,15 +166,14 @@ def _look_at_chunk(c: Connection, there: int) -> bool:
     length = np.int64(take_number(c.incoming, at + 16, 4))
     if index < 0:
         return False
+    fields = length
     if type_ & REPLY_ERROR_BIT != 0:
-        fields = length
         sound = ERROR_BYTES <= length <= STRING_MAX + ERROR_BYTES + 8
     elif type_ == REPLY_NONE:
-        fields, sound = 0, length == 0 and done != 0
+        sound = length == 0 and done != 0
     elif type_ == REPLY_OFFSET_DATA:
-        fields, sound = OFFSET_DATA_BYTES, length > OFFSET_DATA_BYTES
+        fields, sound = np.int64(OFFSET_DATA_BYTES), length > OFFSET_DATA_BYTES
     else:
-        fields = OFFSET_HOLE_BYTES
         sound = type_ == REPLY_OFFSET_HOLE and length == OFFSET_HOLE_BYTES
     if not sound:
         state.lost = BAD_CHUNK
@@ -211,7 +210,7 @@ def _fill_hole(c: Connection, index: int, at: int) -> None:
         return
     to = c.slots[entry.slot].at + (from_ - entry.offset)
     while left > 0:
-        size = min(left, len(c.zeros))
+        size = left if left < len(c.zeros) else np.int64(len(c.zeros))
         move(c, entry.slot, to, np.int64(c.zeros.ctypes.data), size, False)
         to += size
         left -= size

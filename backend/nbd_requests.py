@@ -124,22 +124,23 @@ def finish(c: Connection, index: int) -> None:
 @kernel
 def move(c: Connection, slot: int, at: int, address: int, nr_bytes: int, gathers: bool) -> None:
     """Copy between `address` and the pages of a job, from its byte `at` on; gathers: to address."""
-    index, skipped, left = 0, at, nr_bytes
+    index = 0
+    skipped, left, here = np.int64(at), np.int64(nr_bytes), np.int64(address)
     while left > 0:
         part_bytes = np.int64(c.iovecs[slot, index].nr_bytes)
-        here = np.int64(c.iovecs[slot, index].address) + skipped
+        page = np.int64(c.iovecs[slot, index].address) + skipped
         index += 1
         if skipped >= part_bytes:
             skipped -= part_bytes
             continue
-        size = min(left, part_bytes - skipped)
+        size = np.int64(min(left, part_bytes - skipped))
         if gathers:
-            copy_bytes(address, here, size)
+            copy_bytes(here, page, size)
         else:
-            copy_bytes(here, address, size)
-        address += size
+            copy_bytes(page, here, size)
+        here += size
         left -= size
-        skipped = 0
+        skipped = np.int64(0)
 
 
 @kernel

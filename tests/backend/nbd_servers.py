@@ -1,8 +1,10 @@
 """Real NBD servers on a unix socket, for tests; and a ring's worth of jobs for a store."""
 
+import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,12 +21,15 @@ SLOTS = 8
 
 
 class Server:
-    """A server's process, which can be killed and started again."""
+    """A server's process, which can be killed and started again.
 
-    def __init__(self, command: list[str], socket_path: Path) -> None:
+    pid_path: where one that makes itself a daemon writes who it is.
+    """
+
+    def __init__(self, command: list[str], socket_path: Path, pid_path: Path | None = None) -> None:
         if shutil.which(command[0]) is None:
             pytest.skip(f"{command[0]} is not installed")
-        self._command, self._socket = command, socket_path
+        self._command, self._socket, self._pid = command, socket_path, pid_path
         self.start()
 
     def start(self) -> None:
@@ -33,18 +38,31 @@ class Server:
             self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         give_up = time.monotonic() + 10
-        while not self._socket.exists():
-            assert time.monotonic() < give_up and self._process.poll() is None
+        while not self._listens():
+            assert time.monotonic() < give_up and not self._process.poll()
             time.sleep(0.01)
 
+    def _listens(self) -> bool:
+        if not self._socket.is_socket():
+            return self._socket.exists()
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self._socket)) == 0
+
     def kill(self, how: int = signal.SIGKILL) -> None:
-        self._process.send_signal(how)
+        if self._pid:
+            os.kill(int(self._pid.read_text()), how)
+        else:
+            self._process.send_signal(how)
         self._process.wait(10)
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        self._process.wait(60)
 
 
 @contextmanager
-def served(command: list[str], socket_path: Path) -> Iterator[Server]:
-    server = Server(command, socket_path)
+def served(command: list[str], socket_path: Path, pid_path: Path | None = None) -> Iterator[Server]:
+    server = Server(command, socket_path, pid_path)
     try:
         yield server
     finally:

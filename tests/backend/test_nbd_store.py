@@ -17,7 +17,7 @@ from backend.slots import DISCARD, FLUSH, READ, WRITE
 from backend.store_jobs import CLOSE_S
 from common.faults import LocalFault
 from common.process import open_descriptors
-from tests.backend.nbd_servers import SLOTS, Ring, nbdkit, served, uri_of
+from tests.backend.nbd_servers import SLOTS, Ring, Server, nbdkit, served, uri_of
 
 OKAY, FAILED = 0, -1
 SIZE = 8 << 20
@@ -46,7 +46,7 @@ def command_of(kind: str, tmp_path: Path) -> list[str]:
         f"[generic]\nunixsock = {sock}\nlistenaddr = 127.0.0.1\nport = {free_port()}\n"
         f"[disk]\nexportname = {disk}\nflush = true\ntrim = true\n"
     )
-    return ["nbd-server", "-d", "-C", str(config), "-p", str(tmp_path / "pid")]
+    return ["nbd-server", "-C", str(config), "-p", str(tmp_path / "pid")]
 
 
 def free_port() -> int:
@@ -60,7 +60,8 @@ def test_each_server_keeps_what_is_written(kind: str, tmp_path: Path) -> None:
     rng = random.Random(7)
     model = bytearray(SIZE)
     uri = uri_of(tmp_path / "socket", "disk")
-    with served(command_of(kind, tmp_path), tmp_path / "socket"):
+    pid = tmp_path / "pid" if kind == "nbd-server" else None
+    with served(command_of(kind, tmp_path), tmp_path / "socket", pid):
         assert check_nbd(uri, False, 512, 10.0) == SIZE
         with opened(uri) as ring:
             assert ring.store.features.flush and ring.store.nr_sectors == SIZE // 512
@@ -110,23 +111,30 @@ def test_a_server_that_is_started_again_goes_on(
     rng, model = random.Random(8), bytearray(SIZE)
     with served(command_of("nbdkit", tmp_path), tmp_path / "socket") as server:
         with opened(uri_of(tmp_path / "socket"), timeout_s=20) as ring:
-            for _ in range(4):
-                killed = threading.Timer(0.03 * rng.random(), lambda: restart(server, how))
-                killed.start()
-                until = time.monotonic() + 0.5
-                while killed.is_alive() or time.monotonic() < until:
-                    step(ring, rng, model)
+            done = threading.Event()
+            killer = threading.Thread(target=restart_often, args=(server, how, done))
+            killer.start()
+            while not done.is_set():
+                step(ring, rng, model)
             lines = [record.message for record in caplog.records]
             assert sum("connection lost" in line for line in lines) == 4
             assert sum("back after" in line for line in lines) == 4
             assert ring.do(FLUSH, 0) == OKAY
+            server.kill()
+            killer.join()
         assert (tmp_path / "disk").read_bytes() == model
 
 
-def restart(server, how: int) -> None:  # type: ignore[no-untyped-def]
-    server.kill(how)
-    time.sleep(0.05)
-    server.start()
+def restart_often(server: Server, how: int, done: threading.Event) -> None:
+    """Stays until the last is gone: nbdkit may end with the thread that started it."""
+    for pause_s in (0.03, 0.1, 0.11, 0.17):
+        time.sleep(0.4 + pause_s)
+        server.kill(how)
+        time.sleep(0.05)
+        server.start()
+    time.sleep(0.8)
+    done.set()
+    server.wait()
 
 
 def test_a_server_that_never_comes_back_is_an_error_in_time(
