@@ -14,7 +14,7 @@ import select
 import socket
 import time
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from backend.nbd_dial import Address, Dial, addresses_of, dialled
 from backend.nbd_negotiation import Export
 from backend.slots import KINDS
 from backend.store_jobs import CLOSE_S, Jobs
+from backend.stores import Features
 from common.abi import SECTOR_SIZE
 from common.arena import Arena
 from common.faults import LocalFault
@@ -51,19 +52,7 @@ OWN_FLAGS: Final = FLAG_READ_ONLY | FLAG_SEND_FLUSH | FLAG_SEND_TRIM
 GOODBYE: Final = REQUEST.pack(REQUEST_MAGIC, 0, CMD_DISC, 0, 0, 0)
 NS: Final = 1_000_000_000
 
-
 log = logging.getLogger(__name__)
-
-
-class Features(NamedTuple):
-    """What a store can do; granularity and alignment in bytes."""
-
-    flush: bool
-    barrier: bool
-    discard: bool
-    discard_granularity: int
-    discard_alignment: int
-    discard_secure: bool
 
 
 class NbdStore:
@@ -84,7 +73,7 @@ class NbdStore:
     ) -> None:
         flush = bool(export.flags & FLAG_SEND_FLUSH)
         discard = bool(export.flags & FLAG_SEND_TRIM) and not read_only
-        self.features = Features(flush, flush, discard, sector_size, 0, False)
+        self.features = Features(flush, flush, discard, sector_size * discard)
         self.nr_sectors, self.sector_size = export.nr_bytes // SECTOR_SIZE, sector_size
         self._name, self._addresses, self._export_name = name, addresses, export_name
         self._export, self._socket = export, sock
