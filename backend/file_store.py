@@ -82,7 +82,7 @@ class FileStore:
         """Fill `into` with the bytes at `offset`. Raises OSError."""
         at, room = 0, self._aligned(into)
         while at < len(room):
-            done = os.preadv(self._fd, [memoryview(room[at:])], offset + at)
+            done = os.preadv(self._fd, [room[at:].data], offset + at)
             if done == 0:
                 raise OSError(errno.EIO, "the file has become shorter")
             at += done
@@ -95,7 +95,7 @@ class FileStore:
         if room is not data:
             room[:] = data
         while at < len(room):
-            done = os.pwritev(self._fd, [memoryview(room[at:])], offset + at)
+            done = os.pwritev(self._fd, [room[at:].data], offset + at)
             if done == 0:
                 raise OSError(errno.EIO, "nothing of it was written")
             at += done
