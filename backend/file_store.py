@@ -82,7 +82,7 @@ class FileStore:
         """Fill `into` with the bytes at `offset`. Raises OSError."""
         at, room = 0, self._aligned(into)
         while at < len(room):
-            done = os.preadv(self._fd, [room[at:]], offset + at)
+            done = os.preadv(self._fd, [room[at:].data], offset + at)
             if done == 0:
                 raise OSError(errno.EIO, "the file has become shorter")
             at += done
@@ -95,7 +95,7 @@ class FileStore:
         if room is not data:
             room[:] = data
         while at < len(room):
-            done = os.pwritev(self._fd, [room[at:]], offset + at)
+            done = os.pwritev(self._fd, [room[at:].data], offset + at)
             if done == 0:
                 raise OSError(errno.EIO, "nothing of it was written")
             at += done
@@ -174,9 +174,7 @@ def _open(path: str, read_only: bool, direct: bool) -> int:
 
 
 def _is_memory(fd: int) -> bool:
-    """Is it on a file system of memory? io_uring is not told that those answer at once, and has
-    threads of the kernel do each job, unless the descriptor is not blocking: nothing to preadv.
-    """
+    """Is it on a tmpfs? io_uring has threads do each job there, unless this is not blocking."""
     status = ctypes.create_string_buffer(256)  # `struct statfs`, some 120 bytes; f_type is first
     return _libc.fstatfs(fd, status) == 0 and struct.unpack_from("=q", status)[0] in MEMORY
 

@@ -34,7 +34,7 @@ _write = types.ExternalFunction("write", types.intp(types.intc, types.uintp, typ
 
 
 @kernel
-def _at(gate: np.ndarray, word: int) -> int:
+def _at(gate: np.ndarray, word: int) -> np.uint64:
     """The address of a word of the gate."""
     return np.uint64(gate.ctypes.data + 8 * word)
 

@@ -16,7 +16,7 @@ Rules
 """
 
 import errno
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numba import types
@@ -147,7 +147,7 @@ def put(queue: StoreQueue, jobs: np.ndarray, iovecs: np.ndarray, slot: int) -> N
     waiting = u32_sub(head.put, load_acquire(queue.sq, head.sq_head))
     assert waiting < len(queue.sqes), "more jobs than slots"
     entry = queue.sqes[np.int64(head.put) & (len(queue.sqes) - 1)]
-    opcode, address, length, op_flags = np.int64(IORING_OP_FSYNC), np.uint64(0), np.uint64(0), 0
+    opcode, address, length, op_flags = IORING_OP_FSYNC, np.uint64(0), np.uint64(0), 0
     offset = job.offset
     if job.kind == DISCARD:
         opcode, address, length = IORING_OP_FALLOCATE, job.nr_bytes, np.uint64(PUNCH_HOLE)
@@ -250,7 +250,7 @@ def _taken_back(queue: StoreQueue, jobs: np.ndarray) -> np.int64:
 
 
 @kernel
-def _failed(head: np.ndarray, jobs: np.ndarray, slot: int, why: int) -> np.int64:
+def _failed(head: Any, jobs: np.ndarray, slot: int, why: int) -> np.int64:
     """head: an element of it."""
     job = jobs[slot]
     head.errors += np.uint64(1)
