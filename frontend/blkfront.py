@@ -22,13 +22,10 @@ from common.abi import (
     BLKIF_OP_WRITE,
     BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_OKAY,
-    SECTOR_SIZE,
     SECTORS_PER_PAGE,
-    XEN_PAGE_SIZE,
 )
 from common.blkif import put_discard, put_request, put_segment
 from common.compiled import kernel, part
-from common.copying import copy_bytes, copy_page
 from common.not_done import NOT_DONE
 from common.ring import REQ
 from common.steps import (
@@ -50,6 +47,7 @@ from frontend.blkfront_info import (
     PER_REQUEST,
     Blkfront,
 )
+from frontend.bouncing import copy_sectors
 from frontend.grants import (
     NO_GREF,
     end_access,
@@ -212,18 +210,6 @@ def copy_in(dev: Blkfront) -> int:
     copy_sectors(dev, bounced, np.int64(segment.frame), segment.nr_sectors)
     front.at += np.uint32(1)
     return ON
-
-
-@kernel
-def copy_sectors(dev: Blkfront, to_frame: int, from_frame: int, nr_sectors: int) -> None:
-    """Copy the first `nr_sectors` of one guest frame to another: the price of persistence."""
-    ram = np.int64(dev.front[0].ram)
-    dest, source = ram + to_frame * XEN_PAGE_SIZE, ram + from_frame * XEN_PAGE_SIZE
-    if nr_sectors == SECTORS_PER_PAGE:
-        copy_page(dest, source)
-    else:
-        copy_bytes(dest, source, np.int64(nr_sectors) * SECTOR_SIZE)
-    dev.counters[0].bytes_copied_by_guest += np.uint64(nr_sectors) * np.uint64(SECTOR_SIZE)
 
 
 @part

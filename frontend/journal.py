@@ -59,16 +59,17 @@ JOURNAL: Final = Layout(
 
 def no_journal(arena: Arena) -> Journal:
     """Of a disk of which nothing is kept."""
-    arrays = (arena.array(1, np.uint32) for _ in range(4))
-    return Journal(arena.array(1, JOURNAL_HEAD), *arrays, arena.array(2, np.int64))
+    none = arena.array(1, np.uint32)
+    return Journal(arena.array(1, JOURNAL_HEAD), none, none, none, none, arena.array(2, np.int64))
 
 
 def new_journal(arena: Arena, flushed: np.ndarray, issued: np.ndarray) -> Journal:
     """Goes on from what two arrays (u32 a sector) say, and keeps it there."""
     head, nr_sectors = arena.array(1, JOURNAL_HEAD), len(flushed)
     head["keeps"] = 1
-    own = (arena.array(nr_sectors, np.uint32) for _ in range(2))
-    return Journal(head, flushed, issued, *own, arena.array(2 * nr_sectors, np.int64))
+    completed, covered = arena.array((2, nr_sectors), np.uint32)
+    dirty = arena.array(2 * nr_sectors, np.int64)
+    return Journal(head, flushed, issued, completed, covered, dirty)
 
 
 def journal_bytes(nr_sectors: int) -> int:

@@ -35,7 +35,7 @@ from common.steps import (
     TAKEN,
 )
 from common.u32 import u32_add
-from frontend.blkfront import copy_sectors, finish_io
+from frontend.blkfront import finish_io
 from frontend.blkfront_info import (
     BROKEN_ID,
     BROKEN_OPERATION,
@@ -46,6 +46,7 @@ from frontend.blkfront_info import (
     PERSISTENT,
     Blkfront,
 )
+from frontend.bouncing import copy_sectors
 from frontend.grants import (
     END_ACCESS_TRIES,
     NO_GREF,

@@ -26,7 +26,8 @@ from common.turns import (
 )
 from frontend import blkfront, responses, steps
 from frontend.blkfront_info import BLKFRONT, Blkfront
-from frontend.load import LOAD, STALE, turn
+from frontend.load import LOAD, STALE
+from frontend.load_turn import turn
 from frontend.room import may_go_on
 
 NO_STOPS: Final = 0

@@ -1,6 +1,6 @@
 """blkfront's order: which phase follows which. What each does is in `blkfront.py`,
 `responses.py` and `common/notifying.py`; TURN is the caller's own, a load or a block device
-(`load.py`): it takes what is done and queues what is next.
+(`load_turn.py`): it takes what is done and queues what is next.
 
 Rules
 1. What the backend writes is checked against the shadow before it is believed.

@@ -5,15 +5,14 @@ One thread for all disks; everything per request is compiled. While loads run, o
 waited for, that loop goes on between slices, and what is asked meanwhile is answered afterwards.
 
 Commands, with disks by number: connect, load (of jobs, each a disk and LoadPlan's fields), stop,
-read, write, read_many, write_many, flush, discard, judge, versions, disconnect, exit (`common/control.py`: form).
+read, write, read_many, write_many, flush, discard, judge, versions, disconnect, exit. Their form
+is `common/control.py`'s.
 """
 
-import contextlib
 import functools
 import logging
 import math
 import select
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -22,24 +21,15 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from common import xenbus
-from common.control import CommandError, CommandTable, Control, ControlLost, Message, answer
+from common.control import CommandError, CommandTable, Control, Message, answer
 from common.faults import PeerFault
 from common.handshake import Stirred
-from common.hypercall import Hypercalls
-from common.machine_memory import stats_of
-from common.memory import map_segment
-from common.spinning import new_spin
-from common.wakeups import new_poller
 from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
 from frontend.load import LoadPlan
-from frontend.seal import seal
-from machine.front import guest_disks
-from machine.front_disk import FAR_END_S, FrontDisk, Line, take_events
-from machine.guest_config import GuestConfig
+from machine.front_disk import FAR_END_S, take_events
 from machine.guest_disk import GuestDisk
-from machine.last_words import LogToControl, last_words
 from machine.seat import Timers
 
 CONNECT_TIMEOUT_S: Final = 30.0
@@ -271,43 +261,3 @@ class Guest:
 
 def _all_of(failures: Iterable[object]) -> CommandError:
     return CommandError("; ".join(map(str, failures)))
-
-
-def main(config: dict[str, Any], descriptors: list[int]) -> None:
-    """The process's entry. descriptors: control, hypercalls, store, then its four segments
-    (common.machine_memory.DOMAIN_SEGMENTS) and its disks' state files, of which it keeps the
-    mappings."""
-    settings = GuestConfig(**config)
-    control = Control.of_descriptor(descriptors[0])
-    logging.basicConfig(level=logging.WARNING, handlers=[LogToControl(control)])
-    with contextlib.suppress(ControlLost), last_words(control, settings.domid):
-        hypercalls, store = (socket.socket(fileno=fd) for fd in descriptors[1:3])
-        ram, grant, event, stats, *states = (map_segment(fd) for fd in descriptors[3:])
-        client = XenStoreClient(store)
-        if unsealed := seal(settings.events):
-            logging.warning("not sealed: %s", unsealed)
-        record, spin = stats_of(stats), new_spin(settings.adaptive_spin, settings.threads)
-        poller = new_poller(settings.events)
-        for end in (control, client):
-            poller.register(end.fileno(), select.POLLIN)
-        driver = Driver(spin, poller)
-        calls, timers = Hypercalls(hypercalls), Timers(time.monotonic)
-        places = guest_disks(
-            settings.domid,
-            ram,
-            grant,
-            event,
-            record["counters"][0],
-            spin,
-            nr_disks=len(settings.disks),
-            buffer_frames=settings.buffer_frames,
-        )
-        disks = []
-        for number, device in enumerate(settings.disks):
-            state = states.pop(0) if settings.kept[number] else None
-            line = Line(calls, event, settings.events, settings.events_dir)
-            vbd = FrontDisk(client, places[number], line, device, settings.persistent, timers)
-            counted = record["counters"][0, number : number + 1], record["latency"][0, number]
-            known = settings.fresh[number], state
-            disks.append(GuestDisk(settings.domid, number, vbd, driver, *counted, *known))
-        Guest(control, client, disks, driver, timers).serve()

@@ -1,8 +1,8 @@
 """A guest in virtual time: one vCPU that runs its load and blkfront.
 
 Owns: what a turn of the load costs, and the guest's sleep. The load and blkfront are the real ones
-(`frontend/load.py`, `frontend/blkfront.py`), on plain memory. As Linux does, and unlike the real
-runtime's default, it never spins: it arms the ring's event, looks again, and sleeps.
+(`frontend/load_turn.py`, `frontend/blkfront.py`), on plain memory. As Linux does, and unlike the
+real runtime's default, it never spins: it arms the ring's event, looks again, and sleeps.
 """
 
 from collections.abc import Callable

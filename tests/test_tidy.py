@@ -219,7 +219,7 @@ def test_only_the_tables_order_phases(path: Path) -> None:
 PHASES_OF = ("frontend.blkfront", "frontend.responses", "backend.phases", "backend.taking")
 MAY_RUN_PHASES = (
     "frontend/stepper.py",  # the guest's loop over the table
-    "frontend/load.py",
+    "frontend/load_turn.py",
     "backend/worker.py",  # the backend's
     "backend/doors.py",
 )

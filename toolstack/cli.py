@@ -22,7 +22,7 @@ from toolstack.progress import Progress
 from toolstack.report import print_report
 from toolstack.results import Run, build_run, faults, grants_left
 from toolstack.topology import MODES, ConfigError, Mode, RunningMachine, Topology
-from toolstack.verify_state import is_fresh, is_kept
+from toolstack.verify_state import is_fresh, kept_of
 
 DEFAULT_MODES: Final[tuple[Mode, ...]] = ("non-persistent", "persistent")
 
@@ -163,8 +163,7 @@ def verify(topology: Topology, start: Start) -> str:
     """Judge every disk by its state file, and say what was found; what is wrong, "" if nothing."""
     if not topology.verify_state:
         raise ConfigError("verify-only: needs --verify-state, which says what disks must hold")
-    every = topology.every_disk()
-    if not any(is_kept(disk, every) and not is_fresh(disk) for disk in every):
+    if all(map(is_fresh, kept_of(topology.every_disk()))):
         raise ConfigError("verify-only: no disk here is older than its machine: none can be judged")
     with start(topology) as machine:
         verdicts = machine.judge()

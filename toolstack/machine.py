@@ -38,11 +38,10 @@ from toolstack.snapshot import Snapshot, host_tlb_shootdowns
 from toolstack.stores import Stores
 from toolstack.supervisor import Supervisor
 from toolstack.vbd_config import plug_in, take_offline
-from toolstack.verify_state import Verdict, is_kept
+from toolstack.verify_state import Verdict, kept_of
 
 __all__ = ["Guest", "GuestFailed", "Machine", "MachineError"]
 
-LOAD_GRACE_S: Final = 60.0
 ANSWER_TIMEOUT_S: Final = 60.0
 DISK_BYTES_MAX: Final = 1 << 60
 
@@ -230,16 +229,10 @@ class Machine:
             yield from self._crew.load(jobs, every_s, self.snapshot)
 
     def judge(self) -> list[Verdict]:
-        """What each disk that has a state file holds, by that: `verify_state` of the topology.
-
-        Raises MachineError.
-        """
-        every, verdicts = self.topology.every_disk(), list[Verdict]()
+        """What each disk that has a state file holds, by that. Raises MachineError."""
         with self._blamed():
-            for disk in every if self.topology.verify_state else ():
-                if is_kept(disk, every):
-                    verdicts.append(self._guests[disk.domid].disks[disk.number].judge(disk))
-        return verdicts
+            disks = kept_of(self.topology.every_disk()) if self.topology.verify_state else []
+            return [self._guests[disk.domid].disks[disk.number].judge(disk) for disk in disks]
 
     def look(self, domid: int, vdev: str = "xvda") -> View:
         """What lies in memory for a guest's disk now: see `toolstack/look.py`."""

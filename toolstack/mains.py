@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hostile import guest as hostile_guest
-from machine import broker, dom0, guest
+from machine import broker, dom0, guest_main
 from xenstored import daemon
 
 # main(config, descriptors): plain values, and the descriptors that the process is born with.
@@ -14,6 +14,6 @@ MAINS: Final[dict[str, Main]] = {
     "hypervisor": broker.main,
     "xenstored": daemon.main,
     "dom0": dom0.main,
-    "guest": guest.main,
+    "guest": guest_main.main,
     "hostile": hostile_guest.main,
 }

@@ -33,6 +33,11 @@ def is_kept(disk: Disk, disks: Sequence[Disk]) -> bool:
     return alone and not disk.read_only and disk.spec.kind != "null"
 
 
+def kept_of(disks: Sequence[Disk]) -> list[Disk]:
+    """Those of all disks that have a state file, where there are any."""
+    return [disk for disk in disks if is_kept(disk, disks)]
+
+
 def nr_sectors_of(disk: Disk) -> int:
     """How large it is, before anything starts. Raises ConfigError."""
     if not disk.spec.size:
@@ -145,14 +150,18 @@ class Verdict:
         """What a guest says of some more sectors. Raises ValueError if it is nonsense."""
         if not isinstance(told, dict) or not isinstance(told.get("named"), list):
             raise ValueError(f"the guest of {self.disk} answered nonsense")
-        counts = [told.get(name) for name in ("checked", "uncertain", "outside")]
         rows = [tuple(row) for row in told["named"] if isinstance(row, list) and len(row) == 4]
-        numbers = [*counts, *(number for row in rows for number in row)]
-        if len(rows) != len(told["named"]) or not all(isinstance(n, int) for n in numbers):
+        counts = [told.get(name) for name in ("checked", "uncertain", "outside")]
+        numbers = [
+            number
+            for number in (*counts, *(number for row in rows for number in row))
+            if isinstance(number, int)
+        ]
+        if len(numbers) != 3 + 4 * len(told["named"]):
             raise ValueError(f"the guest of {self.disk} answered nonsense")
-        self.checked += counts[0]
-        self.uncertain += counts[1]
-        self.outside += counts[2]
+        self.checked += numbers[0]
+        self.uncertain += numbers[1]
+        self.outside += numbers[2]
         self.named += rows
 
     def lines(self, most: int = 5) -> list[str]:

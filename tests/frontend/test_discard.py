@@ -94,6 +94,6 @@ def test_a_disk_that_is_read_only_is_not_discarded() -> None:
 @pytest.mark.parametrize(("offset", "nbytes"), [(1, 512), (0, 100), (SIZE, 512), (-512, 512)])
 def test_what_does_not_lie_on_the_disk_is_refused(offset: int, nbytes: int) -> None:
     pair = Answering()
-    with pytest.raises(ValueError, match="offset|length"):
+    with pytest.raises(ValueError, match=r"offset|length"):
         device(pair)[0].discard(offset, nbytes)
     assert pair.asked == []

@@ -118,7 +118,7 @@ def test_every_flag_reaches_its_setting() -> None:
     }  # fmt: skip
     assert machine.specs[0].model_dump() == {
         "rw": "write", "rwmixread": 1, "bs": 8192, "iodepth": 2, "runtime_s": 1.5, "ios": 77,
-        "seed": 6, "verify": False, "vdev": (), "domid": (), "job": (),
+        "seed": 6, "fsync": 0, "verify": False, "vdev": (), "domid": (), "job": (),
     }  # fmt: skip
 
 

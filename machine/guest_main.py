@@ -1,0 +1,65 @@
+"""A guest's process: what it is born with is mapped, it is sealed, and its disks are made."""
+
+import contextlib
+import logging
+import select
+import socket
+import time
+from typing import Any
+
+from common.control import Control, ControlLost
+from common.hypercall import Hypercalls
+from common.machine_memory import stats_of
+from common.memory import map_segment
+from common.spinning import new_spin
+from common.wakeups import new_poller
+from common.xenstore import XenStoreClient
+from frontend.driver import Driver
+from frontend.seal import seal
+from machine.front import guest_disks
+from machine.front_disk import FrontDisk, Line
+from machine.guest import Guest
+from machine.guest_config import GuestConfig
+from machine.guest_disk import GuestDisk
+from machine.last_words import LogToControl, last_words
+from machine.seat import Timers
+
+
+def main(config: dict[str, Any], descriptors: list[int]) -> None:
+    """The process's entry. descriptors: control, hypercalls, store, then its four segments
+    (common.machine_memory.DOMAIN_SEGMENTS) and its disks' state files, of which it keeps the
+    mappings."""
+    settings = GuestConfig(**config)
+    control = Control.of_descriptor(descriptors[0])
+    logging.basicConfig(level=logging.WARNING, handlers=[LogToControl(control)])
+    with contextlib.suppress(ControlLost), last_words(control, settings.domid):
+        hypercalls, store = (socket.socket(fileno=fd) for fd in descriptors[1:3])
+        ram, grant, event, stats, *states = (map_segment(fd) for fd in descriptors[3:])
+        client = XenStoreClient(store)
+        if unsealed := seal(settings.events):
+            logging.warning("not sealed: %s", unsealed)
+        record, spin = stats_of(stats), new_spin(settings.adaptive_spin, settings.threads)
+        poller = new_poller(settings.events)
+        for end in (control, client):
+            poller.register(end.fileno(), select.POLLIN)
+        driver = Driver(spin, poller)
+        calls, timers = Hypercalls(hypercalls), Timers(time.monotonic)
+        places = guest_disks(
+            settings.domid,
+            ram,
+            grant,
+            event,
+            record["counters"][0],
+            spin,
+            nr_disks=len(settings.disks),
+            buffer_frames=settings.buffer_frames,
+        )
+        disks = []
+        for number, device in enumerate(settings.disks):
+            state = states.pop(0) if settings.kept[number] else None
+            line = Line(calls, event, settings.events, settings.events_dir)
+            vbd = FrontDisk(client, places[number], line, device, settings.persistent, timers)
+            counted = record["counters"][0, number : number + 1], record["latency"][0, number]
+            known = settings.fresh[number], state
+            disks.append(GuestDisk(settings.domid, number, vbd, driver, *counted, *known))
+        Guest(control, client, disks, driver, timers).serve()
