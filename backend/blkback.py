@@ -109,11 +109,12 @@ class Blkback(NamedTuple):
     """words, qwords: the ring's page as u32 and u64; half: RING_HALF; turn: i64 (TURN_WORDS), its
     place and what it has done; next: the table; back: BACK; copy: u64 (14,), the one copy of the
     request being parsed; requests: REQUEST (nr_ents), segments: SEGMENT (nr_ents, 11), a row for
-    each slot; vacant, group, started, held, finished: u32 (nr_ents), numbers of slots; jobs, iovecs,
-    answered, statuses: what a store without memory is asked and says (`backend/store_jobs.py`);
-    queue: what takes it there; map_ops, unmap_ops, copy_ops: the hypercalls' own structs (nr_ents * 11); op_segments: i32, the segment
-    each map or copy op is for; slots: u32, the free host-address slots, a stack; page_table: u64 by
-    slot; accessed: u64, four words a maptrack handle, the CPUs that touched it; tree, nodes: the
+    each slot; vacant, group, started, held, finished: u32 (nr_ents), numbers of slots; jobs,
+    iovecs, answered, statuses: what a store without memory is asked, and says
+    (`backend/store_jobs.py`); queue: what takes it there; map_ops, unmap_ops, copy_ops: the
+    hypercalls' own structs (nr_ents * 11); op_segments: i32, the segment each map
+    or copy op is for; slots: u32, the free host-address slots, a stack; page_table: u64 by slot;
+    accessed: u64, four words a maptrack handle, the CPUs that touched it; tree, nodes: the
     persistent grants; counters: BACKEND_COUNTERS; events: both ends' words; spin: SPIN; gate: its
     vCPU's, or `no_gate()`.
     """
@@ -259,9 +260,7 @@ def new_blkback(
     )
 
 
-Seven = tuple[
-    np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray
-]
+Seven = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def _new_slots(arena: Arena, nr_ents: int) -> Seven:

@@ -8,7 +8,6 @@ an operation's status GNTST_UNFILLED until the hypervisor has filled it: what a 
 answered as an error.
 """
 
-
 import numpy as np
 
 from backend.at_store import submit

@@ -18,7 +18,7 @@ WRITTEN_BACK, TORN = 0.25, 0.5  # of a write: below the first, all of it; below 
 
 
 class VolatileStore:
-    """`below`, which is this one's from now on, with a cache that is not written back in a crash."""
+    """`below`, from now on this one's, with a cache that is not written back in a crash."""
 
     memory: np.ndarray | None = None
 

@@ -111,7 +111,7 @@ class DiskSpec(Config):
     @model_validator(mode="after")
     def _is_a_target(self) -> Self:
         try:
-            self.what
+            assert self.what
         except ValueError as error:
             raise ValueError(f"target: {error}") from None
         return self

@@ -7,6 +7,7 @@ born with its compiled code in place and shares those pages with the others.
 import numpy as np
 
 from backend import pages
+from backend.at_store import answer_all
 from backend.blkback import BLKBACK, begin_close
 from backend.doors import called_for
 from backend.foreign_memory import map_granted, unmap_slots
@@ -27,6 +28,7 @@ from common.abi import (
     XEN_PAGE_SIZE,
 )
 from common.arena import Arena
+from common.compiled import direct
 from common.copying import address_of
 from common.event_channel import clear_mask, clear_pending, set_pending
 from common.hypercall_gate import PENDING, call, collect, gate_bytes, new_gate, no_gate
@@ -201,6 +203,7 @@ def warm() -> None:
     begin_close(back)
     make_ready(machine.turns, 0)
     machine.serve(effects.DONE)
+    direct(answer_all, machine.backs, 0)
     pages.page_address(back, 0, 0)
     pages.touch(back, 0, 0)
     end_access(front.grants, grant_access(front.grants, 0, 0, False))
