@@ -21,7 +21,7 @@ from common.hypercall import HypercallError
 from common.machine_memory import backend_ring, host_of
 from common.xenstore import XenStoreError
 from machine.connection import BackendOptions
-from toolstack.birth import Builder
+from toolstack.birth import ANSWER_TIMEOUT_S, Builder
 from toolstack.cpu_time import CpuTime
 from toolstack.crew import Crew
 from toolstack.disk import GuestDisk
@@ -42,7 +42,6 @@ from toolstack.verify_state import Verdict, kept_of
 
 __all__ = ["Guest", "GuestFailed", "Machine", "MachineError"]
 
-ANSWER_TIMEOUT_S: Final = 60.0
 DISK_BYTES_MAX: Final = 1 << 60
 
 
@@ -238,8 +237,6 @@ class Machine:
         """What lies in memory for a guest's disk now: see `toolstack/look.py`."""
         with self._blamed():
             return look(self._memory, self._store, self.ask, domid, device_of(vdev))
-
-    # --- guests that come and go ------------------------------------------------------------
 
     def add_guest(self, domid: int, attack: str = "") -> None:
         """One more guest, with a ram disk: Connected on return, or a hostile one that is to
