@@ -17,7 +17,7 @@ from backend import steps
 from backend.persistent_grants import NODE, TREE, new_tree
 from backend.slots import REQUEST, SEGMENT
 from backend.store_jobs import IOVEC, JOB, Jobs
-from backend.store_queue import STORE_QUEUE, StoreQueue
+from backend.store_queue import STORE_QUEUE, StoreQueue, no_queue
 from common import ring
 from common.abi import (
     BLKIF_MAX_PERSISTENT_GRANTS,
@@ -209,7 +209,7 @@ def new_blkback(
     max_persistent_grants: int = BLKIF_MAX_PERSISTENT_GRANTS,
     gather_max: int = 1,
     bounce_frame: int | None = None,
-    queue: StoreQueue,
+    queue: StoreQueue | None = None,
     **fields: int,
 ) -> Blkback:
     """A worker's state for a connected frontend.
@@ -217,7 +217,7 @@ def new_blkback(
     ring_page: u8, the mapped ring; page_table: u64, a free slot for each element; counters:
     BACKEND_COUNTERS (1,); gather_max: 1 for batching `request`, or the ring's size for `drain`;
     bounce_frame: the first of dom0's own frames for segments, to serve by grant copy; queue: the
-    store's, or `no_queue()`; fields: the rest of BACK.
+    store's, if it has one; fields: the rest of BACK.
     """
     assert not (bounce_frame is not None and persistent), "what is copied cannot be kept mapped"
     nr_ents = ring.nr_ents_of(ring_page)
@@ -230,8 +230,6 @@ def new_blkback(
     back["vacant"] = nr_ents
     for field, value in fields.items():
         back[field] = value
-    slots = arena.array(len(page_table), np.uint32)
-    slots[:] = np.arange(len(page_table))[::-1]
     tree, nodes = new_tree(arena, max_persistent_grants if persistent else 0)
     return Blkback(
         words,
@@ -243,12 +241,12 @@ def new_blkback(
         arena.array(SLOT_QWORDS, np.uint64),
         *_new_slots(arena, nr_ents),
         *_new_jobs(arena, nr_ents),
-        queue,
+        queue or no_queue(),
         arena.array(nr_segments, GNTTAB_MAP_GRANT_REF),
         arena.array(nr_segments, GNTTAB_UNMAP_GRANT_REF),
         arena.array(nr_segments, GNTTAB_COPY),
         arena.array(nr_segments, np.int32),
-        slots,
+        _stack_of(arena, len(page_table)),
         page_table,
         accessed,
         tree,
@@ -267,9 +265,15 @@ def _new_slots(arena: Arena, nr_ents: int) -> Seven:
     """requests to finished: all are vacant."""
     requests = arena.array(nr_ents, REQUEST)
     segments = arena.array((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SEGMENT)
-    vacant, group, started, held, finished = (arena.array(nr_ents, np.uint32) for _ in range(5))
-    vacant[:] = np.arange(nr_ents)[::-1]
-    return requests, segments, vacant, group, started, held, finished
+    group, started, held, finished = (arena.array(nr_ents, np.uint32) for _ in range(4))
+    return requests, segments, _stack_of(arena, nr_ents), group, started, held, finished
+
+
+def _stack_of(arena: Arena, count: int) -> np.ndarray:
+    """The numbers up to `count`, the first on top."""
+    stack = arena.array(count, np.uint32)
+    stack[:] = np.arange(count)[::-1]
+    return stack
 
 
 def _new_jobs(arena: Arena, nr_ents: int) -> Jobs:

@@ -64,7 +64,7 @@ class _Served:
 
     hands: RingHands
     on_end: Callable[[str], None]
-    on_stall: Callable[[int], None]
+    on_stall: Callable[[int], None] = lambda _: None
     reason: str = ""
     closing: bool = False
 

@@ -25,6 +25,7 @@ SECTOR_SIZES: Final = (SECTOR_SIZE, XEN_PAGE_SIZE)
 CACHES: Final = ("writeback", "none")
 TIMEOUT_DEFAULT_S: Final = 30.0
 TIMEOUT_MAX_S: Final = 3600.0
+SHOWN_MAX: Final = 40  # characters of what is wrong
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 NBD: Final = ("nbd", "nbd+unix")
 FORM: Final = (
@@ -83,7 +84,7 @@ def read_target(text: str) -> Target:
     where, *rest = split_target(text)
     pairs = dict(part.partition("=")[::2] for part in rest)
     if len(pairs) < len(rest):
-        raise ValueError(f"{text!r} says something twice")
+        raise ValueError(f"{_short(text)} says something twice")
     return parse_target(where, pairs)
 
 
@@ -96,15 +97,17 @@ def parse_target(text: str, options: Mapping[str, str]) -> Target:
         kind, _, where = where.partition(":")
         kind = kind.lower()
         if kind not in ("ram", "file"):
-            raise ValueError(f"{text!r} is not volatile:ram:SIZE or volatile:file:PATH")
+            raise ValueError(f"{_short(text)} is not volatile:ram:SIZE or volatile:file:PATH")
     if kind in NBD:
         where, kind = f"{kind}:{where}", "nbd"
     if kind not in OPTIONS or not where:
-        raise ValueError(f"{text!r} is not {FORM}")
+        raise ValueError(f"{_short(text)} is not {FORM}")
     allowed = (*OPTIONS[kind], EVERY, *(("seed",) if volatile else ()))
     for key in options:
         if key not in allowed:
-            raise ValueError(f"{key}: {kind} has no such option; allowed are {', '.join(allowed)}")
+            raise ValueError(
+                f"{_short(key)[1:-1]}: {kind} has no such option; allowed are {', '.join(allowed)}"
+            )
     target = Target(kind, where.strip(), volatile=volatile)._replace(
         sector_size=int(_one_of(EVERY, options, SECTOR_SIZES)),
         cache=_one_of("cache", options, CACHES),
@@ -117,24 +120,28 @@ def parse_target(text: str, options: Mapping[str, str]) -> Target:
     if kind == "nbd":
         parse_nbd_uri(target.where)
     elif "\0" in target.where:
-        raise ValueError(f"{text!r} has a byte 0 in its path")
+        raise ValueError(f"{_short(text)} has a byte 0 in its path")
     return target
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]!r}..."
 
 
 def _size(text: str, target: Target) -> int:
     nr_bytes, sector = size_of(target.where), target.sector_size
     if nr_bytes is None:
-        raise ValueError(f"{text!r} is not {target.kind}:SIZE, as in {target.kind}:64m")
+        raise ValueError(f"{_short(text)} is not {target.kind}:SIZE, as in {target.kind}:64m")
     if not sector <= nr_bytes <= SIZE_MAX or nr_bytes % sector:
         limits = f"{sector}..{SIZE_MAX >> 30}g"
-        raise ValueError(f"{text!r} has a size that is no multiple of {sector} in {limits}")
+        raise ValueError(f"{_short(text)} has a size that is no multiple of {sector} in {limits}")
     return nr_bytes
 
 
 def _one_of(key: str, options: Mapping[str, str], allowed: tuple[int | str, ...]) -> str:
     value = options.get(key, str(allowed[0]))
     if value not in map(str, allowed):
-        raise ValueError(f"{key}: {value!r} is not one of {', '.join(map(str, allowed))}")
+        raise ValueError(f"{key}: {_short(value)} is not one of {', '.join(map(str, allowed))}")
     return value
 
 
@@ -143,7 +150,7 @@ def _timeout(options: Mapping[str, str]) -> float:
     value = float(written) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,9})?", written) else 0.0
     if not 0 < value <= TIMEOUT_MAX_S:
         raise ValueError(
-            f"timeout: {written!r} is not above 0, at most {TIMEOUT_MAX_S:g} (seconds)"
+            f"timeout: {_short(written)} is not above 0, at most {TIMEOUT_MAX_S:g} (seconds)"
         )
     return value
 
@@ -151,12 +158,12 @@ def _timeout(options: Mapping[str, str]) -> float:
 def _seed(options: Mapping[str, str]) -> int:
     written = options.get("seed", "1")
     if not re.fullmatch(r"[0-9]{1,18}", written):
-        raise ValueError(f"seed: {written!r} is not a number of 1 to 18 digits")
+        raise ValueError(f"seed: {_short(written)} is not a number of 1 to 18 digits")
     return int(written)
 
 
 def _name(options: Mapping[str, str]) -> str:
     name = options.get("name", "")
     if "name" in options and not NAME.fullmatch(name):
-        raise ValueError(f"name: {name!r} is not 1..32 letters, digits, '_', '.' or '-'")
+        raise ValueError(f"name: {_short(name)} is not 1..32 letters, digits, '_', '.' or '-'")
     return name

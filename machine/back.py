@@ -15,7 +15,7 @@ from backend.doors import REAL, TABLE
 from backend.foreign_memory import Balloon
 from backend.slots import BARRIER, DISCARD, FLUSH
 from backend.store_jobs import LaterStore
-from backend.store_queue import StoreQueue, no_queue
+from backend.store_queue import StoreQueue
 from backend.stores import Features, NullStore, Store
 from common.abi import BLKIF_RING_SIZE, SECTOR_SIZE, XEN_PAGE_SIZE
 from common.arena import Arena
@@ -88,7 +88,7 @@ def build_back(
         store_door=_door_of(store) if queue is None else QUEUE,
         features=_bits_of(store.features),
         sector_mask=store.sector_size // SECTOR_SIZE - 1,
-        queue=no_queue() if queue is None else queue,
+        queue=queue,
         store=0 if store.memory is None else address_of(store.memory),
         balloon=reach.balloon,
         bounce_frame=reach.bounce_frame,

@@ -12,13 +12,10 @@ import logging
 import os
 import queue
 import select
-import socket
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from backend.due import Key
 from backend.plug import DEVICE_MAX, NEEDED, Plug, parse_name, read_plug
@@ -28,11 +25,10 @@ from common.abi import DOMID_FIRST_RESERVED
 from common.control import Control
 from common.faults import LocalFault, PeerFault
 from common.handshake import Leave, Stirred
-from common.hypercall import HypercallError, Hypercalls
-from common.log_limit import log_to_terminal
+from common.hypercall import Hypercalls
 from common.machine_memory import MachineMemory
 from common.xenbus import INITIALISING, backend_path, frontend_path
-from common.xenstore import XenStoreClient, XenStoreError
+from common.xenstore import XenStoreClient
 from common.xenstore_talks import Outcome, ask, children, look, unwatch, watch, write_if_there
 from machine.connection import BackendOptions, Connection
 from machine.dom0_control import Dom0Control
@@ -43,7 +39,6 @@ from machine.places import Places
 BACKEND_ROOT: Final = "/local/domain/0/backend/vbd"
 TOOLSTACK: Final = "toolstack"  # the token of the watch there; a disk's own is "domid/device"
 DOMID_MAX: Final = DOMID_FIRST_RESERVED - 1
-SWITCH_INTERVAL_S: Final = 1e-4  # a thread that wakes must not wait 5 ms for the interpreter
 
 log = logging.getLogger(__name__)
 
@@ -285,25 +280,3 @@ class Dom0:
         if not any(domid == key[0] for domid, _ in self._seats):
             self._memory.forget(key[0])
             self._looks.forget(key[0])
-
-
-def _die_of(failure: threading.ExceptHookArgs) -> None:
-    """An exception in a vCPU's thread is a bug of ours: this process ends, and says why."""
-    sys.excepthook(failure.exc_type, failure.exc_value or failure.exc_type(), failure.exc_traceback)
-    sys.stderr.flush()
-    os._exit(70)
-
-
-def main(config: dict[str, Any], descriptors: list[int]) -> None:
-    """The process's entry. descriptors: control, hypercalls of vCPU 0."""
-    log_to_terminal("dom0: %(message)s")
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    threading.excepthook = _die_of
-    control = Control.of_descriptor(descriptors[0])
-    hypercalls = Hypercalls(socket.socket(fileno=descriptors[1]))
-    options = BackendOptions(**config.pop("options"))
-    try:
-        Dom0(Dom0Config(**config, options=options), control, hypercalls).serve()
-    except (XenStoreError, HypercallError, OSError) as error:
-        control.send("error", f"dom0: {error}")
-        raise SystemExit(1) from error

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
-from common.abi import BLKIF_MAX_PERSISTENT_GRANTS
+from common.abi import BLKIF_MAX_PERSISTENT_GRANTS, SECTOR_SIZE
 from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE
 from frontend.load import LoadPlan
 
@@ -27,6 +27,7 @@ class DiskPlan:
     kind: str = "ram"
     read_only: bool = False
     name: str = ""
+    sector_size: int = SECTOR_SIZE
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,15 @@ class GuestBuilder:
         def let_go() -> None:
             guest.disks[number].thread.end()
 
-        world.serve(key, plan.sectors, keeps, vcpu, let_go, read_only=plan.read_only)
+        world.serve(
+            key,
+            plan.sectors,
+            keeps,
+            vcpu,
+            let_go,
+            read_only=plan.read_only,
+            sector_size=plan.sector_size,
+        )
         target = f"ram:{plan.sectors * abi.SECTOR_SIZE}"
         world.toolstack.hold(plug(domain.domid, target, key[1], plan.read_only), lambda _: None)
         vbd = world.boot(domain, key[1], grant_mode != PER_REQUEST).vbd
@@ -178,7 +186,7 @@ class GuestBuilder:
         if plan.name in self._stores:
             return self._stores[plan.name]
         # A short run touches few blocks of each disk, and once.
-        store = RamStore(plan.sectors)
+        store = RamStore(plan.sectors, sector_size=plan.sector_size)
         if plan.name:
             self._stores[plan.name] = store
         return store

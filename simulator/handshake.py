@@ -79,7 +79,7 @@ class World:
         self.fronts: dict[Key, LifeSeat] = {}
         self._guests: dict[int, Client] = {}  # of the store, by domid
         self._numbers = itertools.count(1)
-        self._served: dict[Key, tuple[int, bool, bool, int, Callable[[], None]]] = {}
+        self._served: dict[Key, tuple[int, bool, bool, int, int, Callable[[], None]]] = {}
         self._looking: dict[Key, bool] = {}  # dom0 does, at disks it may begin; and once more?
         self.toolstack = self.behind.join(abi.DOMID_0, lambda *_: None)
         self.begin_dom0()
@@ -104,9 +104,10 @@ class World:
         let_go: Callable[[], None],
         *,
         read_only: bool = False,
+        sector_size: int = abi.SECTOR_SIZE,
     ) -> None:
         """How dom0 is to serve a disk, once it finds it. let_go: see BackHands."""
-        self._served[disk] = (sectors, persistent, read_only, vcpu, let_go)
+        self._served[disk] = (sectors, persistent, read_only, sector_size, vcpu, let_go)
 
     def boot(self, domain: Domain, device: int, persistent: bool) -> LifeSeat:
         """The frontend of a guest's disk that is plugged in; the guest boots with its first."""
@@ -180,8 +181,10 @@ class World:
         entries = {path.removeprefix(f"{directory}/"): value for path, value in values.items()}
         if read_plug(entries, *key) is None:
             return
-        sectors, persistent, read_only, vcpu, let_go = self._served[key]
-        vbd = BackendVbd(*key, sectors, persistent, self._numbers, read_only)
+        sectors, persistent, read_only, sector_size, vcpu, let_go = self._served[key]
+        vbd = BackendVbd(
+            *key, sectors, persistent, self._numbers, read_only, sector_size=sector_size
+        )
         hands = BackHands(Caller(self.hypervisor, abi.DOMID_0, vcpu), key[0], let_go)
         self.backs[key] = LifeSeat(self, vbd, dom0, hands)
         dom0.hold(ask(watch(f"{vbd.other}/state", _token(key))), lambda _: None)

@@ -8,13 +8,13 @@ guest the other; then the guest is forked with what is its own.
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
 import numpy as np
 
-from common.abi import HYPERVISOR_DOMCTL
+from common.abi import BLKIF_RING_SIZE, HYPERVISOR_DOMCTL
 from common.event_channel import events_dir
 from common.hypercall import DOMCTL_CREATEDOMAIN, DOMCTL_DOMAIN, Hypercalls
 from common.machine_memory import MachineMemory, stats_of
@@ -28,7 +28,7 @@ from toolstack.failures import MachineError
 from toolstack.guest_stats import GuestStats
 from toolstack.settings import Settings
 from toolstack.supervisor import Supervisor
-from toolstack.verify_state import is_fresh, open_states
+from toolstack.verify_state import is_fresh
 
 ANSWER_TIMEOUT_S: Final = 60.0
 
@@ -102,8 +102,19 @@ class Builder:
         """The domain is gone, and we map nothing of it any more."""
         self.memory.forget(domid)
 
-    def start_dom0(self, options: BackendOptions) -> None:
+    def start_dom0(self) -> None:
         """Fork dom0's backend."""
+        topology = self._topology
+        options = BackendOptions(
+            persistent=topology.backend_persistent,
+            max_persistent_grants=topology.max_persistent_grants,
+            gather_max=BLKIF_RING_SIZE if topology.batching == "drain" else 1,
+            grant_copy=topology.grant_copy,
+            adaptive_spin=topology.spin == "adaptive",
+            nr_vcpus=topology.dom0_vcpus,
+            events=topology.events,
+            threads=topology.threads,
+        )
         config = {
             "run_dir": self._supervisor.run_dir,
             "store_path": self._store_path,
@@ -117,13 +128,12 @@ class Builder:
         name: str,
         disks: Sequence[Disk],
         descriptors: list[int],
+        states: Mapping[int, int] | None = None,
         attack: str = "",
     ) -> None:
-        """Fork a guest with these disks, born with `descriptors` and their state files; a hostile
-        one, if it is to `attack`. Raises ConfigError."""
-        topology, states = self._topology, dict[int, int]()
-        if topology.verify_state and not attack:
-            states = open_states(topology.verify_state, disks, topology.every_disk())
+        """Fork a guest with these disks, born with `descriptors` and its disks' state files, by
+        number; a hostile one, if it is to `attack`."""
+        topology, states = self._topology, states or {}
         descriptors = [*descriptors, *states.values()]
         config = GuestConfig(
             domid,

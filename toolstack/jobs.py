@@ -95,6 +95,11 @@ def _check(spec: LoadSpec, disk: Disk) -> None:
         raise ConfigError(
             f"rw: {spec.rw} writes to {disk}, which is access=ro; read and randread are allowed"
         )
+    if spec.rw.endswith("trim") and disk.spec.kind in ("ram", "null"):
+        raise ConfigError(
+            f"rw: {spec.rw} discards, and {disk} is {disk.spec.kind}, which cannot; file and nbd"
+            " may"
+        )
     if spec.bs % disk.spec.sector:
         raise ConfigError(
             f"bs: {size_text(spec.bs)} is no multiple of {disk}'s sector-size, {disk.spec.sector}"

@@ -42,7 +42,7 @@ class Latecomers:
         self._stores.give(disks)
         plug_in(self._store, disks)
         name = f"guest-{domid}"
-        self._builder.start_guest(domid, name, disks, descriptors, attack)
+        self._builder.start_guest(domid, name, disks, descriptors, attack=attack)
         self._supervisor.expect(name, ANSWER_TIMEOUT_S)
         if not attack:
             self._supervisor.send(name, "connect")

@@ -15,12 +15,10 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from common.abi import BLKIF_RING_SIZE
 from common.counters import BACKEND_COUNTERS
 from common.hypercall import HypercallError
 from common.machine_memory import backend_ring, host_of
 from common.xenstore import XenStoreError
-from machine.connection import BackendOptions
 from toolstack.birth import ANSWER_TIMEOUT_S, Builder
 from toolstack.cpu_time import CpuTime
 from toolstack.crew import Crew
@@ -38,7 +36,7 @@ from toolstack.snapshot import Snapshot, host_tlb_shootdowns
 from toolstack.stores import Stores
 from toolstack.supervisor import Supervisor
 from toolstack.vbd_config import plug_in, take_offline
-from toolstack.verify_state import Verdict, kept_of
+from toolstack.verify_state import StateFiles, Verdict, kept_of
 
 __all__ = ["Guest", "GuestFailed", "Machine", "MachineError"]
 
@@ -78,6 +76,7 @@ class Machine:
         self._guests: dict[int, Guest] = {}
         self._stats: dict[int, GuestStats] = {}
         self._cpu_time = CpuTime()
+        self._states: StateFiles | None = None
         self._open = True
 
     def start(self) -> Self:
@@ -97,6 +96,7 @@ class Machine:
 
     def _boot(self) -> None:
         topology, supervisor = self.topology, self._supervisor
+        self._states = StateFiles(topology.verify_state, topology.every_disk())
         supervisor.await_fork_server()
         self._builder = Builder(topology, supervisor, self.xenstore_path)
         self._store, self._memory = self._builder.store, self._builder.memory
@@ -106,7 +106,7 @@ class Machine:
         for domid, disks in self._disks.items():
             descriptors[domid] = self._builder.create_domain(domid, len(disks))
             self._stats[domid] = self._builder.stats(domid)
-        self._builder.start_dom0(self._backend_options())
+        self._builder.start_dom0()
         supervisor.expect("dom0", ANSWER_TIMEOUT_S)
         # Before there is any end of a disk: a guest that sees its backend announced connects at
         # once, and what that costs is set-up.
@@ -114,21 +114,10 @@ class Machine:
         for domid, disks in self._disks.items():
             self._stores.give(disks)
             plug_in(self._store, disks)
-            self._builder.start_guest(domid, self._names[domid], disks, descriptors[domid])
+            states = self._states.take(domid)
+            self._builder.start_guest(domid, self._names[domid], disks, descriptors[domid], states)
         for name in self._names.values():
             supervisor.expect(name, ANSWER_TIMEOUT_S)
-
-    def _backend_options(self) -> BackendOptions:
-        return BackendOptions(
-            persistent=self.topology.backend_persistent,
-            max_persistent_grants=self.topology.max_persistent_grants,
-            gather_max=BLKIF_RING_SIZE if self.topology.batching == "drain" else 1,
-            grant_copy=self.topology.grant_copy,
-            adaptive_spin=self.topology.spin == "adaptive",
-            nr_vcpus=self.topology.dom0_vcpus,
-            events=self.topology.events,
-            threads=self.topology.threads,
-        )
 
     def _connected(self, domid: int, name: str) -> list[int]:
         """The sizes that a guest says its disks have."""
@@ -276,6 +265,8 @@ class Machine:
     def _end(self) -> None:
         self._supervisor.close()
         self._stores.close()
+        if self._states is not None:
+            self._states.close()
 
     def _shut_down(self) -> None:
         supervisor = self._supervisor

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hostile import guest as hostile_guest
-from machine import broker, dom0, guest_main
+from machine import broker, dom0_main, guest_main
 from xenstored import daemon
 
 # main(config, descriptors): plain values, and the descriptors that the process is born with.
@@ -13,7 +13,7 @@ Main = Callable[[dict[str, Any], list[int]], None]
 MAINS: Final[dict[str, Main]] = {
     "hypervisor": broker.main,
     "xenstored": daemon.main,
-    "dom0": dom0.main,
+    "dom0": dom0_main.main,
     "guest": guest_main.main,
     "hostile": hostile_guest.main,
 }

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from simulator.config import Config
     from simulator.machine import Counts, Machine
 
+SIMULATED: Final = ("ram", "null")  # kinds of stores
 RUNTIME_S: Final = 0.05  # of virtual time: every figure has settled long before
 
 
@@ -59,6 +60,12 @@ def config_of(topology: Topology, spec: LoadSpec, physical_cpus: int = 0) -> "Co
     """The simulated machine that is `topology` under `spec`. Raises ConfigError."""
     from simulator.config import Config, DiskPlan  # noqa: PLC0415
 
+    for disk in topology.every_disk():
+        if disk.spec.kind not in SIMULATED or disk.spec.what.volatile:
+            raise ConfigError(
+                f"disk: {disk} is {disk.spec.params}, which a real run has; ram and null are"
+                " simulated"
+            )
     jobs = {job.disk: job for job in jobs_on(spec, topology.every_disk())}
     disks = tuple(
         tuple(
@@ -67,7 +74,8 @@ def config_of(topology: Topology, spec: LoadSpec, physical_cpus: int = 0) -> "Co
                 disk.spec.size // SECTOR_SIZE,
                 disk.spec.kind,
                 disk.read_only,
-                disk.spec.name,
+                disk.spec.what.name,
+                disk.spec.sector,
             )
             for disk in topology.disks_of(domid)
         )

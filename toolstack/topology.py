@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from toolstack.disk_checks import check_disks
 from toolstack.loadspec import ConfigError, LoadSpec
 from toolstack.settings import MODES, PRESETS, Mode, Settings
 from toolstack.snapshot import Snapshot
@@ -87,7 +88,4 @@ class Topology(Settings):
 
     def check_disks(self) -> None:
         """Are the files and servers of its disks there? Raises ConfigError."""
-        if any(disk.spec.kind in ("file", "nbd") for disk in self.every_disk()):
-            from toolstack.disk_checks import check_disks  # noqa: PLC0415
-
-            check_disks(self)
+        check_disks(self)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from common.abi import SECTOR_SIZE
+from toolstack.disk_checks import size_there
 from toolstack.disks import Disk
 from toolstack.loadspec import ConfigError, shown
 
@@ -38,26 +39,32 @@ def kept_of(disks: Sequence[Disk]) -> list[Disk]:
     return [disk for disk in disks if is_kept(disk, disks)]
 
 
-def nr_sectors_of(disk: Disk) -> int:
-    """How large it is, before anything starts. Raises ConfigError."""
-    if not disk.spec.size:
-        raise ConfigError(f"verify-state: nobody knows yet how large {disk} is")
-    return disk.spec.size // SECTOR_SIZE
+class StateFiles:
+    """The descriptors of the state files of a machine's disks, until guests are born with them.
 
+    Opened before any disk is: a file that has its disk's lock is nobody else's to look at. Raises
+    ConfigError.
+    """
 
-def open_states(directory: str, disks: Sequence[Disk], every: Sequence[Disk]) -> dict[int, int]:
-    """The state files of those of a guest's disks that have one, by number. every: all disks there
-    are. Raises ConfigError."""
-    states = dict[int, int]()
-    try:
-        for disk in disks:
-            if is_kept(disk, every):
-                states[disk.number] = open_state(directory, disk, nr_sectors_of(disk))
-    except ConfigError:
-        for fd in states.values():
-            os.close(fd)
-        raise
-    return states
+    def __init__(self, directory: str, disks: Sequence[Disk]) -> None:
+        self._open: dict[int, dict[int, int]] = {}
+        try:
+            for disk in kept_of(disks) if directory else []:
+                fd = open_state(directory, disk, size_there(disk) // SECTOR_SIZE)
+                self._open.setdefault(disk.domid, {})[disk.number] = fd
+        except ConfigError:
+            self.close()
+            raise
+
+    def take(self, domid: int) -> dict[int, int]:
+        """A guest's, by the number of its disk: the caller's from now on."""
+        return self._open.pop(domid, {})
+
+    def close(self) -> None:
+        """Those that nobody has taken."""
+        for domid in list(self._open):
+            for fd in self.take(domid).values():
+                os.close(fd)
 
 
 def state_path(directory: str, disk: Disk) -> str:

@@ -117,7 +117,7 @@ def test_a_sleep_ends_when_a_store_wants_to_be_called() -> None:
 
 def test_a_store_that_is_silent_is_told_of_at_growing_distances_and_when_it_answers() -> None:
     world = World()
-    for second in range(0, 45):
+    for second in range(45):
         world.watch.look(second * S)
     assert world.told == [5, 10, 20, 40]
     world.store.ready_ones = list(world.store.started)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from backend.plug import FORM
+from common.targets import FORM
 from common.xenbus import (
     CLOSED,
     CONNECTED,
@@ -35,20 +35,51 @@ from toolstack.vbd_config import create_vbd
 
 pytestmark = pytest.mark.system
 
-NO_SIZE = "that is no multiple of 512 in 512..64g"
+NO_SIZE = "has a size that is no multiple of 512 in 512..64g"
 WRONG: dict[str, tuple[dict[str, str | None], str]] = {
-    "no store": ({"params": "foo"}, f"params b'foo' name no disk: {FORM} does"),
-    "a path": ({"params": "/dev/ram0"}, f"params b'/dev/ram0' name no disk: {FORM} does"),
-    "nothing": ({"params": ""}, f"params b'' name no disk: {FORM} does"),
-    "no size": ({"params": "ram:"}, f"params b'ram:' name no disk: {FORM} does"),
-    "size 0": ({"params": "ram:0"}, f"params b'ram:0' have a size {NO_SIZE}"),
-    "half a sector": ({"params": "ram:256"}, f"params b'ram:256' have a size {NO_SIZE}"),
-    "negative": ({"params": "ram:-1"}, f"params b'ram:-1' name no disk: {FORM} does"),
-    "words": ({"params": "ram:ten"}, f"params b'ram:ten' name no disk: {FORM} does"),
-    "too large": ({"params": "ram:65g"}, f"params b'ram:65g' have a size {NO_SIZE}"),
+    "no store": (
+        {"params": "foo"},
+        f"params b'foo' name no disk: 'foo' is not {FORM}",
+    ),
+    "a path": (
+        {"params": "/dev/ram0"},
+        f"params b'/dev/ram0' name no disk: '/dev/ram0' is not {FORM}",
+    ),
+    "nothing": (
+        {"params": ""},
+        f"params b'' name no disk: '' is not {FORM}",
+    ),
+    "no size": (
+        {"params": "ram:"},
+        f"params b'ram:' name no disk: 'ram:' is not {FORM}",
+    ),
+    "size 0": (
+        {"params": "ram:0"},
+        f"params b'ram:0' name no disk: 'ram:0' {NO_SIZE}",
+    ),
+    "half a sector": (
+        {"params": "ram:256"},
+        f"params b'ram:256' name no disk: 'ram:256' {NO_SIZE}",
+    ),
+    "negative": (
+        {"params": "ram:-1"},
+        "params b'ram:-1' name no disk: 'ram:-1' is not ram:SIZE, as in ram:64m",
+    ),
+    "words": (
+        {"params": "ram:ten"},
+        "params b'ram:ten' name no disk: 'ram:ten' is not ram:SIZE, as in ram:64m",
+    ),
+    "too large": (
+        {"params": "ram:65g"},
+        f"params b'ram:65g' name no disk: 'ram:65g' {NO_SIZE}",
+    ),
     "more than there is": (
         {"params": "ram:9999999999999999999999"},
-        f"params b'ram:9999999999999999999999' name no disk: {FORM} does",
+        "params b'ram:9999999999999999999999' name no disk: 'ram:9999999999999999999999' is not ram:SIZE, as in ram:64m",
+    ),
+    "no file": (
+        {"params": "file:/no/such/file"},
+        "/no/such/file: No such file or directory: the file is to be there, with the disk's size",
     ),
     "another's directory": (
         {"frontend": frontend_path(1, XVDA)},

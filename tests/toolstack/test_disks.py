@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from toolstack.disks import DISKS_MAX, VDEVS, DiskSpec, device_of
+from common.targets import FORM as TARGETS
+from toolstack.disks import DISKS_MAX, FORM, VDEVS, DiskSpec, device_of
 from toolstack.loadspec import ConfigError
 from toolstack.settings import Settings
 
@@ -46,17 +47,20 @@ def test_a_disk_is_what_is_written(written: Any, spec: dict[str, str], size: int
     assert DiskSpec.of(found.text()) == found
 
 
-FORM = "TARGET[,vdev=xvda..xvdp][,access=ro|rw], TARGET ram:SIZE[,name=NAME] or null:SIZE"
 SIZES = "has a size that is no multiple of 512 in 512..64g"
 
 
 @pytest.mark.parametrize(
     ("written", "complaint"),
     [
-        ("", "target: '' is not ram:SIZE or null:SIZE"),
-        ("file:x", "target: 'file:x' is not ram:SIZE or null:SIZE"),
-        ("ram:", "target: 'ram:' is not ram:SIZE or null:SIZE"),
-        ("ram:1q", "target: 'ram:1q' is not ram:SIZE or null:SIZE"),
+        ("", f"target: ':' is not {TARGETS}"),
+        ("cow:x", f"target: 'cow:x' is not {TARGETS}"),
+        ("file:/x,cache=unsafe", "cache: 'unsafe' is not one of writeback, none"),
+        ("ram:1m,cache=none", "cache: ram has no such option; allowed are name, sector-size"),
+        ("ram:1m,sector-size=520", "sector-size: '520' is not one of 512, 4096"),
+        ("nbd://h/x,timeout=x", "timeout: 'x' is not above 0, at most 3600 (seconds)"),
+        ("ram:", f"target: 'ram:' is not {TARGETS}"),
+        ("ram:1q", "target: 'ram:1q' is not ram:SIZE, as in ram:64m"),
         ("ram:100", f"target: 'ram:100' {SIZES}"),
         ("ram:0", f"target: 'ram:0' {SIZES}"),
         ("null:65g", f"target: 'null:65g' {SIZES}"),
@@ -64,7 +68,7 @@ SIZES = "has a size that is no multiple of 512 in 512..64g"
         ("ram:1m,vdev=xvdq", "vdev: 'xvdq' is not in xvda..xvdp"),
         ("ram:1m,access=w", "access: 'w' is not one of ro, rw"),
         ("ram:1m,name=a/b", "name: 'a/b' is not 1..32 letters, digits, '_', '.' or '-'"),
-        ("null:1m,name=a", "name: a null disk keeps nothing that could be shared"),
+        ("null:1m,name=a", "name: null has no such option; allowed are sector-size"),
         ("ram:1m,ro", f"is not {FORM}"),
         ("ram:1m,rw=read", f"is not {FORM}"),
         ("ram:1m,vdev=xvda,vdev=xvdb", f"is not {FORM}"),
@@ -122,7 +126,7 @@ def test_a_guest_s_own_disks_are_in_place_of_the_common_ones() -> None:
         ([{"domid": 65}], "guest: domid: 65 is not in 1..64"),
         ([{"domid": 2}, {}], "guest: domid 2 is there twice"),
         ([{"disk": "ram:1m"}], "guest: disk: no such setting; allowed are domid, disks"),
-        ([{"disks": ["x"]}], "guest: disk: 'x': target: 'x' is not ram:SIZE or null:SIZE"),
+        ([{"disks": ["x"]}], f"guest: disk: 'x': target: 'x:' is not {TARGETS}"),
         ([3], "guest: 3 is not a table"),
     ],
 )
