@@ -221,13 +221,12 @@ def new_blkback(
     """
     assert not (bounce_frame is not None and persistent), "what is copied cannot be kept mapped"
     nr_ents = ring.nr_ents_of(ring_page)
-    words = ring_page.view(np.uint32)
-    nr_segments = nr_ents * BLKIF_MAX_SEGMENTS_PER_REQUEST
+    words, nr_segments = ring_page.view(np.uint32), nr_ents * BLKIF_MAX_SEGMENTS_PER_REQUEST
     back = arena.array(1, BACK)
     back["balloon"], back["persistent"] = XEN_PAGE_SIZE, persistent
-    back["gather_max"], back["free_slots"] = min(gather_max, nr_ents), len(page_table)
+    back["free_slots"] = len(page_table)
+    back["gather_max"], back["vacant"] = min(gather_max, nr_ents), nr_ents
     back["copies"], back["bounce_frame"] = bounce_frame is not None, bounce_frame or 0
-    back["vacant"] = nr_ents
     for field, value in fields.items():
         back[field] = value
     tree, nodes = new_tree(arena, max_persistent_grants if persistent else 0)

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from typing import Final, NamedTuple
 
 from common.faults import LocalFault
+from common.nbd_uri import STRING_MAX
 from common.nbd_wire import (
     BLOCK_SIZE_INFO,
     BLOCK_SIZE_MAX,
@@ -46,7 +47,6 @@ from common.nbd_wire import (
     REP_ERR_UNSUP,
     REP_ERROR,
     REP_INFO,
-    STRING_MAX,
     ZEROES_BYTES,
 )
 

@@ -25,6 +25,7 @@ from backend.nbd_state import (
 )
 from backend.slots import READ
 from common.compiled import kernel
+from common.nbd_uri import STRING_MAX
 from common.nbd_wire import (
     EINVAL,
     EIO,
@@ -40,7 +41,6 @@ from common.nbd_wire import (
     REPLY_OFFSET_HOLE,
     SIMPLE_REPLY_BYTES,
     SIMPLE_REPLY_MAGIC,
-    STRING_MAX,
     STRUCTURED_REPLY_BYTES,
     STRUCTURED_REPLY_MAGIC,
     take_number,

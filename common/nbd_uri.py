@@ -7,8 +7,7 @@ import re
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote_to_bytes, urlsplit
 
-from common.nbd_wire import STRING_MAX
-
+STRING_MAX: Final = 4096  # bytes of a name or a message, as the protocol has it
 PORT: Final = 10809
 SOCKET_PATH_MAX: Final = 107  # bytes in a `sockaddr_un`, less the NUL
 FORMS: Final = "nbd+unix:///NAME?socket=PATH or nbd://HOST[:PORT]/NAME"

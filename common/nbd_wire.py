@@ -51,7 +51,6 @@ BLOCK_SIZE_INFO: Final = Struct(">HIII")  # INFO_BLOCK_SIZE, minimum, preferred,
 EXPORT_NAME_REPLY: Final = Struct(">QH")  # size, transmission flags; then the zeroes
 ZEROES_BYTES: Final = 124
 
-STRING_MAX: Final = 4096  # bytes of a name or a message
 BLOCK_SIZE_MAX: Final = 1 << 16  # the largest minimum that there may be
 PAYLOAD_MAX: Final = 1 << 25  # what a server takes that says nothing else
 

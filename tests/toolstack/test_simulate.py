@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.toolstack.stand_in import Starter
-from toolstack.cli import FLAGS, STATE
 from toolstack.commands import cli
+from toolstack.flags import FLAGS, STATE
 from toolstack.simulate import RUNTIME_S, simulate
 
 
