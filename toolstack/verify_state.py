@@ -101,7 +101,8 @@ def _header(disk: Disk, nr_sectors: int) -> np.ndarray:
     header["magic"], header["format"], header["nr_sectors"] = MAGIC, FORMAT, nr_sectors
     header["domid"], header["disk"], header["device"] = disk.domid, disk.number, disk.device
     header["name"] = disk_name(disk.domid, disk.number)
-    header["target"] = disk.spec.params.encode()
+    what = disk.spec.what  # the place alone: a cache or a seed may be another one
+    header["target"] = f"{what.kind}:{what.path_of(disk.domid) or what.name}".encode()
     return header
 
 
