@@ -55,6 +55,10 @@ class Server:
             self._process.send_signal(how)
         self._process.wait(10)
 
+    def signal(self, what: int) -> None:
+        """SIGSTOP and SIGCONT, and not waited for."""
+        self._process.send_signal(what)
+
     def wait(self) -> None:
         """Until it has ended."""
         self._process.wait(60)
