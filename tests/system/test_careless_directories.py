@@ -75,7 +75,8 @@ WRONG: dict[str, tuple[dict[str, str | None], str]] = {
     ),
     "more than there is": (
         {"params": "ram:9999999999999999999999"},
-        "params b'ram:9999999999999999999999' name no disk: 'ram:9999999999999999999999' is not ram:SIZE, as in ram:64m",
+        "params b'ram:9999999999999999999999' name no disk: 'ram:9999999999999999999999' is not"
+        " ram:SIZE, as in ram:64m",
     ),
     "no file": (
         {"params": "file:/no/such/file"},
