@@ -256,7 +256,38 @@ def hostile(attacks: tuple[str, ...], mode: Any, rounds: int, seconds: float, ou
 
 
 cli = Bench("bench")
-for command in (contest, pairs, company, hostile):
+
+
+@click.command(cls=Command, short_help="Files and NBD servers, against fio on the same ones.")
+@click.option("--pairs", "count", type=click.IntRange(1, 99), default=5, show_default=True)
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default="/var/tmp",
+    show_default=True,
+    help="Of a real file system, for one of the files.",
+)
+@SECONDS
+def disks(count: int, directory: Path, seconds: float) -> None:
+    """One guest, 4-KiB random reads at depth 32, in turn with fio's io_uring engine on the same
+    file (iodepth_batch=1, the same O_DIRECT setting) and its nbd engine on the same nbdkit."""
+    from bench.disks import cases, pairs  # noqa: PLC0415
+    from bench.peers import missing  # noqa: PLC0415
+
+    if lacking := missing():
+        raise click.ClickException(f"{', '.join(lacking)}: not installed, and compared with")
+    console = Console(highlight=False)
+    with cases(directory) as found:
+        for case in found:
+            with _said(console, f"{case.name}: {count} pairs"):
+                done = list(pairs(case, count, seconds))
+            ratios = " ".join(f"{pair.ratio:.3f}" for pair in done)
+            iops = " ".join(f"{pair.ours.iops:,.0f}/{pair.fio_iops:,.0f}" for pair in done)
+            cpu = " ".join(f"{pair.ours.cpu_s_per_million:.2f}" for pair in done)
+            console.print(f"{case.name}: ours/fio {ratios}; IOPS {iops}; CPU s/million {cpu}")
+
+
+for command in (contest, pairs, company, hostile, disks):
     cli.add_command(command)
 
 

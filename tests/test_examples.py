@@ -37,6 +37,7 @@ SHORTER = {
     "./run.sh bench": "--quick --rounds 1 --seconds 0.1",
     "./run.sh python -m bench.lookups": "--rounds 5 --lookups 1000",
     "./run.sh python -m simulator.fit": "0.001",
+    "nbdkit": "",  # what it runs says its end itself
 }
 MACHINE_SECONDS = "--runtime 1"  # instead of 5, where a command runs a machine and names no end
 

@@ -105,8 +105,14 @@ class DiskSpec(Config):
         if not isinstance(value, str):
             raise ValueError(f"is not {TARGETS}")
         kind, _, where = value.strip().partition(":")
-        where = where.strip().lower() if kind.lower() in ("ram", "null") else where
-        return f"{kind.lower()}:{where}"
+        kind = kind.lower()
+        if kind == "volatile":
+            return f"{kind}:{cls._is_text(where)}"
+        if kind in ("ram", "null"):
+            where = where.strip().lower()
+        elif kind == "file" and where:  # dom0 stands somewhere else
+            where = os.path.abspath(where)
+        return f"{kind}:{where}"
 
     @model_validator(mode="after")
     def _is_a_target(self) -> Self:

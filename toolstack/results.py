@@ -82,6 +82,11 @@ COUNTERS: Final[dict[str, _Source]] = {
     "persistent_max": _Source("backend", "persistent_max", _largest),
     "overflow_segments": _Source("backend", "overflow_segments"),
     "bad_requests": _Source("backend", "bad_requests"),
+    "flush_requests": _Source("frontend", "flush_requests"),
+    "discard_requests": _Source("frontend", "discard_requests"),
+    "bytes_discarded": _Source("frontend", "bytes_discarded"),
+    "store_flushes": _Source("backend", "store_flushes"),
+    "store_discards": _Source("backend", "store_discards"),
 }
 
 
