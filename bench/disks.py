@@ -81,7 +81,8 @@ def _server() -> Iterator[str]:
 
 def pairs(case: Case, count: int, seconds: float) -> Iterator[Pair]:
     """fio and ours in turn, the first of each not counted."""
-    topology = Topology(guests=1, dom0_vcpus=1, disks=[case.target])
+    machine_of: dict[str, Any] = {"guests": 1, "dom0_vcpus": 1, "disks": [case.target]}
+    topology = Topology(**machine_of)
     load: dict[str, Any] = {"rw": "randread", "bs": 4096, "iodepth": IODEPTH, "verify": False}
     for at in range(count + 1):
         fio_iops = _fio(case, seconds)
