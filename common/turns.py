@@ -8,7 +8,8 @@ Rules
 2. A ring that has nothing is watched, with all others of that kind, while the thread has others to
    serve, and after that for as long as it pays (`common/spinning.py`). Only then is each asked to
    arm and to look again; and the thread sleeps when every one of them sleeps.
-3. A ring that sleeps is woken by its pending bit, which is looked at in every round.
+3. A ring that sleeps is woken by its pending bit, which is looked at in every round; and so is what
+   else may have something for it, whether it sleeps or is watched.
 4. A slice is bounded in time: then the outside world is looked at.
 """
 
@@ -227,11 +228,11 @@ def _look_round(turns: Turns) -> np.int64:
 def _stirs(turns: Turns, ring: int) -> bool:
     """Is there something for a ring that is not ready?"""
     end = end_of(turns.ends, ring)
+    if load_acquire(end.answers, 0) != load_acquire(end.taken, 0):
+        return True
+    if load_acquire(end.flags, 0) != 0:
+        return True
     if turns.state[ring] == WATCHED:
-        if load_acquire(end.answers, 0) != load_acquire(end.taken, 0):
-            return True
-        if load_acquire(end.flags, 0) != 0:
-            return True
         return load_acquire(end.words, turns.head[0].peer) != end.half[0].cons
     return is_pending(end) and clear_pending(end.pending, end.port[0])
 

@@ -133,6 +133,21 @@ def test_one_that_sleeps_is_woken_while_others_are_busy() -> None:
     assert [rings.turn(effects.SLICE) for _ in range(3)] == [2, 0, 1]
 
 
+@pytest.mark.parametrize("rests", [effects.STOP, effects.WAIT])
+@pytest.mark.parametrize("what", ["answers", "flags"])
+def test_what_else_has_something_for_it_wakes_it_watched_or_asleep(what: str, rests: int) -> None:
+    """While another is busy, too: its store would wait for that one's end."""
+    rings = Rings()
+    for ring in (1, 2):
+        note(rings.turns, ring, rests)
+    assert [rings.turn(effects.SLICE) for _ in range(2)] == [0, 0]
+    getattr(rings.ends[2], what)[0] = 1
+    assert [rings.turn(effects.SLICE) for _ in range(2)] == [2, 0]
+    note(rings.turns, 2, rests)
+    rings.ends[2].taken[0], rings.ends[2].flags[0] = rings.ends[2].answers[0], 0
+    assert [rings.turn(effects.SLICE) for _ in range(2)] == [0, 0]
+
+
 def test_a_slice_ends_by_the_clock_whoever_is_busy() -> None:
     rings = Rings()
     begin_slice(rings.turns)
