@@ -116,8 +116,11 @@ class FileStore:
 
     def close(self) -> None:
         """Unlock and close it. (A ring that the kernel has not done with holds it open longer.)"""
-        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _lock_of(fcntl.F_UNLCK))
-        os.close(self._fd)
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _lock_of(fcntl.F_UNLCK))
+            os.close(self._fd)  # which closes it, whatever it says
+        except OSError as error:
+            log.warning("a disk's file was closed: %s", error.strerror)
 
 
 def open_file(path: str, read_only: bool, cache: str, sector_size: int) -> FileStore:

@@ -79,7 +79,7 @@ class IoUring:
             raise
 
     def _mapped(self, params: Any) -> StoreQueue:
-        if not params["features"] & IORING_FEAT_RW_CUR_POS:
+        if ~int(params["features"]) & (IORING_FEAT_RW_CUR_POS | IORING_FEAT_SINGLE_MMAP):
             raise OSError(errno.ENOSYS, "io_uring is of a kernel before 5.6")
         sq, cq = params["sq"], params["cq"]
         nr_sqes, nr_cqes = int(params["sq_entries"]), int(params["cq_entries"])

@@ -6,6 +6,7 @@ serves it (`backend/vcpu_thread.py`), and what its store says meanwhile.
 
 import logging
 import os
+from errno import EOPNOTSUPP
 
 from backend.at_store import answer_all, complete, take_started
 from backend.blkback import BLKBACK, Blkback, jobs_of
@@ -16,6 +17,7 @@ from backend.store_jobs import LaterStore
 from backend.stores import Store
 from common import effects
 from common.abi import (
+    BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
     HYPERVISOR_GRANT_TABLE_OP,
@@ -100,6 +102,10 @@ class RingHands:
         """No more requests are taken."""
         if self.later is not None:
             self.later.closing()
+
+    def tell_counts(self) -> None:
+        """The ring has ended: say what has not been said."""
+        self.look_at_errors()
         self._errors.tell_counts()
 
     def look_at_errors(self) -> None:
@@ -133,5 +139,6 @@ class RingHands:
         except OSError as error:
             where = f"sector {offset // SECTOR_SIZE}"
             self._errors.say(str(error.strerror or error), where=where)
-            return BLKIF_RSP_ERROR
+            unable = error.errno == EOPNOTSUPP and kind in (FLUSH, DISCARD)
+            return BLKIF_RSP_EOPNOTSUPP if unable else BLKIF_RSP_ERROR
         return BLKIF_RSP_OKAY

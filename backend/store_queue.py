@@ -24,7 +24,7 @@ from numba import types
 from backend.pool_gate import GATE_WORDS, quiet, wake_pool
 from backend.slots import DISCARD, FLUSH, READ, WRITE
 from backend.store_jobs import IOVEC
-from common.abi import BLKIF_RSP_ERROR, BLKIF_RSP_OKAY
+from common.abi import BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY
 from common.atomics import load_acquire, store_release
 from common.compiled import kernel
 from common.rows import Layout
@@ -211,7 +211,7 @@ def _kernel_waits(queue: StoreQueue) -> bool:
 
 @kernel
 def reap(queue: StoreQueue, jobs: np.ndarray) -> np.int64:
-    """The next answer, or -1: slot << 32 | status (BLKIF_RSP_OKAY or ERROR, 32 bits of it).
+    """The next answer, or -1: slot << 32 | status (BLKIF_RSP_*, 32 bits of it).
 
     jobs: JOB (nr_slots,). An error is counted, and the last one kept, in `head`.
     """
@@ -255,4 +255,5 @@ def _failed(head: Any, jobs: np.ndarray, slot: int, why: int) -> np.int64:
     job = jobs[slot]
     head.errors += np.uint64(1)
     head.last_errno, head.last_kind, head.last_offset = np.uint32(why), job.kind, job.offset
-    return slot << 32 | np.int64(BLKIF_RSP_ERROR & U32_MASK)
+    unable = why == errno.EOPNOTSUPP and job.kind in (FLUSH, DISCARD)
+    return slot << 32 | np.int64((BLKIF_RSP_EOPNOTSUPP if unable else BLKIF_RSP_ERROR) & U32_MASK)

@@ -1,10 +1,15 @@
 """The stores of one vCPU's rings: what is polled for, and who has not answered for long.
 
-Owns: the stores' descriptors in the thread's poller, the times at which they want to be called,
-and the clock of a stalled store. A store that is silent costs nothing: nobody spins for it.
+Owns: the stores' descriptors, in an epoll of their own whose descriptor is in the thread's poller;
+the times at which they want to be called; and the clock of a stalled store. A store that is silent
+costs nothing: nobody spins for it.
+Rule: a store may close its descriptor at any call, and the next one may have its number. The kernel
+then takes it out of the epoll; before each sleep what is there is set anew.
 """
 
-from collections.abc import Callable
+import select
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,64 +24,86 @@ class _Watched:
 
     hands: RingHands
     on_stall: Callable[[int], None]
-    fd: int = -1
-    events: int = 0
     answers: int = 0  # jobs
     since_ns: int = 0  # that many have been answered
     tell_after_ns: int = STALLED_NS
 
 
 class StoreWatch:
-    """Those of one thread. poller: its (`common/wakeups.py`)."""
+    """Those of one thread. poller: its (`common/wakeups.py`); polled: what is in it."""
 
     def __init__(self, poller: Any) -> None:
-        self._poller = poller
+        self._epoll = select.epoll()
+        self.polled: Final = self._epoll.fileno()
+        poller.register(self.polled, select.POLLIN)
         self._watched: dict[int, _Watched] = {}
-        self._ring_of: dict[int, int] = {}  # by descriptor
+        self._ring_of: dict[int, int] = {}  # by descriptor, of those in the epoll
 
-    def add(self, ring: int, hands: RingHands, on_stall: Callable[[int], None]) -> None:
+    def add(
+        self, ring: int, hands: RingHands, on_stall: Callable[[int], None], now_ns: int
+    ) -> None:
         """From now on the store of `ring` is watched, if it is one that answers later."""
         if hands.later is not None or hands.queue_fd >= 0:
-            self._watched[ring] = _Watched(hands, on_stall)
+            self._watched[ring] = _Watched(hands, on_stall, since_ns=now_ns)
 
     def forget(self, ring: int) -> None:
-        """The ring has ended."""
-        if (watched := self._watched.pop(ring, None)) is not None:
-            self._poll(ring, watched, -1, 0)
+        """The ring has ended. What its store could not do is said."""
+        if (watched := self._watched.pop(ring, None)) is None:
+            return
+        if watched.tell_after_ns > STALLED_NS:
+            watched.on_stall(0)
+        watched.hands.tell_counts()
+        for fd in [fd for fd, its in self._ring_of.items() if its == ring]:
+            del self._ring_of[fd]
+            with suppress(OSError):  # it is closed
+                self._epoll.unregister(fd)
 
-    def timeout_ns(self, now_ns: int) -> int | None:
-        """Before a sleep: what is to be polled is, and how long it may last."""
-        ends = []
+    def close(self) -> None:
+        """The thread has ended."""
+        self._epoll.close()
+
+    def timeout_ns(self, now_ns: int, rings: Collection[int]) -> int | None:
+        """Before a sleep: what is to be polled is, and how long it may last.
+
+        rings: those that have turns. The queue of one that has none would end each sleep at once.
+        """
+        ends, wanted = [], dict[int, tuple[int, int]]()
         for ring, watched in self._watched.items():
             hands, later = watched.hands, watched.hands.later
-            if later is None:
-                self._poll(ring, watched, hands.queue_fd, 1)
-            else:
-                self._poll(ring, watched, later.fileno(), later.events())
+            if later is not None:
+                wanted[later.fileno()] = ring, later.events()
                 if (due_ns := later.due_ns()) is not None:
                     ends.append(due_ns)
+            elif ring in rings:
+                wanted[hands.queue_fd] = ring, select.EPOLLIN
             if hands.dev.back["at_store"][0]:
                 ends.append(watched.since_ns + watched.tell_after_ns)
+        wanted.pop(-1, None)
+        self._set(wanted)
         return max(0, min(ends) - now_ns) if ends else None
 
-    def is_ready(self, polled: object) -> int | None:
-        """The ring that is to have a turn, if `polled` is its store's."""
-        ring = self._ring_of.get(polled) if isinstance(polled, int) else None
-        if ring is not None and (hands := self._watched[ring].hands).later is not None:
-            hands.store_is_ready()
-        return ring
+    def _set(self, wanted: dict[int, tuple[int, int]]) -> None:
+        for fd in self._ring_of.keys() - wanted.keys():
+            with suppress(OSError):  # it is closed
+                self._epoll.unregister(fd)
+        for fd, (_, events) in wanted.items():
+            try:
+                self._epoll.modify(fd, events)
+            except FileNotFoundError:
+                self._epoll.register(fd, events)
+        self._ring_of = {fd: ring for fd, (ring, _) in wanted.items()}
 
-    def look(self, now_ns: int) -> list[int]:
-        """After each sleep and each slice: the rings that are to have turns."""
-        answered = []
+    def look(self, now_ns: int, *, slept: bool = False) -> list[int]:
+        """After each sleep, and from time to time: the rings that are to have turns."""
+        ready = {self._ring_of[fd] for fd, _ in self._epoll.poll(0)} if slept else set[int]()
         for ring, watched in self._watched.items():
             hands = watched.hands
             if hands.later is None:
                 hands.look_at_errors()
             elif hands.store_is_ready():
-                answered.append(ring)
+                ready.add(ring)
             self._mind(watched, now_ns)
-        return answered
+        return sorted(ready)
 
     @staticmethod
     def _mind(watched: _Watched, now_ns: int) -> None:
@@ -90,14 +117,3 @@ class StoreWatch:
         elif now_ns - watched.since_ns >= watched.tell_after_ns:
             watched.on_stall((now_ns - watched.since_ns) // 1_000_000_000)
             watched.tell_after_ns *= 2
-
-    def _poll(self, ring: int, watched: _Watched, fd: int, events: int) -> None:
-        if (fd, events) == (watched.fd, watched.events):
-            return
-        if watched.fd >= 0:
-            self._poller.unregister(watched.fd)
-            self._ring_of.pop(watched.fd, None)
-        if fd >= 0:
-            self._poller.register(fd, events)
-            self._ring_of[fd] = ring
-        watched.fd, watched.events = fd, events

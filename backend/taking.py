@@ -194,7 +194,7 @@ def _verdict(dev: Blkback, slot: int, nr_segments: int) -> int:
         total += np.uint64(nr_sectors)
     request.nr_sectors = dev.copy[NR_SECTORS] if kind == DISCARD else total
     if request.nr_sectors == 0:  # it names no place: a flush's sector is anything
-        return NOT_DONE
+        return BLKIF_RSP_ERROR if kind == DISCARD else NOT_DONE
     # Written so that no sum can wrap: both are the guest's to choose.
     if (request.sector | request.nr_sectors) & np.uint64(back.sector_mask):
         return BLKIF_RSP_ERROR

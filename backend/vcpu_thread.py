@@ -43,6 +43,7 @@ from common.steps import STEP
 from common.turns import (
     ASLEEP,
     NOBODY,
+    SLICE_NS,
     SLICE_OVER,
     both_of,
     leave_out,
@@ -96,7 +97,7 @@ class VcpuThread:
         self._ending = NOBODY  # this ring is to stop between two requests
         self._naps: list[tuple[int, int]] = []  # until when (ns), which ring: a heap
         self._poller = new_poller(events)
-        self._stores = StoreWatch(self._poller)
+        self._stores, self._heard_ns = StoreWatch(self._poller), 0
         self._ring_of: dict[object, int] = {}  # by what is polled
         self._orders: deque[Callable[[], None]] = deque()
         self._stopping = False
@@ -135,6 +136,7 @@ class VcpuThread:
         if self._thread.ident is not None:
             self._thread.join()
         self.hypercalls.close()
+        self._stores.close()
         os.close(self._ordered)
 
     def _order(self, order: Callable[[], None]) -> None:
@@ -173,6 +175,8 @@ class VcpuThread:
         """
         while self._orders and self._ending == NOBODY:
             self._orders.popleft()()
+        if time.monotonic_ns() - self._heard_ns >= SLICE_NS:  # whatever the rings ask for
+            self._hear_stores()
         while self._naps and self._naps[0][0] <= time.monotonic_ns():
             self._wake_up(heapq.heappop(self._naps)[1])
         return bool(self._served) or not self._stopping
@@ -180,7 +184,6 @@ class VcpuThread:
     def _heed(self, returned: int) -> None:
         """What `serve` has returned."""
         if returned == SLICE_OVER:
-            self._hear_stores()
             return
         if returned in (ASLEEP, NOBODY):
             self._sleep()
@@ -209,19 +212,18 @@ class VcpuThread:
                 os.eventfd_read(self._ordered)
             elif (ring := self._ring_of.get(polled)) is not None:
                 self._wake(ring)
-            elif (ring := self._stores.is_ready(polled)) is not None:
-                make_ready(self._turns, ring)
-        self._hear_stores()
+        self._hear_stores(slept=True)
 
     def _timeout_ms(self, now_ns: int) -> int:
         """How long it may sleep; -1: for ever."""
         ends = [until_ns - now_ns for until_ns, _ in self._naps[:1]]
-        if (stores := self._stores.timeout_ns(now_ns)) is not None:
+        if (stores := self._stores.timeout_ns(now_ns, rings_of(self._turns))) is not None:
             ends.append(stores)
         return max(0, -(-min(ends) // 1_000_000)) if ends else -1
 
-    def _hear_stores(self) -> None:
-        for ring in self._stores.look(time.monotonic_ns()):
+    def _hear_stores(self, *, slept: bool = False) -> None:
+        self._heard_ns = time.monotonic_ns()
+        for ring in self._stores.look(self._heard_ns, slept=slept):
             make_ready(self._turns, ring)
 
     def _wake(self, ring: int) -> None:
@@ -240,7 +242,7 @@ class VcpuThread:
         self._served[ring] = served
         BLKBACK.write(self._rows[ring], served.hands.dev)
         self._ring_of[served.hands.channel.carrier.polled] = ring
-        self._stores.add(ring, served.hands, served.on_stall)
+        self._stores.add(ring, served.hands, served.on_stall, time.monotonic_ns())
         self._wake_up(ring)
 
     def _wake_up(self, ring: int) -> None:

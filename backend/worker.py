@@ -186,8 +186,12 @@ def _has_more(dev: Blkback) -> bool:
 
 @part
 def _look_again(dev: Blkback) -> int:
-    """What the store has finished meanwhile is a reason to go on, too."""
+    """What the store has finished, or a request's next job, is a reason to go on, too."""
     back = dev.back[0]
-    if back.finished > 0 or (back.store_door == QUEUE and has_answers(dev.queue)):
+    if (
+        back.finished > 0
+        or back.started > 0
+        or (back.store_door == QUEUE and has_answers(dev.queue))
+    ):
         return ON
     return notifying.look_again(dev, REQ, dev.back[0].vacant)

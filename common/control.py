@@ -23,7 +23,7 @@ from common.descriptors import receive_with_descriptors, send_with_descriptors
 MESSAGE_MAX: Final = 160 * 1024  # what a unix socket's default buffer holds as one packet
 DATA_MAX: Final = 128 * 1024  # bytes of a disk in one message
 TEXT_MAX: Final = 4000  # of a log line, or the errors of 16 disks: the other end may be a guest
-DESCRIPTORS_MAX: Final = 16
+DESCRIPTORS_MAX: Final = 32  # a guest is born with 7, and a state file for each disk
 SEND_TIMEOUT_S: Final = 10.0  # the other end does not read: it is stuck, or means ill
 
 Message = list[Any]

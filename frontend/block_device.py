@@ -129,7 +129,10 @@ class BlockDevice:
         io = self._dev.ios[:1]
         io["operation"], io["secure"] = operation, secure
         io["sector"], io["nr_sectors"] = offset // SECTOR_SIZE, nbytes // SECTOR_SIZE
-        self._run(1)
+        try:
+            self._run(1)
+        finally:
+            io["secure"] = False
 
     @staticmethod
     def _pieces(offset: int, nbytes: int) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ Owns: how flags and a file become settings, the help, the order of a run. The fl
 Rules: what the user got wrong is said before anything starts. A flag overrides the config file.
 """
 
+import os
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any, Final, NamedTuple
@@ -22,7 +23,7 @@ from toolstack.progress import Progress
 from toolstack.report import print_report
 from toolstack.results import Run, build_run, faults, grants_left
 from toolstack.topology import MODES, ConfigError, Mode, RunningMachine, Topology
-from toolstack.verify_state import is_fresh, kept_of
+from toolstack.verify_state import is_fresh, kept_of, state_path
 
 DEFAULT_MODES: Final[tuple[Mode, ...]] = ("non-persistent", "persistent")
 
@@ -165,6 +166,11 @@ def verify(topology: Topology, start: Start) -> str:
         raise ConfigError("verify-only: needs --verify-state, which says what disks must hold")
     if all(map(is_fresh, kept_of(topology.every_disk()))):
         raise ConfigError("verify-only: no disk here is older than its machine: none can be judged")
+    for disk in kept_of(topology.every_disk()):
+        if not is_fresh(disk) and not os.path.exists(
+            path := state_path(topology.verify_state, disk)
+        ):
+            raise ConfigError(f"verify-only: there is no '{path}': nothing is known of {disk}")
     with start(topology) as machine:
         verdicts = machine.judge()
     for verdict in verdicts:

@@ -253,16 +253,20 @@ def check_stores(disks: Iterable[Disk]) -> None:
                 f"disk: {store} is written by {writer} and {disk}; of the disks of one name one"
                 " may be written, and the others need access=ro"
             )
-        if what.kind == "file" and store in writers and (first.read_only or disk.read_only):
+        reads = disk.read_only or first.read_only
+        if what.kind in ("file", "nbd") and store in writers and reads:
             raise ConfigError(
                 f"disk: {store} is read by {disk if disk.read_only else first} while"
-                f" {writers[store]} may write it; a file has one writer, or readers alone"
+                f" {writers[store]} may write it; a file or an export has one writer, or readers"
+                " alone"
             )
 
 
 def _store_of(disk: Disk) -> str:
     """What several disks may have in common, for people; "" for a store that is a disk's own."""
     what = disk.spec.what
+    if what.kind == "nbd":
+        return what.where
     if what.kind == "file":
         return f"file:{os.path.realpath(what.path_of(disk.domid))}"
     return f"name={what.name}" if what.name else ""

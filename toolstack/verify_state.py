@@ -86,6 +86,10 @@ def open_state(directory: str, disk: Disk, nr_sectors: int) -> int:
         raise ConfigError(f"verify-state: '{path}' cannot be used: {why}") from None
     try:
         _check(fd, path, disk, nr_sectors)
+    except OSError as error:
+        os.close(fd)
+        why = error.strerror or str(error)
+        raise ConfigError(f"verify-state: '{path}' cannot be used: {why}") from None
     except ConfigError:
         os.close(fd)
         raise

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backend import steps
 from backend.at_store import JOBS_OF
+from backend.blkback import begin_close
 from backend.slots import BARRIER, DISCARD, FLUSH
 from common import abi, effects
 from common.abi import BLKIF_OP_FLUSH_DISKCACHE as DO_FLUSH
@@ -126,9 +128,6 @@ def test_all_that_is_on_the_ring_is_handed_over_together() -> None:
 
 @BATCHINGS
 def test_a_ring_that_closes_hands_over_what_it_has_taken(gather_max: int) -> None:
-    from backend import steps
-    from backend.blkback import begin_close
-
     pair, grefs = with_pages(gather_max=gather_max)
     pair.push_raw(one(grefs[0], READ, 0, 0))
     while pair.back_until(steps.HAND_OVER) != effects.STOP or not pair.back.back["started"][0]:
@@ -139,6 +138,17 @@ def test_a_ring_that_closes_hands_over_what_it_has_taken(gather_max: int) -> Non
     pair.finish(*pair.at_store)
     assert pair.go_on() == effects.DONE
     assert answers(pair, 0) == [(0, OKAY)]
+
+
+@pytest.mark.parametrize("step", [steps.WATCH, steps.ARM, steps.LOOK_AGAIN])
+def test_the_next_job_of_a_request_keeps_it_awake(step: int) -> None:
+    pair, grefs = with_pages()
+    pair.push_raw(Raw([(grefs[0], 0, 7)], DO_BARRIER, 0, 5))
+    while pair.back_until(step) != effects.STOP or not pair.at_store:
+        pass
+    pair.finish(*pair.at_store)
+    assert pair.go_on() == effects.WAIT
+    assert [job[0] for job in jobs_at(pair)] == ["write"]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -199,7 +209,9 @@ def test_what_is_not_whole_sectors_is_an_error(
         assert pair.ask(raw) == [(0, operation, OKAY if fits else ERROR)]
 
 
-@pytest.mark.parametrize(("sector", "count", "fits"), [(8, 16, True), (4, 8, False), (8, 4, False)])
+@pytest.mark.parametrize(
+    ("sector", "count", "fits"), [(8, 16, True), (4, 8, False), (8, 4, False), (8, 0, False)]
+)
 def test_nor_is_a_discard(sector: int, count: int, fits: bool) -> None:
     pair, _ = late()
     pair.holds = False

@@ -5,11 +5,14 @@ import select
 from typing import Any
 
 import numpy as np
+import pytest
+import zmq
 
 from backend.ring_hands import RingHands
 from backend.store_jobs import Jobs
 from backend.store_watch import STALLED_NS, StoreWatch
 from backend.stores import NO_FEATURES
+from common import effects
 from tests.backend.late import Late
 from tests.backend.test_slots import granted, one
 from tests.pair import OKAY, READ
@@ -59,20 +62,26 @@ class LaterOne:
 class World:
     """A ring at whose store one request is, and who watches it."""
 
-    def __init__(self) -> None:
+    def __init__(self, poller: Any = None) -> None:
         self.store: Any = LaterOne()
         self.pair, grefs = granted()
         none: Any = None
         self.hands = RingHands(self.pair.back, self.store, none, none)
-        self.poller, self.told = select.poll(), list[int]()
+        self.poller, self.told = poller or select.poll(), list[int]()
         self.watch = StoreWatch(self.poller)
-        self.watch.add(3, self.hands, self.told.append)
+        self.watch.add(3, self.hands, self.told.append, 0)
         self.pair.push_raw(one(grefs[0], READ, 0, 0))
-        self.pair.do = self.hands.do  # type: ignore[method-assign]
+        others = self.pair.do
+        self.pair.do = lambda e: self.hands.do(e) if e == effects.IO else others(e)  # type: ignore
         self.pair.go_on()
 
     def at_store(self) -> int:
         return int(self.pair.back.back["at_store"][0])
+
+    def sleeps(self) -> bool:
+        """Is there nothing that would end a sleep?"""
+        self.watch.timeout_ns(0, [3])
+        return not self.poller.poll(0)
 
 
 def test_what_has_been_started_is_the_store_s_until_it_says_so() -> None:
@@ -86,33 +95,60 @@ def test_what_has_been_started_is_the_store_s_until_it_says_so() -> None:
     assert int(world.pair.back.words[2]) == 1  # rsp_prod
 
 
-def test_the_descriptor_and_what_it_is_polled_for_may_change() -> None:
-    world, (read, write) = World(), os.pipe()
+@pytest.mark.parametrize("poller", [select.poll, zmq.Poller])
+def test_the_descriptor_and_what_it_is_polled_for_may_change(poller: Any) -> None:
+    world, (read, write) = World(poller()), os.pipe()
     try:
-        for fd, mask in ((-1, 1), (write, select.POLLOUT), (read, select.POLLIN), (-1, 0)):
+        for fd, mask, ready in (
+            (-1, select.POLLIN, False),
+            (write, select.POLLOUT, True),
+            (read, select.POLLIN, False),
+            (write, select.POLLIN | select.POLLOUT, True),
+            (-1, 0, False),
+        ):
             world.store.fd, world.store.mask = fd, mask
-            world.watch.timeout_ns(0)
-            ready = world.poller.poll(0)
-            assert ready == ([(write, select.POLLOUT)] if fd == write else [])
-            assert [world.watch.is_ready(fd) for fd, _ in ready] == ([3] if ready else [])
+            assert world.sleeps() != ready
+            assert world.watch.look(0, slept=True) == ([3] if ready else [])
         world.store.fd, world.store.mask = read, select.POLLIN
-        world.watch.timeout_ns(0)
         os.write(write, b"x")
-        assert world.poller.poll(0) == [(read, select.POLLIN)]
+        assert not world.sleeps()
         world.watch.forget(3)
-        assert world.poller.poll(0) == [] and world.watch.is_ready(read) is None
+        assert world.sleeps()
     finally:
         os.close(read)
         os.close(write)
 
 
+def test_a_number_that_is_another_s_by_now_is_polled_for_that_one() -> None:
+    """One store closes its socket, and the next one that another opens has its number."""
+    world, other = World(), World()
+    world.watch.add(4, other.hands, other.told.append, 0)
+    read, write = os.pipe()
+    world.store.fd = read
+    assert world.sleeps()
+    os.close(read)
+    os.close(write)
+    again, write = os.pipe()
+    assert again == read
+    try:
+        world.store.fd, other.store.fd = -1, again
+        assert world.sleeps()
+        os.write(write, b"x")
+        assert not world.sleeps()
+        assert world.watch.look(0, slept=True) == [4]
+        world.watch.forget(4)
+        assert world.sleeps()
+    finally:
+        os.close(again)
+        os.close(write)
+
+
 def test_a_sleep_ends_when_a_store_wants_to_be_called() -> None:
     world = World()
-    world.watch.look(10 * S)
-    assert world.watch.timeout_ns(10 * S) == STALLED_NS
-    world.store.due = 11 * S
-    assert world.watch.timeout_ns(10 * S) == S
-    assert world.watch.timeout_ns(12 * S) == 0
+    assert world.watch.timeout_ns(0, [3]) == STALLED_NS
+    world.store.due = S
+    assert world.watch.timeout_ns(0, [3]) == S
+    assert world.watch.timeout_ns(2 * S, [3]) == 0
 
 
 def test_a_store_that_is_silent_is_told_of_at_growing_distances_and_when_it_answers() -> None:
@@ -126,7 +162,15 @@ def test_a_store_that_is_silent_is_told_of_at_growing_distances_and_when_it_answ
     for second in range(45, 90):  # it has nothing to do
         world.watch.look(second * S)
     assert len(world.told) == 5
-    assert world.watch.timeout_ns(90 * S) is None
+    assert world.watch.timeout_ns(90 * S, [3]) is None
+
+
+def test_one_that_ends_while_it_is_silent_is_told_of_no_more() -> None:
+    world = World()
+    world.watch.look(0)
+    world.watch.look(6 * S)
+    world.watch.forget(3)
+    assert world.told == [6, 0]
 
 
 def test_a_ring_that_closes_tells_its_store() -> None:
@@ -135,9 +179,25 @@ def test_a_ring_that_closes_tells_its_store() -> None:
     assert world.store.closed
 
 
+def test_the_queue_of_a_ring_that_has_no_turns_ends_no_sleep() -> None:
+    pair, poller = Late(), select.poll()
+    none: Any = None
+    read, write = os.pipe()
+    watch = StoreWatch(poller)
+    watch.add(0, RingHands(pair.back, pair.store, none, none, queue_fd=read), lambda _: None, 0)
+    os.write(write, b"x")
+    for rings, ready in (([], False), ([0], True), ([], False)):
+        watch.timeout_ns(0, rings)
+        assert bool(poller.poll(0)) == ready
+    watch.forget(0)
+    watch.close()
+    os.close(read)
+    os.close(write)
+
+
 def test_memory_is_not_watched() -> None:
     pair = Late()
     none: Any = None
     watch = StoreWatch(select.poll())
-    watch.add(0, RingHands(pair.back, pair.store, none, none), lambda _: None)
-    assert watch.timeout_ns(0) is None and watch.look(0) == []
+    watch.add(0, RingHands(pair.back, pair.store, none, none), lambda _: None, 0)
+    assert watch.timeout_ns(0, [0]) is None and watch.look(0, slept=True) == []
