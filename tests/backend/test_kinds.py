@@ -57,8 +57,12 @@ def ask_discard(pair: Pair, request: np.ndarray) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("kind", OPERATIONS)
 def test_each_operation_is_a_kind(kind: int) -> None:
     pair, gref = late()
-    segments = [] if kind == DISCARD else [(gref, 1, 3)]
-    assert pair.ask(Raw(segments, OPERATIONS[kind], 8, 77)) == []
+    if kind == DISCARD:
+        request = discard(8, 4)
+        request["id"] = 77
+        assert ask_discard(pair, request) == []
+    else:
+        assert pair.ask(Raw([(gref, 1, 3)], OPERATIONS[kind], 8, 77)) == []
     row = pair.back.requests[pair.at_store[0]]
     assert KINDS[row["kind"]] == KINDS[kind]
     assert (row["id"], row["sector"], row["operation"]) == (77, 8, OPERATIONS[kind])
