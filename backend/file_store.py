@@ -18,6 +18,7 @@ import mmap
 import os
 import stat
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -116,11 +117,10 @@ class FileStore:
 
     def close(self) -> None:
         """Unlock and close it. (A ring that the kernel has not done with holds it open longer.)"""
-        try:
+        with suppress(OSError):  # what is closed is closed, and nobody waits for an answer
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _lock_of(fcntl.F_UNLCK))
-            os.close(self._fd)  # which closes it, whatever it says
-        except OSError as error:
-            log.warning("a disk's file was closed: %s", error.strerror)
+        with suppress(OSError):
+            os.close(self._fd)
 
 
 def open_file(path: str, read_only: bool, cache: str, sector_size: int) -> FileStore:
@@ -236,8 +236,7 @@ def _lock(path: str, fd: int, read_only: bool) -> None:
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise
-        who = "writes it" if read_only else "has it open"
-        allowed = "many readers" if read_only else "one writer alone"
+        who, allowed = ("writes it", "many readers") if read_only else ("has it open", "one writer")
         raise LocalFault(f"{path} is locked by another who {who}: {allowed} may") from error
 
 
@@ -298,5 +297,4 @@ def _number(path: Path) -> int:
 
 def _punch(fd: int, offset: int, nr_bytes: int) -> None:
     if _libc.fallocate(fd, PUNCH_HOLE, offset, nr_bytes) < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+        raise OSError(code := ctypes.get_errno(), os.strerror(code))

@@ -23,10 +23,11 @@ def test_without_a_command_it_is_the_contest() -> None:
         "pairs",
         "company",
         "hostile",
+        "disks",
     ]
 
 
-@pytest.mark.parametrize("command", ["pairs", "company", "hostile"])
+@pytest.mark.parametrize("command", ["pairs", "company", "hostile", "disks"])
 def test_a_command_says_how_it_is_called(command: str) -> None:
     assert bench(command, "--help").stdout.startswith(f"Usage: ./run.sh bench {command} ")
 
@@ -62,7 +63,10 @@ def test_a_command_says_how_it_is_called(command: str) -> None:
         ("company --loop 3", "bench company: no such flag --loop; did you mean --loops?"),
         ("company --out /proc/x", "out: '/proc/x' cannot be written: No such file or directory"),
         ("--out /proc/x", "out: '/proc/x' cannot be written: No such file or directory"),
-        ("race", "no such command 'race'; the commands are contest, pairs, company, hostile"),
+        (
+            "race",
+            "no such command 'race'; the commands are contest, pairs, company, hostile, disks",
+        ),
     ],
 )
 def test_bad_input_is_one_line(args: str, why: str, tmp_path: Path) -> None:

@@ -75,7 +75,10 @@ def test_an_empty_word_is_no_command_either() -> None:
         ("--rounds 0", "bench contest: rounds: 0 is not in the range 1<=x<=99"),
         ("--seconds 1h", "bench contest: seconds: '1h' is not a valid float range"),
         ("--quick=1", "bench contest: --quick takes no value"),
-        ("quick", "no such command 'quick'; the commands are contest, pairs, company, hostile"),
+        (
+            "quick",
+            "no such command 'quick'; the commands are contest, pairs, company, hostile, disks",
+        ),
         ("--out /proc/x", "out: '/proc/x' cannot be written: No such file or directory"),
     ],
 )

@@ -26,7 +26,8 @@ COUNTERS = [
     "grants_issued", "grants_ended", "map_ops", "unmap_ops", "copy_ops", "hypercalls", "flushes",
     "flush_entries", "ipis", "ipis_by_cpu", "flush_lock_waits", "notify_to_back",
     "notify_to_front", "bytes_copied_by_guest", "persistent_max", "overflow_segments",
-    "bad_requests", "host_tlb_shootdowns",
+    "bad_requests", "flush_requests", "discard_requests", "bytes_discarded", "store_flushes",
+    "store_discards", "host_tlb_shootdowns",
 ]  # fmt: skip
 
 BOOTED = snapshot(10.0, host_tlb_shootdowns=1000)
