@@ -32,7 +32,6 @@ from common.abi import SECTOR_SIZE
 from common.faults import LocalFault
 
 FileQueue = IoUring | FilePool
-
 BLKGETSIZE64: Final = 0x80081272
 MEMORY: Final = (0x01021994, 0x858458F6)  # TMPFS_MAGIC, RAMFS_MAGIC
 PAGE: Final = mmap.PAGESIZE
@@ -236,8 +235,9 @@ def _lock(path: str, fd: int, read_only: bool) -> None:
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise
-        who, allowed = ("writes it", "many readers") if read_only else ("has it open", "one writer")
-        raise LocalFault(f"{path} is locked by another who {who}: {allowed} may") from error
+        others = "many readers" if read_only else "one writer alone"
+        who = "writes it" if read_only else "has it open"
+        raise LocalFault(f"{path} is locked by another who {who}: {others} may") from error
 
 
 def _direct_unit(path: str, fd: int, nr_bytes: int, sector_size: int) -> int:
