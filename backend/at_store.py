@@ -149,6 +149,7 @@ def answer(dev: Blkback, slot: int, status: int) -> None:
     started, or the request is finished; and with it, perhaps, what others have waited for.
     """
     back, request = dev.back[0], dev.requests[slot]
+    assert request.state == IO and request.status == NOT_DONE, "not at the store"
     back.answers += np.uint64(1)
     if status == BLKIF_RSP_OKAY:
         request.job += np.uint32(1)
@@ -170,7 +171,7 @@ def answer(dev: Blkback, slot: int, status: int) -> None:
 
 @whole
 def answer_all(rings: np.ndarray, count: int) -> None:
-    """`count` answers of a store that answers later (`backend/store_jobs.py`).
+    """`count` answers, as a store says them (`backend/store_jobs.py`).
 
     rings: BLKBACK's rows, of which the first is the ring's.
     """
@@ -207,10 +208,3 @@ def take_started(dev: Blkback) -> np.ndarray:
     slots: np.ndarray = dev.started[: int(dev.back["started"][0])].copy()
     dev.back["started"] = 0
     return slots
-
-
-def complete(dev: Blkback, slot: int, status: int) -> None:
-    """`answer`, for who serves one job after the other."""
-    request = dev.requests[slot]
-    assert request["state"] == IO and request["status"] == NOT_DONE, "not at the store"
-    answer(dev, slot, status)

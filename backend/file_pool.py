@@ -39,6 +39,7 @@ from backend.store_queue import (
 )  # fmt: skip
 from common.atomics import load_acquire, store_release
 from common.compiled import kernel, whole
+from common.libc import last_errno
 from common.u32 import u32_add
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,6 @@ _fdatasync = types.ExternalFunction("fdatasync", types.intc(types.intc))
 _fallocate = types.ExternalFunction(
     "fallocate", types.intc(types.intc, types.intc, types.int64, types.int64)
 )
-_errno_location = types.ExternalFunction("__errno_location", types.CPointer(types.int32)())
 
 
 class FilePool:
@@ -145,6 +145,6 @@ def _do(fd: int, opcode: int, address: int, length: int, offset: int) -> np.int6
             done = np.int64(_pwritev(np.int32(fd), address, np.int32(length), offset))
         if done >= 0:
             return done
-        error = np.int64(_errno_location()[0])
+        error = last_errno()
         if error != errno.EINTR:
             return -error

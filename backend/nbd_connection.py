@@ -126,8 +126,9 @@ def no_jobs() -> Jobs:
 def new_connection(jobs: Jobs, before: Connection | None = None) -> Connection:
     """With no job; on from `before`, which had none left, over the same socket."""
     assert len(jobs.jobs) <= ENTRIES // 2, f"{len(jobs.jobs)} slots"
-    count, arena = len(jobs.jobs), Arena(1 << 21)
+    count = len(jobs.jobs)
     if before is None:
+        arena = Arena(1 << 21)
         before = Connection(
             arena.array(1, CONNECTION), *jobs, arena.array(1, SLOT), arena.array(1, np.uint32),
             arena.array(ENTRIES, ENTRY), arena.array(ENTRIES, np.uint32),

@@ -6,9 +6,13 @@ serves it (`backend/vcpu_thread.py`), and what its store says meanwhile.
 
 import logging
 import os
+from collections.abc import Callable
 from errno import EOPNOTSUPP
+from functools import cached_property
 
-from backend.at_store import answer_all, complete, take_started
+import numpy as np
+
+from backend.at_store import answer_all, take_started
 from backend.blkback import BLKBACK, Blkback, jobs_of
 from backend.doors import called_for
 from backend.error_log import ErrorLog
@@ -57,7 +61,11 @@ class RingHands:
         BLKBACK.write(self._rows[0], dev)
         if self.later is not None:
             self.later.attach(jobs_of(dev))
-            self._answer_all = direct(answer_all, self._rows, 0)
+
+    @cached_property
+    def _answer_all(self) -> Callable[[np.ndarray, int], None]:
+        """For a ring whose store is asked by us; most are not."""
+        return direct(answer_all, self._rows, 0)
 
     def do(self, effect: int) -> None:
         """What the loop asks for, if it is the ring's own."""
@@ -90,8 +98,9 @@ class RingHands:
         if self.later is not None:
             self._take(self.later.start(slots))
             return
-        for slot in slots.tolist():
-            complete(self.dev, slot, self._job_io(slot))
+        for at, slot in enumerate(slots.tolist()):
+            self.dev.answered[at], self.dev.statuses[at] = slot, self._job_io(slot)
+        self._take(len(slots))
 
     def store_is_ready(self) -> bool:
         """Its descriptor is, or its time has come; has it answered anything?"""

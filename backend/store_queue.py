@@ -27,6 +27,7 @@ from backend.store_jobs import IOVEC
 from common.abi import BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY
 from common.atomics import load_acquire, store_release
 from common.compiled import kernel
+from common.libc import last_errno
 from common.rows import Layout
 from common.u32 import U32_MASK, u32_add, u32_sub
 
@@ -96,7 +97,6 @@ _syscall = types.ExternalFunction(
         types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64
     ),
 )
-_errno_location = types.ExternalFunction("__errno_location", types.CPointer(types.int32)())
 
 
 class StoreQueue(NamedTuple):
@@ -189,7 +189,7 @@ def enter(queue: StoreQueue) -> np.int64:
             np.int64(0), np.int64(0), np.int64(0),
         )  # fmt: skip
         # An entry that is bad ends the call before those behind it are taken: they go again.
-        error = np.int64(_errno_location()[0]) if taken < 0 else np.int64(0)
+        error = last_errno() if taken < 0 else np.int64(0)
         failures += taken <= 0
 
 

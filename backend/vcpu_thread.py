@@ -7,7 +7,7 @@ Rules
 1. What is done for one ring's effect is that ring's: the others wait for no more than that.
 2. Rings come and go by orders of the main thread, which are looked at after every effect and every
    slice. A ring that is to end stops between two requests and unmaps what it keeps in its turns.
-3. A store that answers later is heard of in the same sleep, and after each slice.
+3. A store that answers later is heard of in the same sleep, and a slice later at the latest.
 4. Events that bring no request, and wake-ups that bring no event, cost their sender time (XSA-332),
    and nobody else: its ring has no turns for as long.
 """

@@ -255,9 +255,6 @@ def hostile(attacks: tuple[str, ...], mode: Any, rounds: int, seconds: float, ou
         raise RunEnded(f"bars missed by {', '.join(missed)}")
 
 
-cli = Bench("bench")
-
-
 @click.command(cls=Command, short_help="Files and NBD servers, against fio on the same ones.")
 @click.option("--pairs", "count", type=click.IntRange(1, 99), default=5, show_default=True)
 @click.option(
@@ -287,6 +284,7 @@ def disks(count: int, directory: Path, seconds: float) -> None:
             console.print(f"{case.name}: ours/fio {ratios}; IOPS {iops}; CPU s/million {cpu}")
 
 
+cli = Bench("bench")
 for command in (contest, pairs, company, hostile, disks):
     cli.add_command(command)
 

@@ -4,11 +4,8 @@ Owns: the cases, and pairs of runs of each, in turn, whose ratio is taken pair b
 machines' speed drifts by more than what is to be told apart. 4-KiB random reads.
 """
 
-import json
 import os
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,12 +13,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bench.figure import Figure, measure
+from bench.peers import fio, nbdkit
 from toolstack.loadspec import LoadSpec
 from toolstack.topology import Topology
 
 MIB: Final = 64
 IODEPTH: Final = 32
-START_TIMEOUT_S: Final = 10.0
 
 
 class Case(NamedTuple):
@@ -48,8 +45,8 @@ class Pair(NamedTuple):
 def cases(directory: Path) -> Iterator[list[Case]]:
     """What there is to compare: a file in /dev/shm, one in `directory`, a server."""
     temporary = partial(tempfile.TemporaryDirectory, prefix="gl-")
-    with temporary(dir="/dev/shm") as memory, temporary(dir=directory) as disk, _server() as uri:
-        found = []
+    with temporary(dir="/dev/shm") as memory, temporary(dir=directory) as disk, nbdkit(MIB) as to:
+        uri, found = to[0], list[Case]()
         for where, root, direct in (
             ("tmpfs", memory, 0), ("tmpfs", memory, 1), (str(directory), disk, 1),
         ):  # fmt: skip
@@ -63,46 +60,16 @@ def cases(directory: Path) -> Iterator[list[Case]]:
         yield found
 
 
-@contextmanager
-def _server() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="gl-") as directory:
-        path = f"{directory}/nbd"
-        quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        server = subprocess.Popen(["nbdkit", "-f", "-U", path, "memory", f"{MIB}M"], **quiet)
-        try:
-            deadline = time.monotonic() + START_TIMEOUT_S
-            while not Path(path).exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            yield f"nbd+unix:///?socket={path}"
-        finally:
-            server.kill()
-            server.wait()
-
-
 def pairs(case: Case, count: int, seconds: float) -> Iterator[Pair]:
     """fio and ours in turn, the first of each not counted."""
     machine_of: dict[str, Any] = {"guests": 1, "dom0_vcpus": 1, "disks": [case.target]}
     topology = Topology(**machine_of)
     load: dict[str, Any] = {"rw": "randread", "bs": 4096, "iodepth": IODEPTH, "verify": False}
     for at in range(count + 1):
-        fio_iops = _fio(case, seconds)
+        fio_iops = float(fio("randread", IODEPTH, seconds, MIB, *case.fio)["read"]["iops"])
         # A machine for each: a file has one writer, and fio would be another.
         with topology.start() as machine:
             measure(machine, LoadSpec(**load, runtime_s=seconds / 2))
             ours = measure(machine, LoadSpec(**load, runtime_s=seconds))
         if at:
             yield Pair(ours, fio_iops)
-
-
-def _fio(case: Case, seconds: float) -> float:
-    with tempfile.TemporaryDirectory(prefix="gl-") as directory:
-        done = subprocess.run(
-            [
-                "fio", "--name=peer", *case.fio, "--rw=randread", "--bs=4k",
-                f"--iodepth={IODEPTH}", "--time_based", f"--runtime={max(1, round(seconds))}",
-                f"--size={MIB}M", "--randrepeat=0", "--output-format=json",
-            ],
-            capture_output=True, text=True, check=True, cwd=directory,
-        )  # fmt: skip
-    said = json.loads(done.stdout[done.stdout.index("{") :])
-    return float(said["jobs"][0]["read"]["iops"])

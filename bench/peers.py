@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +27,9 @@ def missing() -> list[str]:
     return [name for name in NEEDED if not shutil.which(name)]
 
 
-def fio_with_nbdkit(rw: str, iodepth: int, seconds: float, disk_mib: int = 64) -> Figure:
-    """4-KiB random I/O at 70 % reads where mixed, as grantlab's loads are."""
+@contextmanager
+def nbdkit(disk_mib: int) -> Iterator[tuple[str, int]]:
+    """The URI of so many MiB of memory that it serves, and its process's id."""
     with tempfile.TemporaryDirectory(prefix="gl-") as directory:
         path = f"{directory}/nbd"
         server = subprocess.Popen(
@@ -38,24 +41,37 @@ def fio_with_nbdkit(rw: str, iodepth: int, seconds: float, disk_mib: int = 64) -
             deadline = time.monotonic() + START_TIMEOUT_S
             while not Path(path).exists() and time.monotonic() < deadline:
                 time.sleep(0.01)
-            done = subprocess.run(
-                [
-                    "fio", "--name=peer", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={path}",
-                    f"--rw={rw}", "--rwmixread=70", "--bs=4k", f"--iodepth={iodepth}",
-                    "--time_based", f"--runtime={max(1, round(seconds))}", "--ramp_time=1",
-                    f"--size={disk_mib}M", "--randrepeat=0", "--output-format=json",
-                ],
-                capture_output=True, text=True, check=True, cwd=directory,
-            )  # fmt: skip
-            used = psutil.Process(server.pid).cpu_times()
+            yield f"nbd+unix:///?socket={path}", server.pid
         finally:
             server.kill()
             server.wait()
-    return _figure(json.loads(done.stdout[done.stdout.index("{") :]), used.user + used.system)
 
 
-def _figure(said: dict[str, Any], server_cpu_s: float) -> Figure:
-    job = said["jobs"][0]
+def fio(rw: str, iodepth: int, seconds: float, disk_mib: int, *flags: str) -> dict[str, Any]:
+    """What fio says of its one job: 4-KiB I/O; flags: its engine, and on what."""
+    with tempfile.TemporaryDirectory(prefix="gl-") as directory:
+        done = subprocess.run(
+            [
+                "fio", "--name=peer", *flags, f"--rw={rw}", "--bs=4k", f"--iodepth={iodepth}",
+                "--time_based", f"--runtime={max(1, round(seconds))}", f"--size={disk_mib}M",
+                "--randrepeat=0", "--output-format=json",
+            ],
+            capture_output=True, text=True, check=True, cwd=directory,
+        )  # fmt: skip
+    job: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
+    return job
+
+
+def fio_with_nbdkit(rw: str, iodepth: int, seconds: float, disk_mib: int = 64) -> Figure:
+    """4-KiB random I/O at 70 % reads where mixed, as grantlab's loads are."""
+    with nbdkit(disk_mib) as (uri, pid):
+        flags = "--ioengine=nbd", f"--uri={uri}", "--rwmixread=70", "--ramp_time=1"
+        job = fio(rw, iodepth, seconds, disk_mib, *flags)
+        used = psutil.Process(pid).cpu_times()
+    return _figure(job, used.user + used.system)
+
+
+def _figure(job: dict[str, Any], server_cpu_s: float) -> Figure:
     directions = [job[name] for name in ("read", "write") if job[name]["total_ios"]]
     iops = sum(direction["iops"] for direction in directions)
     busiest = max(directions, key=lambda direction: direction["total_ios"])

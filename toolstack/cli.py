@@ -167,9 +167,8 @@ def verify(topology: Topology, start: Start) -> str:
     if all(map(is_fresh, kept_of(topology.every_disk()))):
         raise ConfigError("verify-only: no disk here is older than its machine: none can be judged")
     for disk in kept_of(topology.every_disk()):
-        if not is_fresh(disk) and not os.path.exists(
-            path := state_path(topology.verify_state, disk)
-        ):
+        path = state_path(topology.verify_state, disk)
+        if not (is_fresh(disk) or os.path.exists(path)):
             raise ConfigError(f"verify-only: there is no '{path}': nothing is known of {disk}")
     with start(topology) as machine:
         verdicts = machine.judge()
@@ -192,7 +191,7 @@ def _run(ctx: click.Context, /, **flags: Any) -> None:
     check_outputs(flags)
     for topology in topologies:
         topology.check_host()
-        topology.check_disks()
+    topologies[0].check_disks()  # every mode's are the same
     start: Start = ctx.obj or Topology.start
     console, measured = Console(highlight=False), list[Measured]()
     ended: RunEnded | None = None

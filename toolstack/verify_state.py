@@ -81,18 +81,14 @@ def open_state(directory: str, disk: Disk, nr_sectors: int) -> int:
         if is_fresh(disk) or not os.path.exists(path):
             _make(path, disk, nr_sectors)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            _check(fd, path, disk, nr_sectors)
+        except BaseException:
+            os.close(fd)
+            raise
     except OSError as error:
         why = error.strerror or str(error)
         raise ConfigError(f"verify-state: '{path}' cannot be used: {why}") from None
-    try:
-        _check(fd, path, disk, nr_sectors)
-    except OSError as error:
-        os.close(fd)
-        why = error.strerror or str(error)
-        raise ConfigError(f"verify-state: '{path}' cannot be used: {why}") from None
-    except ConfigError:
-        os.close(fd)
-        raise
     return fd
 
 

@@ -3,7 +3,8 @@
 import os
 import select
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,15 @@ KINDS: Final = ("io_uring", "pool")
 MAKERS: Final = {"io_uring": IoUring, "pool": FilePool}
 SLOT_BYTES: Final = 11 * 4096
 TIMEOUT_S: Final = 10.0
+
+
+@contextmanager
+def file_on(kind: str, folder: Path, nr_bytes: int) -> Iterator[Path]:
+    """A file with random bytes: "tmpfs", or "disk" in `folder`, on a real file system."""
+    file = (Path("/dev/shm") if kind == "tmpfs" else folder) / f"grantlab-test-{os.getpid()}"
+    file.write_bytes(np.random.default_rng(1).bytes(nr_bytes))
+    yield file
+    file.unlink()
 
 
 class Filer:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from backend.at_store import complete, take_started
+from backend.at_store import answer, take_started
 from common import effects
 from tests.pair import CallbackStore, Pair
 
@@ -28,12 +28,12 @@ class Late(Pair):
         """The store has done `slots`; the backend is not told more than that."""
         for slot in slots:
             self.at_store.remove(slot)
-            complete(self.back, slot, self.hands._job_io(slot))
+            answer(self.back, slot, self.hands._job_io(slot))
 
     def refuse(self, slot: int, status: int) -> None:
         """The store cannot."""
         self.at_store.remove(slot)
-        complete(self.back, slot, status)
+        answer(self.back, slot, status)
 
     def go_on(self) -> int:
         """Whoever drives the backend calls its loop, event or not, until it can do no more."""

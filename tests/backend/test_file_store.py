@@ -25,6 +25,7 @@ from backend.store_jobs import IOVEC, JOB
 from backend.store_queue import enter, put, reap
 from common.faults import LocalFault
 from common.process import open_descriptors
+from tests.backend.filer import file_on
 
 PAGE = 4096
 FILE_BYTES = 64 * PAGE
@@ -33,11 +34,8 @@ FILE_BYTES = 64 * PAGE
 @pytest.fixture(params=["tmpfs", "disk"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A file with random bytes, on a tmpfs and on a real file system."""
-    folder = Path("/dev/shm") if request.param == "tmpfs" else tmp_path
-    file = folder / f"grantlab-test-{os.getpid()}"
-    file.write_bytes(np.random.default_rng(1).bytes(FILE_BYTES))
-    yield file
-    file.unlink()
+    with file_on(request.param, tmp_path, FILE_BYTES) as file:
+        yield file
 
 
 @pytest.fixture(params=["none", "writeback"])

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from backend.at_store import complete, take_started
+from backend.at_store import answer, take_started
 from backend.doors import called_for
 from backend.ring_hands import RingHands
 from common import abi, effects
@@ -100,7 +100,7 @@ def test_what_a_driver_does_not_give_the_store_is_not_answered_before_it_has(mod
     assert pair.ask(*requests(pair)) == [FAILED[2]]
     nothing_moved(pair)
     for slot in pair.forgotten:
-        complete(pair.back, slot, NOT_DONE)
+        answer(pair.back, slot, NOT_DONE)
     assert pair.ask() == [FAILED[0], FAILED[1], FAILED[3]]
     nothing_moved(pair)
     pair.check()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from backend import steps
-from backend.at_store import complete
+from backend.at_store import answer
 from backend.blkback import BROKEN_RING, begin_close
 from backend.persistent_grants import find
 from backend.slots import AFTER, IO, STATES
@@ -376,9 +376,9 @@ def test_a_slot_goes_its_way_and_no_other() -> None:
 def test_what_is_not_at_the_store_cannot_be_finished() -> None:
     pair, grefs = granted()
     with pytest.raises(AssertionError, match="not at the store"):
-        complete(pair.back, 0, OKAY)
+        answer(pair.back, 0, OKAY)
     pair.ask(one(grefs[0], READ, 0, 0))
     slot = pair.at_store[0]
     pair.finish(slot)
     with pytest.raises(AssertionError, match="not at the store"):
-        complete(pair.back, slot, OKAY)
+        answer(pair.back, slot, OKAY)

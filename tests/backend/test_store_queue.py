@@ -28,7 +28,7 @@ from backend.store_queue import (
 from common.abi import BLKIF_RSP_ERROR, BLKIF_RSP_OKAY
 from common.arena import Arena
 from common.process import open_descriptors
-from tests.backend.filer import KINDS, Filer
+from tests.backend.filer import KINDS, Filer, file_on
 
 NR_SLOTS = 8
 FILE_BYTES = 1 << 20
@@ -39,11 +39,8 @@ KIND = pytest.mark.parametrize("kind", KINDS)
 @pytest.fixture(params=["tmpfs", "disk"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A file with random bytes, on a tmpfs and on a real file system."""
-    folder = Path("/dev/shm") if request.param == "tmpfs" else tmp_path
-    file = folder / f"grantlab-test-{os.getpid()}"
-    file.write_bytes(np.random.default_rng(1).bytes(FILE_BYTES))
-    yield file
-    file.unlink()
+    with file_on(request.param, tmp_path, FILE_BYTES) as file:
+        yield file
 
 
 @pytest.fixture(params=KINDS)
