@@ -133,7 +133,8 @@ test)
     "$env/bin/ruff" format --check .
     "$env/bin/mypy"
     # A worker for each CPU that we may use: OMP_NUM_THREADS, which nproc obeys, says something else.
-    exec "$env/bin/pytest" -n "$(env -u OMP_NUM_THREADS nproc)" "$@"
+    # They take each other's tests: the longest are the last, and would all be one's.
+    exec "$env/bin/pytest" -n "$(env -u OMP_NUM_THREADS nproc)" --dist worksteal "$@"
     ;;
 bench)
     shift

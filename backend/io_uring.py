@@ -4,7 +4,6 @@ Owns: the ring's descriptor and its mapped memory, as a `StoreQueue`. There is n
 calls are made by the C library's `syscall`, and what the rings are is in linux/io_uring.h.
 """
 
-import contextlib
 import ctypes
 import errno
 import mmap
@@ -14,25 +13,32 @@ from typing import Any, Final
 import numpy as np
 
 from backend.pool_gate import GATE_WORDS
-from backend.store_queue import CQE, QUEUE, SQE, StoreQueue
+from backend.queue_sleep import end_sleep
+from backend.store_queue import CQE, IO_URING_REGISTER, QUEUE, SQE, StoreQueue
 from common.copying import byte_view
 
 IO_URING_SETUP: Final = 425
-IO_URING_REGISTER: Final = 427
 IORING_OFF_SQ_RING: Final = 0
 IORING_OFF_SQES: Final = 0x10000000
+IORING_SETUP_R_DISABLED: Final = 1 << 6
 IORING_SETUP_COOP_TASKRUN: Final = 1 << 8
 IORING_SETUP_TASKRUN_FLAG: Final = 1 << 9
+IORING_SETUP_SINGLE_ISSUER: Final = 1 << 12
+IORING_SETUP_DEFER_TASKRUN: Final = 1 << 13
 IORING_FEAT_SINGLE_MMAP: Final = 1 << 0
 IORING_FEAT_RW_CUR_POS: Final = 1 << 3  # came with 5.6, as did READ and WRITE
-IORING_REGISTER_FILES: Final = 2
-IORING_UNREGISTER_FILES: Final = 3
-IOSQE_FIXED_FILE: Final = 1
+IORING_REGISTER_EVENTFD: Final = 4
 MAP_POPULATE: Final = 0x8000
 
-# From what spares most to what any kernel knows. Answers that a device's interrupt brings do not
-# interrupt the thread that runs the loop: it is told by a flag, and fetches them (`reap`).
-SETUPS: Final = (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG, 0)
+# From what spares most to what any kernel knows. Answers that a device's interrupt brings neither
+# interrupt the thread that runs the loop nor wake it: it is told by a flag, and fetches them
+# (`reap`). Such a ring is one thread's, the one that enables it (`enter`).
+SETUPS: Final = (
+    IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED
+    | IORING_SETUP_TASKRUN_FLAG,
+    IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+    0,
+)  # fmt: skip
 
 _OFFSETS: Final = [
     ("head", "<u4"), ("tail", "<u4"), ("ring_mask", "<u4"), ("ring_entries", "<u4"),
@@ -64,16 +70,21 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 class IoUring:
     """`nr_slots` jobs at once for the file `fd`, which stays the caller's.
 
-    queue: for the loop; polled_fd: ready while there is something to reap. Raises OSError where the
-    host refuses it.
+    queue: for the loop; polled_fd: an eventfd, for who sleeps (`begin_sleep`). Raises OSError where
+    the host refuses it.
     """
 
     def __init__(self, fd: int, nr_slots: int) -> None:
         self._maps: list[tuple[int, int]] = []
-        self.polled_fd, params = _set_up(nr_slots)
+        self.polled_fd, self._ring_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), -1
         try:
+            self._ring_fd, params = _set_up(nr_slots)
             self.queue = self._mapped(params[0])
-            self._register(fd)
+            self.queue.head["file"] = fd
+            self.queue.head["enabled"] = not int(params["flags"][0]) & IORING_SETUP_R_DISABLED
+            told = np.array([self.polled_fd], np.int32)
+            _call(IO_URING_REGISTER, self._ring_fd, IORING_REGISTER_EVENTFD, told.ctypes.data, 1)
+            end_sleep(self.queue)
         except BaseException:
             self.close()
             raise
@@ -91,10 +102,10 @@ class IoUring:
         at = int(sq["array"]) // 4
         words[at : at + nr_sqes] = np.arange(nr_sqes)  # an entry's place is its index, always
         head = np.zeros(1, QUEUE)
-        head["ring_fd"] = self.polled_fd
+        head["ring_fd"], head["event_fd"] = self._ring_fd, self.polled_fd
         for name, place in (
             ("sq_head", sq["head"]), ("sq_tail", sq["tail"]), ("sq_flags", sq["flags"]),
-            ("cq_head", cq["head"]), ("cq_tail", cq["tail"]),
+            ("cq_head", cq["head"]), ("cq_tail", cq["tail"]), ("cq_flags", cq["flags"]),
         ):  # fmt: skip
             head[name] = int(place) // 4
         return StoreQueue(
@@ -109,28 +120,20 @@ class IoUring:
     def _map(self, offset: int, nbytes: int) -> np.ndarray:
         # Not Python's own mmap: that keeps a descriptor for as long as the mapping lives.
         protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_POPULATE
-        address = _libc.mmap(None, nbytes, protection, flags, self.polled_fd, offset)
+        address = _libc.mmap(None, nbytes, protection, flags, self._ring_fd, offset)
         if address in (None, ctypes.c_void_p(-1).value):
             raise OSError(ctypes.get_errno(), "cannot map io_uring's rings")
         self._maps.append((address, nbytes))
         return byte_view(address, nbytes)
 
-    def _register(self, fd: int) -> None:
-        """The kernel need not look the descriptor up for each job."""
-        files = np.array([fd], np.int32)
-        self.queue.head["file"] = fd
-        with contextlib.suppress(OSError):
-            _call(IO_URING_REGISTER, self.polled_fd, IORING_REGISTER_FILES, files.ctypes.data, 1)
-            self.queue.head["file"], self.queue.head["entry_flags"] = 0, IOSQE_FIXED_FILE
-
     def close(self) -> None:
         """Nothing is on its way any more, and nobody uses `queue`."""
-        with contextlib.suppress(OSError):  # else it lets go of the file some time later
-            _call(IO_URING_REGISTER, self.polled_fd, IORING_UNREGISTER_FILES, 0, 0)
         for address, nbytes in self._maps:
             _libc.munmap(address, nbytes)
         self._maps.clear()
-        os.close(self.polled_fd)
+        for fd in (self._ring_fd, self.polled_fd):
+            if fd >= 0:
+                os.close(fd)
 
 
 def _set_up(nr_slots: int) -> tuple[int, np.ndarray]:

@@ -82,8 +82,14 @@ def quiet(gate: np.ndarray, cq: np.ndarray, cq_head: int, cq_tail: int) -> None:
     lock(gate)
     if load_acquire(cq, cq_head) == load_acquire(cq, cq_tail) and gate[EVENT_SET] != 0:
         gate[EVENT_SET] = np.uint64(0)
-        _read(np.int32(gate[EVENT_FD]), _at(gate, SCRATCH), np.uint64(8))
+        make_quiet(gate[EVENT_FD], gate)
     unlock(gate)
+
+
+@kernel
+def make_quiet(event_fd: int, gate: np.ndarray) -> None:
+    """An eventfd, which has something or does not block, has nothing."""
+    _read(np.int32(event_fd), _at(gate, SCRATCH), np.uint64(8))
 
 
 @kernel

@@ -16,8 +16,10 @@ from backend.at_store import answer_all, take_started
 from backend.blkback import BLKBACK, Blkback, jobs_of
 from backend.doors import called_for
 from backend.error_log import ErrorLog
+from backend.queue_sleep import begin_sleep, end_sleep
 from backend.slots import DISCARD, FLUSH, READ
 from backend.store_jobs import LaterStore
+from backend.store_queue import StoreQueue
 from backend.stores import Store
 from common import effects
 from common.abi import (
@@ -67,6 +69,14 @@ class RingHands:
         """For a ring whose store is asked by us; most are not."""
         return direct(answer_all, self._rows, 0)
 
+    @cached_property
+    def _begin_sleep(self) -> Callable[[StoreQueue], bool]:
+        return direct(begin_sleep, self.dev.queue)
+
+    @cached_property
+    def _end_sleep(self) -> Callable[[StoreQueue], None]:
+        return direct(end_sleep, self.dev.queue)
+
     def do(self, effect: int) -> None:
         """What the loop asks for, if it is the ring's own."""
         if effect == effects.WAKE:
@@ -101,6 +111,14 @@ class RingHands:
         for at, slot in enumerate(slots.tolist()):
             self.dev.answered[at], self.dev.statuses[at] = slot, self._job_io(slot)
         self._take(len(slots))
+
+    def begin_sleep(self) -> bool:
+        """A queue's descriptor is to be slept on; True if it has something already."""
+        return bool(self._begin_sleep(self.dev.queue))
+
+    def end_sleep(self) -> None:
+        """It is not, any more."""
+        self._end_sleep(self.dev.queue)
 
     def store_is_ready(self) -> bool:
         """Its descriptor is, or its time has come; has it answered anything?"""

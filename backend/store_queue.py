@@ -10,9 +10,10 @@ Rules
 2. `enter` does not wait. What it cannot hand over, however often it tries, `reap` answers ERROR.
 3. Words that the other end writes are read by acquire loads, and ours written by release stores:
    an entry is there before its index is.
-4. Who sleeps on the queue's descriptor has seen `has_answers` false; the descriptor stays ready
-   until everything is reaped. (It may be true once, and `reap` find nothing: the kernel had work
-   of its own to do in the loop's thread, and has done it then.)
+4. `has_answers` may be true once, and `reap` find nothing: the kernel had work of its own to do in
+   the loop's thread, and has done it then. How to sleep until it is true: `backend/queue_sleep.py`.
+5. A call hands over few entries. The kernel plugs what one call brings: before the last of it is
+   made the device has seen nothing.
 """
 
 import errno
@@ -53,12 +54,17 @@ SQE: Final = np.dtype(
 # `struct io_uring_cqe`.
 CQE: Final = np.dtype([("user_data", "<u8"), ("res", "<i4"), ("flags", "<u4")])
 
+# `struct io_uring_getevents_arg`.
+GETEVENTS_ARG: Final = np.dtype(
+    [("sigmask", "<u8"), ("sigmask_sz", "<u4"), ("min_wait_usec", "<u4"), ("ts", "<u8")]
+)
+
 # Ours. Places are of u32 words, in `sq` or `cq`.
 QUEUE: Final = np.dtype(
     [
         ("ring_fd", "<i4"),  # NO_RING: the pool's
+        ("event_fd", "<i4"),  # a ring's descriptor to sleep on, which does not block
         ("file", "<i4"),  # what an entry calls the file
-        ("entry_flags", "<u4"),  # of each entry, IOSQE_*
         ("put", "<u4"),  # the index of the next entry; free-running, as all of them
         ("refused", "<u4"),  # entries that could not be handed over, the last that are put
         ("sq_head", "<u4"),  # places
@@ -66,10 +72,14 @@ QUEUE: Final = np.dtype(
         ("sq_flags", "<u4"),
         ("cq_head", "<u4"),
         ("cq_tail", "<u4"),
+        ("cq_flags", "<u4"),
+        ("enabled", "<u4"),  # the ring is its loop's thread's
         ("last_errno", "<u4"),  # of the last error; 0: fewer bytes than asked for
         ("last_kind", "<u4"),  # its job
         ("last_offset", "<u8"),
         ("errors", "<u8"),  # so far
+        ("wait", GETEVENTS_ARG),
+        ("timeout", "<i8", (2,)),  # its `struct __kernel_timespec`
     ]
 )
 
@@ -87,11 +97,14 @@ IORING_SQ_CQ_OVERFLOW: Final = 2
 IORING_SQ_TASKRUN: Final = 4
 IORING_ENTER_GETEVENTS: Final = 1
 IO_URING_ENTER: Final = 426  # the same number on every architecture
+IO_URING_REGISTER: Final = 427
+IORING_REGISTER_ENABLE_RINGS: Final = 12
 FAILURES_MAX: Final = 16
+ENTRIES_A_CALL: Final = 8
 AGAIN: Final = (errno.EINTR, errno.EAGAIN, errno.EBUSY)
 IOVECS_BYTES: Final = 11 * IOVEC.itemsize  # a slot's
 
-_syscall = types.ExternalFunction(
+syscall = types.ExternalFunction(
     "syscall",
     types.int64(
         types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64
@@ -160,7 +173,7 @@ def put(queue: StoreQueue, jobs: np.ndarray, iovecs: np.ndarray, slot: int) -> N
         opcode = IORING_OP_READV if job.kind == READ else IORING_OP_WRITEV
         address = np.uint64(iovecs.ctypes.data + np.int64(slot) * IOVECS_BYTES)
         length = np.uint64(job.nr_iovecs)
-    entry.opcode, entry.flags = np.uint8(opcode), np.uint8(head.entry_flags)
+    entry.opcode, entry.flags = np.uint8(opcode), np.uint8(0)
     entry.fd, entry.off, entry.addr = head.file, offset, address
     entry.len, entry.op_flags = np.uint32(length), np.uint32(op_flags)
     entry.user_data = np.uint64(slot)
@@ -169,13 +182,15 @@ def put(queue: StoreQueue, jobs: np.ndarray, iovecs: np.ndarray, slot: int) -> N
 
 @kernel
 def enter(queue: StoreQueue) -> np.int64:
-    """Hand over all that is put, in one call; 0, or -errno if some could not be."""
+    """Hand over all that is put; 0, or -errno if some could not be."""
     head = queue.head[0]
     head.refused = np.uint32(0)  # they are tried once more
     store_release(queue.sq, head.sq_tail, head.put)
     if head.ring_fd == NO_RING:
         wake_pool(queue.gate)
         return np.int64(0)
+    if head.enabled == 0:
+        _enable(queue)
     failures, error = 0, np.int64(0)
     while True:
         waiting = u32_sub(head.put, load_acquire(queue.sq, head.sq_head))
@@ -184,13 +199,25 @@ def enter(queue: StoreQueue) -> np.int64:
         if failures == FAILURES_MAX or error not in (0, *AGAIN):
             head.refused = waiting
             return -error
-        taken = _syscall(
-            np.int64(IO_URING_ENTER), np.int64(head.ring_fd), np.int64(waiting), np.int64(0),
+        taken = syscall(
+            np.int64(IO_URING_ENTER), np.int64(head.ring_fd),
+            np.int64(min(waiting, ENTRIES_A_CALL)), np.int64(0),
             np.int64(0), np.int64(0), np.int64(0),
         )  # fmt: skip
         # An entry that is bad ends the call before those behind it are taken: they go again.
         error = last_errno() if taken < 0 else np.int64(0)
         failures += taken <= 0
+
+
+@kernel
+def _enable(queue: StoreQueue) -> None:
+    """The thread that does this is the one whose the ring is (IORING_SETUP_SINGLE_ISSUER)."""
+    head = queue.head[0]
+    refused = syscall(
+        np.int64(IO_URING_REGISTER), np.int64(head.ring_fd),
+        np.int64(IORING_REGISTER_ENABLE_RINGS), np.int64(0), np.int64(0), np.int64(0), np.int64(0),
+    )  # fmt: skip
+    head.enabled = np.uint32(refused == 0)
 
 
 @kernel
@@ -218,7 +245,7 @@ def reap(queue: StoreQueue, jobs: np.ndarray) -> np.int64:
     head = queue.head[0]
     at = load_acquire(queue.cq, head.cq_head)
     if at == load_acquire(queue.cq, head.cq_tail) and _kernel_waits(queue):
-        _syscall(
+        syscall(
             np.int64(IO_URING_ENTER), np.int64(head.ring_fd), np.int64(0), np.int64(0),
             np.int64(IORING_ENTER_GETEVENTS), np.int64(0), np.int64(0),
         )  # fmt: skip

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from backend.ring_hands import RingHands
+from backend.store_jobs import LaterStore
 
 STALLED_NS: Final = 5_000_000_000  # without an answer: then it is said, and after twice that again
 
@@ -37,7 +38,7 @@ class StoreWatch:
         self.polled: Final = self._epoll.fileno()
         poller.register(self.polled, select.POLLIN)
         self._watched: dict[int, _Watched] = {}
-        self._ring_of: dict[int, int] = {}  # by descriptor, of those in the epoll
+        self._polled: dict[int, tuple[int, int]] = {}  # ring and events, by descriptor
 
     def add(
         self, ring: int, hands: RingHands, on_stall: Callable[[int], None], now_ns: int
@@ -46,6 +47,15 @@ class StoreWatch:
         if hands.later is not None or hands.queue_fd >= 0:
             self._watched[ring] = _Watched(hands, on_stall, since_ns=now_ns)
 
+    @property
+    def heard_of(self) -> int:
+        """What is to be looked at while the thread does not sleep; -1: no store is to say anything
+        there.
+        """
+        hands = [watched.hands for watched in self._watched.values()]
+        waits = any(its.later is not None and its.dev.back["at_store"][0] for its in hands)
+        return self.polled if waits else -1
+
     def forget(self, ring: int) -> None:
         """The ring has ended. What its store could not do is said."""
         if (watched := self._watched.pop(ring, None)) is None:
@@ -53,10 +63,7 @@ class StoreWatch:
         if watched.tell_after_ns > STALLED_NS:
             watched.on_stall(0)
         watched.hands.tell_counts()
-        for fd in [fd for fd, its in self._ring_of.items() if its == ring]:
-            del self._ring_of[fd]
-            with suppress(OSError):  # it is closed
-                self._epoll.unregister(fd)
+        self._set(self._without(ring))
 
     def close(self) -> None:
         """The thread has ended."""
@@ -76,6 +83,8 @@ class StoreWatch:
                     ends.append(due_ns)
             elif ring in rings:
                 wanted[hands.queue_fd] = ring, select.EPOLLIN
+                if hands.begin_sleep():
+                    ends.append(now_ns)
             if hands.dev.back["at_store"][0]:
                 ends.append(watched.since_ns + watched.tell_after_ns)
         wanted.pop(-1, None)
@@ -83,7 +92,7 @@ class StoreWatch:
         return max(0, min(ends) - now_ns) if ends else None
 
     def _set(self, wanted: dict[int, tuple[int, int]]) -> None:
-        for fd in self._ring_of.keys() - wanted.keys():
+        for fd in self._polled.keys() - wanted.keys():
             with suppress(OSError):  # it is closed
                 self._epoll.unregister(fd)
         for fd, (_, events) in wanted.items():
@@ -91,19 +100,32 @@ class StoreWatch:
                 self._epoll.modify(fd, events)
             except FileNotFoundError:
                 self._epoll.register(fd, events)
-        self._ring_of = {fd: ring for fd, (ring, _) in wanted.items()}
+        self._polled = wanted
+
+    def _without(self, ring: int) -> dict[int, tuple[int, int]]:
+        return {fd: its for fd, its in self._polled.items() if its[0] != ring}
 
     def look(self, now_ns: int, *, slept: bool = False) -> list[int]:
         """After each sleep, and from time to time: the rings that are to have turns."""
-        ready = {self._ring_of[fd] for fd, _ in self._epoll.poll(0)} if slept else set[int]()
+        ready = {self._polled[fd][0] for fd, _ in self._epoll.poll(0)} if slept else set[int]()
         for ring, watched in self._watched.items():
             hands = watched.hands
             if hands.later is None:
+                if slept:
+                    hands.end_sleep()
                 hands.look_at_errors()
-            elif hands.store_is_ready():
-                ready.add(ring)
+            else:
+                if hands.store_is_ready():
+                    ready.add(ring)
+                self._poll_for(ring, hands.later)
             self._mind(watched, now_ns)
         return sorted(ready)
+
+    def _poll_for(self, ring: int, later: LaterStore) -> None:
+        """What it wants now: it may not be slept on for long."""
+        its = later.fileno(), (ring, later.events())
+        if its not in self._polled.items() and its[0] >= 0:
+            self._set({**self._without(ring), its[0]: its[1]})
 
     @staticmethod
     def _mind(watched: _Watched, now_ns: int) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from backend.huge_pages import HugePages
 from common.abi import SECTOR_SIZE
 from common.faults import LocalFault
-from common.memory import map_shared, sealed_memory
+from common.memory import map_shared, sealed_memory, touch
 
 
 class Features(NamedTuple):
@@ -149,6 +149,7 @@ class RamStores:
         self._given: dict[str, int] = {}
         self._made: dict[str, int] = {}
         self._users, self._huge_pages = Counter[str](), HugePages()
+        self._open: dict[int, tuple[str, np.ndarray]] = {}  # by what HugePages calls it
 
     def give(self, key: str, fd: int) -> None:
         """From now on disks of that key are this memory, whose descriptor is ours. Raises OSError
@@ -173,11 +174,20 @@ class RamStores:
             raise LocalFault(f"store {key} has {there} bytes, and not {nbytes}")
         disk = RamStore(nr_sectors, fd, sector_size)
         assert disk.memory is not None
-        disk.closed = partial(self._let_go, key, self._huge_pages.watch(disk.memory))
+        watched = self._huge_pages.watch(disk.memory)
+        self._open[watched] = key, disk.memory
+        disk.closed = partial(self._let_go, key, watched)
         self._users[key] += 1
         return disk
 
+    def touch(self, key: str, offset: int, nbytes: int) -> None:
+        """Have these bytes of the key's disks' memory now, and not when they are first used."""
+        for its_key, memory in list(self._open.values()):
+            if its_key == key:
+                touch(memory[offset : offset + nbytes])
+
     def _let_go(self, key: str, watched: int) -> None:
+        del self._open[watched]
         self._huge_pages.forget(watched)
         self._users[key] -= 1
         if self._users[key] == 0 and key in self._made:

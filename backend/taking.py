@@ -112,6 +112,7 @@ def take(dev: Blkback) -> int:
     slot = np.int64(dev.vacant[back.vacant])
     dev.group[back.gathered] = np.uint32(slot)
     _parse(dev, slot)
+    dev.turn[LOOKS_LEFT] -= np.int64(dev.requests[slot].nr_segments)  # large ones take longer
     if dev.requests[slot].status == NOT_DONE:
         if back.copies:
             use_own_pages(dev, slot)

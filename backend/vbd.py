@@ -17,7 +17,20 @@ from typing import Final, NamedTuple
 from backend.stores import NO_FEATURES, Features
 from common import abi, xenbus
 from common.faults import LocalFault, PeerFault
-from common.handshake import Answer, Done, End, Fail, Intent, Leave, Op, Start, Stop, Task, Timeout
+from common.handshake import (
+    Answer,
+    Asked,
+    Done,
+    End,
+    Fail,
+    Intent,
+    Leave,
+    Op,
+    Start,
+    Stop,
+    Task,
+    Timeout,
+)
 from common.xenbus import shown
 
 PROTOCOL: Final = b"x86_64-abi"
@@ -84,7 +97,7 @@ class BackendVbd(End):
             return self._let_go
         return self.state == xenbus.CLOSED and not self._online
 
-    def heed(self, event: Leave | Timeout | Done) -> None:
+    def heed(self, event: Asked | Timeout | Done) -> None:
         """What an old connection reports is nothing to the new one."""
         if isinstance(event, Leave):
             self._leaving = True

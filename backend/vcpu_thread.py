@@ -7,7 +7,7 @@ Rules
 1. What is done for one ring's effect is that ring's: the others wait for no more than that.
 2. Rings come and go by orders of the main thread, which are looked at after every effect and every
    slice. A ring that is to end stops between two requests and unmaps what it keeps in its turns.
-3. A store that answers later is heard of in the same sleep, and a slice later at the latest.
+3. A store that answers later is heard of in the same sleep, or some 50 us later (`HEAR_NS`).
 4. Events that bring no request, and wake-ups that bring no event, cost their sender time (XSA-332),
    and nobody else: its ring has no turns for as long.
 """
@@ -36,16 +36,17 @@ from common.arena import Arena
 from common.atomics import store_release
 from common.compiled import direct
 from common.hypercall import Hypercalls
-from common.process import name_thread
+from common.process import name_thread, sleep_to_the_point
 from common.ring import REQ
 from common.spinning import slept
 from common.steps import STEP
 from common.turns import (
     ASLEEP,
+    HEARD,
     NOBODY,
     SLICE_NS,
-    SLICE_OVER,
     both_of,
+    hear_of,
     leave_out,
     looked_at,
     make_ready,
@@ -161,6 +162,7 @@ class VcpuThread:
 
     def _main(self) -> None:
         name_thread(self._thread.name)
+        sleep_to_the_point()
         self.run()
         try:
             while self._goes_on():
@@ -183,14 +185,17 @@ class VcpuThread:
 
     def _heed(self, returned: int) -> None:
         """What `serve` has returned."""
-        if returned == SLICE_OVER:
-            return
-        if returned in (ASLEEP, NOBODY):
+        if returned == HEARD:
+            self._heard_ns = 0  # the stores are asked at once
+        elif returned in (ASLEEP, NOBODY):
             self._sleep()
+        if returned < 0:
             return
         effect, ring = both_of(returned)
         served = self._served[ring]
         served.hands.do(effect)
+        if effect == effects.IO:
+            hear_of(self._turns, self._stores.heard_of)
         if effect == effects.BROKEN:
             self._close(ring, BROKEN_REASONS[int(served.hands.dev.back["broken"][0])])
         elif effect == effects.DONE:
@@ -223,6 +228,7 @@ class VcpuThread:
 
     def _hear_stores(self, *, slept: bool = False) -> None:
         self._heard_ns = time.monotonic_ns()
+        hear_of(self._turns, self._stores.heard_of)
         for ring in self._stores.look(self._heard_ns, slept=slept):
             make_ready(self._turns, ring)
 

@@ -10,12 +10,14 @@ import numpy as np
 
 from backend import at_store, doors, phases, steps, taking
 from backend.blkback import BLKBACK, QUEUE, Blkback
+from backend.queue_sleep import wait_for
 from backend.store_queue import has_answers
 from common import notifying
 from common.atomics import load_acquire, pause
 from common.compiled import part, whole
 from common.effects import WAIT
-from common.ring import REQ, RSP, publish
+from common.napping import end_nap, nap_ns, share_of
+from common.ring import REQ, RSP, answered, publish
 from common.spinning import begin_spin, goes_on, looks_a_turn, spins, spun_ns
 from common.steps import (
     AGAIN,
@@ -169,6 +171,8 @@ def _watch(dev: Blkback) -> int:
         return ON
     begin_spin(dev.spin)
     seen = _has_more(dev)
+    while not seen and _naps(dev):
+        seen = _has_more(dev)
     while not seen and goes_on(dev.spin):
         for _ in range(looks_a_turn(dev.spin)):
             seen = _has_more(dev)
@@ -177,6 +181,17 @@ def _watch(dev: Blkback) -> int:
             pause()
     dev.turn[LOOKS_LEFT] -= spun_ns(dev.spin) >> notifying.LOOK_NS_BITS
     return AGAIN if seen else ON
+
+
+@part
+def _naps(dev: Blkback) -> bool:
+    """Until the store has answered some; requests are late by a part of what one takes."""
+    ns = nap_ns(dev.spin, dev.back[0].at_store, answered(dev.half, REQ))
+    if ns == 0:
+        return False
+    wait_for(dev.queue, share_of(dev.spin, dev.back[0].at_store), ns)
+    end_nap(dev.spin)
+    return True
 
 
 @part

@@ -32,7 +32,7 @@ def measure(machine: RunningMachine, spec: LoadSpec) -> Figure:
         assert not any(int(block[field][0]) for block in counts), field
     ios = sum(int(block["ios"][0]) for block in counts)
     requests = sum(int(block["requests"][0]) for block in counts)
-    latency = latency_us(np.concatenate(list(run.latency.values())).sum(axis=0))
+    latency = latency_us(np.concatenate(list(run.latency.values())).sum(axis=(0, 1)))
     return Figure(
         ios / run.at_s,
         latency["p50"] or 0.0,

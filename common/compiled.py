@@ -6,24 +6,41 @@ Owns: the flags, and why.
 - `_nrt=False`: no reference counts. Numba would count each array of a `Blkfront` up and down, with
   a locked instruction, at nearly every line: two thirds of a request's time. So a kernel cannot
   allocate, and returns numbers only; its arrays are its caller's, who holds them.
+- `no_cfunc_wrapper`: nobody calls these through a C pointer; it is a module more for each.
 - `forceinline`: a `Blkfront` is passed as a hundred words, and is not passed at all when inlined.
 
 Rule: a kernel's callees are kernels. `.py_func` is the plain function.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from numba import njit, typeof
+from numba.core.registry import CPUDispatcher
 
-kernel = njit(nogil=True, cache=True, forceinline=True, _nrt=False)
+OPTIONS: Final = {"nogil": True, "_nrt": False, "no_cfunc_wrapper": True}
 
-# The same for what is part of one or two kernels: compiled as they are, and not by itself besides,
-# which takes half a second for each function that is given a ring's end.
-part = njit(nogil=True, cache=True, inline="always", _nrt=False)
+kernel = njit(cache=True, forceinline=True, **OPTIONS)
 
 # The same for a loop over phases, which is one of its own: its caller would be compiled with it.
-whole = njit(nogil=True, cache=True, _nrt=False)
+whole = njit(cache=True, **OPTIONS)
+
+
+class _Part(CPUDispatcher):  # type: ignore[misc]
+    """A kernel that Python cannot call."""
+
+    def __call__(self, *_: object) -> None:
+        raise TypeError(f"{self.py_func.__name__} is a part of kernels, and called by them alone")
+
+
+def part(function: Callable[..., Any]) -> Any:
+    """The same for what kernels alone call: without what lets Python call it, which for a function
+    that is given a ring's end takes longer to compile than the function.
+    """
+    options = {"nopython": True, "forceinline": True, "no_cpython_wrapper": True, **OPTIONS}
+    dispatcher = _Part(function, targetoptions=options)
+    dispatcher.enable_caching()
+    return dispatcher
 
 
 def direct(function: Any, *example: object) -> Callable[..., Any]:

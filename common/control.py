@@ -110,6 +110,11 @@ class Control:
             raise ControlLost("sent a message that is no list with a word at its head")
         return message
 
+    @property
+    def closed(self) -> bool:
+        """Has it been given up?"""
+        return self._socket.fileno() < 0
+
     def close(self) -> None:
         """Give the connection up."""
         self._socket.close()

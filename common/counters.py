@@ -33,6 +33,10 @@ FRONTEND_COUNTERS: Final = _block(
     "bytes_discarded",
 )
 
+# A load's latencies are counted by what was done: a histogram for each.
+OPERATIONS: Final = ("read", "write", "trim")
+READS, WRITES, TRIMS = range(len(OPERATIONS))
+
 # Written by the dom0 thread that serves a ring, for each.
 BACKEND_COUNTERS: Final = _block(
     "requests",

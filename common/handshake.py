@@ -47,6 +47,16 @@ class Leave:
 
 
 @dataclass(frozen=True)
+class Suspend:
+    """Let go of everything, and keep what has not been answered: for Resume."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Begin again, and have done what was kept."""
+
+
+@dataclass(frozen=True)
 class Seen:
     """A Look's answer: the values, by path, of those nodes that there are, at one moment."""
 
@@ -94,7 +104,8 @@ class Timeout:
     number: int
 
 
-Event = Stirred | Leave | Seen | Committed | Again | Gone | Done | Timeout
+Asked = Leave | Suspend | Resume
+Event = Stirred | Asked | Seen | Committed | Again | Gone | Done | Timeout
 Answer = Seen | Committed | Again | Gone | Done
 
 
@@ -111,8 +122,9 @@ class Look:
 
 @dataclass(frozen=True)
 class Write:
-    """Write `values` by key into `directory` and remove the keys `gone`, if its `state` is there;
-    in one transaction, if `whole`. Answered by Committed, Again or Gone.
+    """Write `values` by key into `directory` and remove the keys `gone`, if its `state` is there,
+    and is `since` if that is given; in one transaction, if `whole`. Answered by Committed, Again or
+    Gone.
     """
 
     number: int
@@ -120,6 +132,7 @@ class Write:
     values: Mapping[str, object]
     gone: Sequence[str] = ()
     whole: bool = True
+    since: int | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +205,7 @@ class End:
         self._intents = []
         if isinstance(event, Stirred):
             self.stir()
-        elif isinstance(event, Leave | Timeout):
+        elif isinstance(event, Asked | Timeout):
             self.heed(event)
         elif event.number == self.awaited and self._task is not None:
             self._go_on(self._task, event)
@@ -205,7 +218,7 @@ class End:
             self._go_on(task, None)
         return self._intents
 
-    def heed(self, event: Leave | Timeout | Done) -> None:
+    def heed(self, event: Asked | Timeout | Done) -> None:
         """What nobody waits for: its number says whether it still matters."""
         raise NotImplementedError
 
@@ -263,18 +276,21 @@ class End:
         return done
 
     def write(
-        self, values: Mapping[str, object], gone: Sequence[str] = ()
+        self, values: Mapping[str, object], gone: Sequence[str] = (), since: int | None = None
     ) -> Generator[Intent, Answer, bool]:
         """Write into the own directory; False if it is gone. Where somebody else writes there all
         the time nothing of ours may wait for that: it is written all the same."""
         for attempt in range(AGAIN_MAX + 1):
             whole = attempt < AGAIN_MAX
-            answer = yield Write(self.number(), self.path, values, gone, whole)
+            answer = yield Write(self.number(), self.path, values, gone, whole, since)
             if not isinstance(answer, Again):
                 break
         return isinstance(answer, Committed)
 
-    def switch(self, state: int, **values: object) -> Generator[Intent, Answer, bool]:
-        """Announce `state`, and `values` with it; False if the own directory is gone."""
+    def switch(
+        self, state: int, since: int | None = None, **values: object
+    ) -> Generator[Intent, Answer, bool]:
+        """Announce `state`, and `values` with it; False if the own directory is gone, or `since` is
+        not what is announced there."""
         self.state = state
-        return (yield from self.write({**values, "state": state}))
+        return (yield from self.write({**values, "state": state}, since=since))

@@ -31,17 +31,20 @@ REPLY_TIMEOUT_S: Final = 10.0
 
 GATE_KICK: Final = 0xFFFFFFFF  # no hypercall of Xen's: see common/hypercall_gate.py
 
-# XEN_DOMCTL_*, with payloads of our own: Xen's is 128 bytes of things we have not. The last two are
-# not Xen's: another vCPU's hypercall connection (`domid` 0), and a segment's descriptor.
+# XEN_DOMCTL_*, with payloads of our own: Xen's is 128 bytes of things we have not. The last three
+# are not Xen's: another vCPU's hypercall connection (`domid` 0), a segment's descriptor, and a soft
+# reset of a domain's backend alone.
 DOMCTL_CREATEDOMAIN: Final = 1
 DOMCTL_DESTROYDOMAIN: Final = 2
 DOMCTL_GET_VCPU: Final = 0x10001
 DOMCTL_GET_MEMORY: Final = 0x10002
+DOMCTL_RESET_BACKEND: Final = 0x10003
 DOMCTL_DOMAIN: Final = np.dtype(
     [("domid", "<u2"), ("nr_vcpus", "<u2"), ("ram_frames", "<u4"), ("grant_frames", "<u4")]
 )
 DOMCTL_VCPU: Final = np.dtype([("vcpu", "<u4")])
 DOMCTL_MEMORY: Final = np.dtype([("domid", "<u2"), ("pad", "<u2"), ("segment", "S12")])
+DOMCTL_BACKEND: Final = np.dtype([("domid", "<u2"), ("pad", "<u2")])
 
 # VIRQ_DOM_EXC, in effect: one packet a domid between hypervisor and xenstored. One way it says that
 # the domain has died, and back that it is forgotten there.
@@ -154,6 +157,13 @@ class Hypercalls:
         args = np.zeros(1, DOMCTL_MEMORY)
         args["domid"], args["segment"] = domid, segment.encode()
         return self._descriptor(f"segment '{segment}' of domain {domid}", DOMCTL_GET_MEMORY, args)
+
+    def reset_backend(self, domid: int) -> int:
+        """A backend's process is dead: empty its gate, unmap all it had mapped, close its ports and
+        connections; ours stays. A new process's connection, of vCPU 0. Raises HypercallError."""
+        args = np.zeros(1, DOMCTL_BACKEND)
+        args["domid"] = domid
+        return self._descriptor(f"reset of domain {domid}'s backend", DOMCTL_RESET_BACKEND, args)
 
     def _descriptor(self, what: str, cmd: int, args: np.ndarray) -> int:
         rc, descriptors = self.call_for_descriptors(HYPERVISOR_DOMCTL, cmd, args)

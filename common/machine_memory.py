@@ -21,6 +21,7 @@ from common.counters import (
     CPU_COUNTERS,
     FRONTEND_COUNTERS,
     HYPERVISOR_COUNTERS,
+    OPERATIONS,
 )
 from common.histogram import BUCKETS
 from common.hypercall import Hypercalls
@@ -37,7 +38,10 @@ MACHINE_SEGMENTS: Final = ("host", "accessed", "gate")
 
 # What a guest counts, by disk number.
 STATS: Final = np.dtype(
-    [("counters", FRONTEND_COUNTERS, (DISKS_MAX,)), ("latency", "<u8", (DISKS_MAX, BUCKETS))],
+    [
+        ("counters", FRONTEND_COUNTERS, (DISKS_MAX,)),
+        ("latency", "<u8", (DISKS_MAX, len(OPERATIONS), BUCKETS)),
+    ],
 )
 
 # A row of dom0's rings; domid 0: it is free.

@@ -20,6 +20,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+MADV_POPULATE_WRITE: Final = 23  # since Linux 5.14
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 _PROT_NONE: Final = 0  # these three Python's mmap has not, or since 3.13 only
@@ -123,3 +125,11 @@ def map_shared(fd: int) -> np.ndarray:
     """
     nbytes = os.fstat(fd).st_size
     return np.asarray(_Mapping(fd, nbytes, HUGE_PAGE if nbytes >= HUGE_PAGE else mmap.PAGESIZE))
+
+
+def touch(memory: np.ndarray) -> None:
+    """Have every page of `memory` (u8, shared) now, as it is, and not when it is first used."""
+    start = memory.ctypes.data - memory.ctypes.data % mmap.PAGESIZE
+    end = memory.ctypes.data + len(memory)
+    if _libc.madvise(start, end - start, MADV_POPULATE_WRITE) != 0:
+        memory[:: mmap.PAGESIZE].max(initial=0)  # read, which takes a page of shared memory, too

@@ -10,7 +10,8 @@ from common import ring
 from common.atomics import load_acquire
 from common.compiled import part
 from common.event_channel import become_pending, clear_pending, is_masked
-from common.spinning import spin_until_changed, spins, spun_ns
+from common.napping import nap
+from common.spinning import begin_spin, spin_until_changed, spins, spun_ns
 from common.steps import AGAIN, COMPANY, EVENT, LOOKS_LEFT, NEXT, NONE, ON, WOKE
 
 LOOK_NS_BITS: Final = 13  # of what a look may take: a turn's (`common/turns.py`) are 2 ms
@@ -62,7 +63,17 @@ def watch(end: End, peer: int) -> int:
         return AGAIN
     if end.turn[COMPANY] != 0:
         return ON
-    found = spin_until_changed(end.words, peer, seen, end.spin)
+    if not spins(end.spin):
+        return ON
+    begin_spin(end.spin)
+    found = False
+    while not found and nap(
+        end.spin, ring.under_way(end.half, peer), ring.answered(end.half, peer)
+    ):
+        found = load_acquire(end.words, peer) != seen
+    if not found:
+        end.turn[LOOKS_LEFT] -= spun_ns(end.spin) >> LOOK_NS_BITS
+        found = spin_until_changed(end.words, peer, seen, end.spin)
     end.turn[LOOKS_LEFT] -= spun_ns(end.spin) >> LOOK_NS_BITS
     return AGAIN if found else ON
 

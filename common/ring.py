@@ -53,10 +53,15 @@ def nr_ents_of(ring_page: np.ndarray) -> int:
 def new_half(arena: Arena, nr_ents: int, start: int = 0) -> np.ndarray:
     """The private indices of one end, at `start`, as a one-element RING_HALF array."""
     half = arena.array(1, RING_HALF)
+    half["nr_ents"] = nr_ents
+    begin_half(half, start)
+    return half
+
+
+def begin_half(half: np.ndarray, start: int) -> None:
+    """Nothing has been produced or consumed yet."""
     for name in ("prod_pvt", "cons", "published", "unchecked"):
         half[name] = np.uint32(start)
-    half["nr_ents"] = nr_ents
-    return half
 
 
 def attach_half(arena: Arena, words: np.ndarray, nr_ents: int, own: int) -> np.ndarray:
@@ -134,3 +139,16 @@ def arm(words: np.ndarray, half: np.ndarray, peer: int) -> None:
     """
     store_release(words, peer + EVENT, u32_add(half[0].cons, 1))
     fence()
+
+
+@kernel
+def under_way(half: np.ndarray, peer: int) -> np.int64:
+    """Requests that have been produced, or taken, and not been answered."""
+    ahead, behind = half[0].prod_pvt, half[0].cons
+    return np.int64(u32_sub(ahead, behind) if peer == RSP else u32_sub(behind, ahead))
+
+
+@kernel
+def answered(half: np.ndarray, peer: int) -> int:
+    """Responses so far, taken or produced: a u32 that wraps."""
+    return half[0].cons if peer == RSP else half[0].prod_pvt

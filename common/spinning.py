@@ -67,17 +67,31 @@ SPIN: Final = np.dtype(
         ("adaptive", "<u4"),
         ("short", "<u4"),  # its slices are
         ("yields", "<u4"),  # of the spin that goes on
+        # Of the naps (`common/napping.py`).
+        ("nap_share", "<u4"),  # of what is under way, in sixteenths; 0: it never naps
+        ("pace_ns", "<i8"),  # from answer to answer
+        ("spun_pace_ns", "<i8"),  # the same, without naps
+        ("paced_ns", "<i8"),  # so long have the answers of this window taken,
+        ("paced", "<i8"),  # and so many were they
+        ("windows", "<u4"),  # so far
+        ("answers_ns", "<i8"),  # when it last waited; at that time,
+        ("answers", "<u4"),  # how many there had been,
+        ("under_way", "<u4"),  # what was still to come,
+        ("napped", "<u4"),  # and whether it napped
+        ("most", "<u4"),  # that was under way of late
     ]
 )
 
 _sched_yield = types.ExternalFunction("sched_yield", types.intc())
 
 
-def new_spin(adaptive: bool, threads: int = 1) -> np.ndarray:
+def new_spin(adaptive: bool, threads: int = 1, nap_share: int = 0) -> np.ndarray:
     """One waiter's SPIN; with `adaptive` false it never spins.
 
     threads: how many of the machine's may want a CPU at once, as it was built. Where that is more
     than there are CPUs nobody is patient: while it spins a peer waits for this very CPU.
+    nap_share: where they are as many as there are CPUs, it naps until as much has been answered
+    (`common/napping.py`).
     """
     cpus = len(os.sched_getaffinity(0))
     crowded = cpus == 1 or threads > cpus
@@ -86,6 +100,7 @@ def new_spin(adaptive: bool, threads: int = 1) -> np.ndarray:
     spin["adaptive"] = adaptive
     spin["patience_max_ns"] = 0 if crowded else PATIENCE_NS_MAX
     spin["patience_ns"] = spin["patience_max_ns"]
+    spin["nap_share"] = nap_share if adaptive and threads == cpus else 0
     return spin
 
 

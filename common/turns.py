@@ -11,11 +11,13 @@ Rules
 3. A ring that sleeps is woken by its pending bit, which is looked at in every round; and so is what
    else may have something for it, whether it sleeps or is watched.
 4. A slice is bounded in time: then the outside world is looked at.
+5. What answers over a descriptor is asked for every `HEAR_NS`, between turns and while it spins.
 """
 
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numba import types
 
 from common.arena import Arena
 from common.atomics import load_acquire, pause
@@ -29,12 +31,16 @@ from common.spinning import begin_spin, goes_on, looks_a_turn, spins
 from common.steps import COMPANY
 
 SLICE_NS: Final = 2_000_000
-LOOKS_A_TURN: Final = 256  # at the ring: as many requests, or more
+LOOKS_A_TURN: Final = 256  # at the ring; dom0 counts each segment of what it takes as one, too
 
 # What `next_ring` returns when it is no ring's turn.
 ASLEEP: Final = -1  # all are armed, and have nothing
 SLICE_OVER: Final = -2
 NOBODY: Final = -3
+HEARD: Final = -4  # the descriptor is ready
+
+HEAR_NS: Final = 50_000
+POLLIN: Final = 1
 
 # Of a ring.
 READY: Final = 0
@@ -51,8 +57,15 @@ TURNS: Final = np.dtype(
         ("count", "<i4"),
         ("place", "<i4"),  # in `order`: who had the last turn
         ("pad", "<i4"),
+        ("heard_ns", "<i8"),  # when the descriptor was last looked at
+        ("polled", "<i4"),  # `struct pollfd`: what else may have something for a ring, or -1
+        ("events", "<i4"),  # `events`, and above it `revents`
     ]
 )
+
+
+POLLFD_AT: Final = TURNS.fields["polled"][1]  # type: ignore[index]
+_poll = types.ExternalFunction("poll", types.intc(types.uintp, types.uintp, types.intc))
 
 
 class End(NamedTuple):
@@ -111,7 +124,7 @@ def new_turns(arena: Arena, rings_max: int, peer: int, spin: np.ndarray) -> Turn
     peer: the producer that is waited for, REQ or RSP; spin: the thread's, and its rings'.
     """
     head = arena.array(1, TURNS)
-    head["peer"] = peer
+    head["peer"], head["polled"] = peer, -1
     return Turns(
         head,
         arena.array(rings_max, np.int32),
@@ -161,6 +174,11 @@ def _tell(ends: np.ndarray, ring: int, company: int) -> None:
     end_of(ends, ring).turn[COMPANY] = company
 
 
+def hear_of(turns: Turns, fd: int) -> None:
+    """From now on `fd` is looked at, too; -1: none is."""
+    turns.head["polled"] = fd
+
+
 @kernel
 def begin_slice(turns: Turns) -> None:
     """A slice begins."""
@@ -176,12 +194,15 @@ def watches(turns: Turns) -> bool:
 
 @kernel
 def next_ring(turns: Turns) -> np.int64:
-    """Whose turn it is; or ASLEEP, SLICE_OVER or NOBODY."""
+    """Whose turn it is; or ASLEEP, SLICE_OVER, HEARD or NOBODY."""
     head = turns.head[0]
     if head.count == 0:
         return np.int64(NOBODY)
-    if monotonic_ns(head.timespec) >= head.until_ns:
+    now_ns = monotonic_ns(head.timespec)
+    if now_ns >= head.until_ns:
         return np.int64(SLICE_OVER)
+    if _hears(turns, now_ns):
+        return np.int64(HEARD)
     found = _look_round(turns)
     if found != ASLEEP or not _any_watched(turns):
         return found
@@ -192,12 +213,23 @@ def next_ring(turns: Turns) -> np.int64:
             if found != ASLEEP:
                 break
             pause()
+        if found == ASLEEP and _hears(turns, turns.spin[0].now_ns):
+            return np.int64(HEARD)
     if found == ASLEEP:  # none of them needs to be watched any longer
         for at in range(head.count):
             if turns.state[turns.order[at]] == WATCHED:
                 turns.state[turns.order[at]] = np.uint8(READY)
         found = _look_round(turns)
     return found
+
+
+@kernel
+def _hears(turns: Turns, now_ns: int) -> bool:
+    head = turns.head[0]
+    if head.polled < 0 or now_ns - head.heard_ns < HEAR_NS:
+        return False
+    head.heard_ns, head.events = now_ns, np.int32(POLLIN)
+    return _poll(turns.head.ctypes.data + POLLFD_AT, np.uint64(1), np.int32(0)) > 0
 
 
 @kernel

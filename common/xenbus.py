@@ -8,7 +8,8 @@ write into xenstore is an error of ours.
 What is read is a level, not an edge: watches coalesce, so either end may miss what the other was in
 between. A frontend that is Connected has said all that one that is Initialised says (MirageOS and
 mini-os never write 3); one may close before it was ever connected, and come back (Windows). A
-backend that is Initialising or InitWait beneath a connected frontend is another one, made anew.
+backend that is Initialising or InitWait beneath a connected frontend is another one: the frontend
+keeps what has not been answered, lets go of its ring, and begins again.
 After a close a frontend begins again at Initialising: the Connected of one that has not heard that
 its connection is gone would look the same as that of one that has come back.
 
@@ -52,6 +53,7 @@ class Step(NamedTuple):
 
 
 CLOSE: Final = Step("close", CLOSED)
+SUSPEND: Final = Step("suspend", INITIALISING)
 _ANNOUNCE: Final = Step("announce", INIT_WAIT)
 _CONNECT: Final = Step("connect", CONNECTED)
 _FOLLOW: Final = Step("disconnect", CLOSING)
@@ -63,9 +65,13 @@ TABLE: Final[dict[str, dict[int, dict[int, Step]]]] = {
         INITIALISING: {INIT_WAIT: Step("publish_ring", INITIALISED), CLOSING: CLOSE},
         INITIALISED: {
             CONNECTED: Step("read_disk", CONNECTED),
-            **dict.fromkeys((CLOSING, CLOSED, UNKNOWN, INITIALISING), CLOSE),
+            INITIALISING: SUSPEND,
+            **dict.fromkeys((CLOSING, CLOSED, UNKNOWN), CLOSE),
         },
-        CONNECTED: dict.fromkeys((CLOSING, CLOSED, UNKNOWN, INITIALISING, INIT_WAIT), CLOSE),
+        CONNECTED: {
+            **dict.fromkeys((INITIALISING, INIT_WAIT), SUSPEND),
+            **dict.fromkeys((CLOSING, CLOSED, UNKNOWN), CLOSE),
+        },
         CLOSING: dict.fromkeys((CLOSING, CLOSED, UNKNOWN, INITIALISING), CLOSE),
     },
     "backend": {

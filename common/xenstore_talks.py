@@ -7,6 +7,7 @@ Owns: the requests of each, in their order; how an end of a device reads and wri
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
+from common.xenbus import parse_state
 from common.xenstore_exchange import (
     Broken,
     Reply,
@@ -53,17 +54,22 @@ def look(paths: Sequence[str]) -> Talk[dict[str, bytes] | None]:
 
 
 def write_if_there(
-    directory: str, values: Mapping[str, object], gone: Sequence[str] = (), whole: bool = True
+    directory: str,
+    values: Mapping[str, object],
+    gone: Sequence[str] = (),
+    whole: bool = True,
+    since: int | None = None,
 ) -> Talk[Outcome]:
     """Write `values` by key, and remove the keys `gone`, in one transaction; not `whole`: in none.
 
     "gone", and nothing is written, where `directory` has no `state` or we may not write there: what
     the toolstack has removed is not made again. (Linux's `xenbus_switch_state` does so, too.)
+    since: nor where `state` is another.
     """
     tx_id = transaction_id((yield [BEGIN])[0]) if whole else 0
     looks = [Request(MessageType.READ, f"{directory}/{key}", tx_id=tx_id) for key in gone]
     there, *found = yield [Request(MessageType.READ, f"{directory}/state", tx_id=tx_id), *looks]
-    if _is_missing(there):
+    if _is_missing(there) or (since is not None and parse_state(value_of(there)) != since):
         if whole:
             yield [end(tx_id, "F")]
         return "gone"

@@ -104,7 +104,8 @@ def _dequeue(dev: Blkfront) -> None:
 
 @part
 def submit(dev: Blkfront) -> int:
-    """SUBMIT: begin the next request of the first queued I/O, if there is room for it.
+    """SUBMIT: begin the next request of the first queued I/O, if there is room for it. A flush that
+    comes `again` waits for all before it.
 
     What never will find room is done, with NO_ROOM; so is what the backend does not know: a flush
     as if it had been one, as in Linux, a discard with EOPNOTSUPP.
@@ -122,7 +123,8 @@ def submit(dev: Blkfront) -> int:
         if operation == NOT_SENT:
             front.unflushed += np.uint32(1)
             return _end_unsent(dev, io, BLKIF_RSP_OKAY)
-    room = room_for(dev, nr_segments)
+    waits = operation > BLKIF_OP_WRITE and dev.ios[io].again != 0 and front.outstanding > 0
+    room = LATER if waits else room_for(dev, nr_segments)
     if room != ROOM:
         if dev.turn[WRITTEN] > 0:
             return END
@@ -141,7 +143,7 @@ def submit(dev: Blkfront) -> int:
 @part
 def _end_unsent(dev: Blkfront, io: int, status: int) -> int:
     """The first queued I/O is done, and nothing of it goes to the backend."""
-    dev.ios[io].status = np.int16(status)
+    dev.ios[io].status, dev.ios[io].again = np.int16(status), np.uint16(0)
     finish_io(dev, io)
     _dequeue(dev)
     return AGAIN
@@ -223,6 +225,7 @@ def put(dev: Blkfront) -> int:
     operation, handle = np.int64(shadow.operation), np.int64(front.handle)
     sector = np.int64(io.sector) + np.int64(io.issued_sectors)
     put_request(dev.qwords, at, operation, nr_segments, handle, ident, sector)
+    shadow.issued = dev.half[0].prod_pvt
     sectors = np.int64(0)
     for index in range(nr_segments):
         segment = dev.segments[ident, index]
@@ -249,6 +252,7 @@ def put(dev: Blkfront) -> int:
 def _put_special(dev: Blkfront, at: int, operation: int, index: int) -> np.int64:
     """What a flush or a discard has besides or in place of segments; the sectors it is of."""
     io = dev.ios[index]
+    io.again = np.uint16(0)
     if operation != BLKIF_OP_DISCARD:
         dev.counters[0].flush_requests += np.uint64(1)
         return np.int64(0)

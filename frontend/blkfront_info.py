@@ -19,7 +19,7 @@ from common.spinning import SPIN
 from common.steps import STEP, TURN_WORDS
 from frontend import steps
 from frontend.grants import GRANTS, Grants
-from frontend.page_pool import PAGE_POOL, PagePool
+from frontend.page_pool import PAGE_POOL, PagePool, begin_pool
 
 PER_REQUEST: Final = 0
 PERSISTENT: Final = 1
@@ -73,7 +73,14 @@ FRONT: Final = np.dtype(
 )
 
 SHADOW: Final = np.dtype(
-    [("next", "<i4"), ("io", "<i4"), ("operation", "u1"), ("nr_segments", "u1"), ("used", "u1")],
+    [
+        ("next", "<i4"),
+        ("io", "<i4"),
+        ("issued", "<u4"),  # which request of the ring it is, free-running
+        ("operation", "u1"),
+        ("nr_segments", "u1"),
+        ("used", "u1"),
+    ],
     align=True,
 )
 
@@ -94,7 +101,8 @@ IO: Final = np.dtype(
         ("outstanding", "<u4"),
         ("operation", "<u2"),
         ("status", "<i2"),  # NOT_DONE until its last request is answered or one has failed
-        ("secure", "<u4"),  # of a discard: nobody is to be able to read it again
+        ("secure", "<u2"),  # of a discard: nobody is to be able to read it again
+        ("again", "<u2"),  # a flush that was on another ring: see `frontend/recovery.py`
     ]
 )
 
@@ -168,24 +176,16 @@ def new_blkfront(
     counters: FRONTEND_COUNTERS (1,). notes_wakes: see FRONT.
     """
     nr_ents = ring.nr_ents_of(ring_page)
-    words = ring_page.view(np.uint32)
-    ring.shared_ring_init(words, start)
     front = arena.array(1, FRONT)
-    front["ram"], front["backend_domid"], front["handle"] = ram_address, backend_domid, handle
-    front["notes_wakes"] = notes_wakes
-    shadow = arena.array(nr_ents, SHADOW)
-    shadow["next"] = np.arange(1, nr_ents + 1)
-    shadow["next"][-1] = NONE
-    turn = arena.array(TURN_WORDS, np.int64)
-    turn[STEP] = steps.CLEAR  # a lie that is there already is seen before anything is asked
-    return Blkfront(
-        words,
+    front["ram"], front["handle"], front["notes_wakes"] = ram_address, handle, notes_wakes
+    dev = Blkfront(
+        ring_page.view(np.uint32),
         ring_page.view(np.uint64),
-        ring.new_half(arena, nr_ents, start),
-        turn,
+        ring.new_half(arena, nr_ents),
+        arena.array(TURN_WORDS, np.int64),
         steps.NEXT,
         front,
-        shadow,
+        arena.array(nr_ents, SHADOW),
         arena.array((nr_ents, BLKIF_MAX_SEGMENTS_PER_REQUEST), SHADOW_SEGMENT),
         arena.array(nr_ios, IO),
         arena.array(nr_ios, np.int32),
@@ -196,3 +196,21 @@ def new_blkfront(
         events,
         spin,
     )
+    begin_ring(dev, backend_domid, start)
+    return dev
+
+
+def begin_ring(dev: Blkfront, backend_domid: int, start: int = 0) -> None:
+    """The device is on a fresh ring, for that backend, and nothing is granted. What is queued, and
+    what is done, stays."""
+    ring.shared_ring_init(dev.words, start)
+    ring.begin_half(dev.half, start)
+    dev.turn[:] = 0
+    dev.turn[STEP] = steps.CLEAR  # a lie that is there already is seen before anything is asked
+    dev.front["backend_domid"] = backend_domid
+    for name in ("broken", "free_id", "outstanding", "ident", "at", "responses", "tries"):
+        dev.front[name] = 0
+    dev.shadow[:], dev.segments[:] = 0, 0
+    dev.shadow["next"] = np.arange(1, len(dev.shadow) + 1)
+    dev.shadow["next"][-1] = NONE
+    begin_pool(dev.pool)

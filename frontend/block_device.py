@@ -28,10 +28,10 @@ from common.arena import Arena
 from common.compiled import kernel
 from frontend import blkfront
 from frontend.blkfront_info import NO_ROOM
+from frontend.disk import Disk
 from frontend.driver import Driver
 from frontend.load import no_load
 from frontend.stepper import ring_of
-from frontend.vbd import Disk
 
 ARENA_BYTES: Final = 1 << 16  # of no load
 PIECE_BYTES: Final = BLKIF_MAX_SECTORS_PER_REQUEST * SECTOR_SIZE  # a large transfer's I/Os
@@ -61,14 +61,18 @@ class BlockDevice:
         forget: Callable[[int, int], None],
         keep_going: Callable[[], None],
     ) -> None:
-        self.size, self.read_only = disk.nr_sectors * SECTOR_SIZE, disk.read_only
-        self.sector_size, self._discards_securely = disk.sector_size, disk.discard_secure
+        self.follow(disk)
         self._driver, self._ring = driver, ring
         self._dev, self._queue = driver.dev(ring), no_load(Arena(ARENA_BYTES))
         self._buffers = buffers
         self._first_frame = first_frame
         self._forget = forget
         self._keep_going = keep_going
+
+    def follow(self, disk: Disk) -> None:
+        """What its backend says now."""
+        self.size, self.read_only = disk.nr_sectors * SECTOR_SIZE, disk.read_only
+        self.sector_size, self._discards_securely = disk.sector_size, disk.discard_secure
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """`nbytes` bytes at `offset`."""

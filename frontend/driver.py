@@ -36,13 +36,15 @@ from frontend.room import abandon
 from frontend.stepper import serve
 
 ARENA_BYTES: Final = 1 << 20
+MS: Final = 1_000_000  # nanoseconds
+SUSPENDED_MS: Final = 20  # a sleep, while a disk waits for another ring: its far end shows no event
 
 
 class Driver:
     """Runs loads on a guest's rings, which have one waiter, `spin`.
 
     poller: `new_poller`'s, on what else ends a sleep; rings: rows of BLKFRONT; failed: rings whose
-    jobs have failed in this run, and why.
+    jobs have failed, and why, until another begins there.
     """
 
     def __init__(self, spin: np.ndarray, poller: Any) -> None:
@@ -51,9 +53,12 @@ class Driver:
         self._turns = new_turns(arena, DISKS_MAX, RSP, spin)
         self._ends: dict[int, tuple[Blkfront, EventChannel]] = {}
         self._polled: dict[Any, Carrier] = {}
+        self._suspended = set[int]()  # rings whose jobs wait for another ring
         self.failed: dict[int, str] = {}
         self._fruitless = 0  # sleeps in a row that no event has ended
+        self._shaped: dict[int, np.ndarray] = {}  # of jobs that may wait for a time
         self._poller = poller
+        self._serve: Callable[..., int] | None = None
 
     def attach(self, ring: int, dev: Blkfront, channel: EventChannel) -> None:
         """From now on `ring` is this device's, on that channel; whatever was there is not used."""
@@ -66,8 +71,50 @@ class Driver:
 
     @property
     def running(self) -> list[int]:
-        """The rings whose jobs run."""
-        return rings_of(self._turns)
+        """The rings whose jobs run, or wait."""
+        return [*rings_of(self._turns), *self._suspended]
+
+    def begin(self, ring: int, job: Load) -> None:
+        """Have the job of `ring`, which runs none, done by the turns to come."""
+        assert ring not in self.running
+        self.failed.pop(ring, None)
+        LOAD.write(self._jobs[ring], job)
+        if job.load["shaped"][0]:
+            self._shaped[ring] = job.load
+        self._take_in(ring)
+
+    def turn(self, keep_going: Callable[[], None]) -> None:
+        """A slice of all that run, or a sleep of all.
+
+        `keep_going` is called after each and when a job has failed; it may `begin` and `fail` jobs,
+        and may raise to end them.
+        """
+        given = self.rings, self._jobs, self._turns
+        if self._serve is None:
+            self._serve = direct(serve, *given)
+        try:
+            if self._shaped:
+                self._stir_those_due()
+            if rings_of(self._turns):
+                self._do(*both_of(self._serve(*given)), keep_going)
+            else:
+                self._sleep()
+                keep_going()
+        except BaseException:
+            for ring in self.running:
+                self.suspend(ring)
+            self._suspended.clear()
+            self._shaped.clear()
+            raise
+
+    def run(self, jobs: Mapping[int, Load], keep_going: Callable[[], None]) -> dict[int, str]:
+        """Run the job of each ring, all at once, until the last is DONE; those that failed, and
+        why. Others that run go on meanwhile."""
+        for ring, job in jobs.items():
+            self.begin(ring, job)
+        while jobs.keys() & set(self.running):
+            self.turn(keep_going)
+        return {ring: self.failed.pop(ring) for ring in jobs if ring in self.failed}
 
     def run_one(self, ring: int, job: Load, keep_going: Callable[[], None]) -> None:
         """`run`, of one job. Raises PeerFault if it fails."""
@@ -75,33 +122,27 @@ class Driver:
         if failed:
             raise PeerFault(failed[ring])
 
-    def run(self, jobs: Mapping[int, Load], keep_going: Callable[[], None]) -> dict[int, str]:
-        """Run the job of each ring, all at once, until the last is DONE; those that failed, and
-        why.
+    def suspend(self, ring: int) -> None:
+        """The device has no ring, for now or for good: its job, if one runs, waits for `go_on`."""
+        if ring in rings_of(self._turns):
+            self._leave_out(ring)
+            self._suspended.add(ring)
 
-        `keep_going` is called between slices and sleeps and when a job has failed; it may `fail`
-        others, and may raise to end all.
-        """
-        self.failed = {}
-        try:
-            for ring, job in jobs.items():
-                LOAD.write(self._jobs[ring], job)
-                self._take_in(ring)
-            given = self.rings, self._jobs, self._turns
-            serve_some = direct(serve, *given)
-            while self.running:
-                self._do(*both_of(serve_some(*given)), keep_going)
-        finally:
-            for ring in self.running:
-                self._leave_out(ring)
-        return self.failed
+    def go_on(self, ring: int, channel: EventChannel) -> None:
+        """The device has another ring, on that channel."""
+        self._ends[ring] = self.dev(ring), channel
+        if ring in self._suspended:
+            self._suspended.remove(ring)
+            self._take_in(ring)
 
     def fail(self, ring: int, why: str) -> None:
         """The device can be used no more: its job has failed."""
         self.failed[ring] = why
-        self._leave_out(ring)
+        self.suspend(ring)
+        self._suspended.remove(ring)
+        self._shaped.pop(ring, None)
         abandon(self.dev(ring))
-        for other in self.running:  # it may wait for what this one had in flight
+        for other in rings_of(self._turns):  # it may wait for what this one had in flight
             make_ready(self._turns, other)
 
     def _take_in(self, ring: int) -> None:
@@ -124,6 +165,7 @@ class Driver:
             return
         if effect == effects.DONE:
             self._leave_out(ring)
+            self._shaped.pop(ring, None)
             return
         if effect == effects.BROKEN:
             self.fail(ring, BROKEN_REASONS[int(self.dev(ring).front["broken"][0])])
@@ -131,15 +173,46 @@ class Driver:
             self._sleep()
         keep_going()
 
+    def _stir_those_due(self) -> None:
+        """A job that waits for a time has a turn when that has come, or when it is to stop."""
+        for ring, due_ns in self._due().items():
+            if due_ns <= time.monotonic_ns() or self._shaped[ring]["stop"][0]:
+                make_ready(self._turns, ring)
+
+    def _due(self) -> dict[int, int]:
+        """When jobs that wait for a time can go on, by ring."""
+        due = {ring: int(load["due_ns"][0]) for ring, load in self._shaped.items()}
+        turning = rings_of(self._turns)
+        return {ring: due_ns for ring, due_ns in due.items() if due_ns and ring in turning}
+
+    def _poll(self, due_ns: int) -> list[tuple[Any, int]]:
+        """What is ready, once something is, or it is time for a job (0: for none).
+
+        poll(2) knows milliseconds only: what is left of one is slept, if no answer is awaited.
+        """
+        if not due_ns:
+            return list(self._poller.poll(SUSPENDED_MS if self._suspended else None))
+        left_ns = max(0, due_ns - time.monotonic_ns())
+        if self._any_under_way():
+            left_ns += MS - 1
+        elif left_ns < MS:
+            time.sleep(left_ns / 1e9)
+        return list(self._poller.poll(left_ns // MS))
+
+    def _any_under_way(self) -> bool:
+        return any(self.dev(ring).front["outstanding"][0] for ring in self.running)
+
     def _sleep(self) -> None:
         """Block until a backend wakes us, or there is something else to see to."""
         if self._fruitless > FRUITLESS_MAX:  # who sends them without an event pays with its latency
             time.sleep(FRUITLESS_NAP_S)
-        for ring in self.running:
+        for ring in rings_of(self._turns):
             self.dev(ring).counters["waits"] += np.uint64(1)
         began_ns = time.monotonic_ns()
-        ready = self._poller.poll(None)
-        slept(self._turns.spin, time.monotonic_ns() - began_ns)
+        due_ns = min(self._due().values(), default=0) if self._shaped else 0
+        ready = self._poll(due_ns)
+        if not due_ns:  # else it says nothing of the peers
+            slept(self._turns.spin, time.monotonic_ns() - began_ns)
         woken = [self._polled[polled] for polled, _ in ready if polled in self._polled]
         for carrier in woken:
             carrier.drain()

@@ -5,7 +5,11 @@ pool of pages to bounce through, and buffers for I/Os; and the size of its grant
 have in common.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+import numpy as np
 
 from common.abi import (
     BLKIF_MAX_SEGMENTS_PER_REQUEST,
@@ -14,6 +18,7 @@ from common.abi import (
     GRANT_ENTRY_V1,
     XEN_PAGE_SIZE,
 )
+from frontend.blkfront_info import Blkfront
 
 POOL_PAGES: Final = BLKIF_RING_SIZE * BLKIF_MAX_SEGMENTS_PER_REQUEST
 GRANT_FRAMES_MIN: Final = 4  # Linux asks for this many at boot
@@ -27,6 +32,18 @@ class DiskFrames(NamedTuple):
     pool: int
     buffers: int
     end: int
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a disk has of its guest. ram: all its frames (u8); frames: which are the disk's;
+    build(backend_domid, handle): a device on a fresh ring in them (`machine/front.py`).
+    """
+
+    domid: int
+    ram: np.ndarray
+    frames: DiskFrames
+    build: Callable[[int, int], Blkfront]
 
 
 def disk_frames(disk: int, buffer_frames: int, pool_pages: int = POOL_PAGES) -> DiskFrames:

@@ -7,7 +7,9 @@ Rules
 1. A version is in `issued` before its write is on the ring.
 2. A flush covers what was answered before it was queued. It is in `flushed` only when the flush's
    answer is there and says OKAY; the journal counts for one flush at a time.
-3. What is discarded, or written with something that is no version, is UNKNOWN before the backend
+3. What a backend has answered that died since, and no flush has covered, it may have lost: no later
+   flush covers it (`lose`).
+4. What is discarded, or written with something that is no version, is UNKNOWN before the backend
    can see it, also to a flush that is on its way.
 """
 
@@ -117,6 +119,12 @@ def complete(journal: Journal, sector: int, nr_sectors: int) -> None:
             journal.dirty[half + np.int64(head.count)] = at
             head.count += np.uint64(1)
         journal.completed[at] = journal.issued[at]
+
+
+def lose(journal: Journal) -> None:
+    """What was answered may be lost, and so may what a flush on its way was to cover."""
+    journal.completed[:] = NOT_DIRTY
+    journal.head["count"] = journal.head["covered"] = 0
 
 
 @kernel

@@ -12,6 +12,7 @@ import numpy as np
 from common.arena import Arena
 from common.compiled import kernel
 from common.rows import Layout
+from frontend.grants import NO_GREF
 
 NO_PAGE: Final = -1
 TAKEN: Final = -2  # where a free page has its next one
@@ -34,11 +35,18 @@ def new_pool(arena: Arena, first_frame: int, nr_pages: int) -> PagePool:
     """A pool of `nr_pages` pages at consecutive guest frames, none granted yet."""
     pages = arena.array(nr_pages, POOL_PAGE)
     pages["frame"] = np.arange(first_frame, first_frame + nr_pages)
-    pages["next"] = np.arange(1, nr_pages + 1)
-    pages["next"][-1] = NO_PAGE
-    order = arena.array(1, POOL_LIST)
-    order["head"], order["tail"], order["free"] = 0, nr_pages - 1, nr_pages
-    return PagePool(pages, order)
+    pool = PagePool(pages, arena.array(1, POOL_LIST))
+    begin_pool(pool)
+    return pool
+
+
+def begin_pool(pool: PagePool) -> None:
+    """Every page is free, and none granted."""
+    nr_pages = len(pool.pages)
+    pool.pages["gref"] = NO_GREF
+    pool.pages["next"] = np.arange(1, nr_pages + 1)
+    pool.pages["next"][-1] = NO_PAGE
+    pool.list[0] = 0, nr_pages - 1, nr_pages
 
 
 @kernel

@@ -18,6 +18,7 @@ from common.turns import (
     LOOKS_A_TURN,
     READY,
     RING_BITS,
+    SLEEPING,
     Turns,
     begin_slice,
     next_ring,
@@ -26,7 +27,8 @@ from common.turns import (
 )
 from frontend import blkfront, responses, steps
 from frontend.blkfront_info import BLKFRONT, Blkfront
-from frontend.load import LOAD, STALE
+from frontend.load import LOAD
+from frontend.load_state import STALE
 from frontend.load_turn import turn
 from frontend.room import may_go_on
 
@@ -92,6 +94,8 @@ def serve(rings: np.ndarray, jobs: np.ndarray, turns: Turns) -> np.int64:
     head = turns.head[0]
     if head.until_ns == 0:
         begin_slice(turns)
+        for place in range(head.count):
+            _heed_time(jobs, turns, np.int64(turns.order[place]))
     stops = WATCHING if watches(turns) else NO_STOPS
     while True:
         ring = next_ring(turns)
@@ -100,10 +104,20 @@ def serve(rings: np.ndarray, jobs: np.ndarray, turns: Turns) -> np.int64:
             return np.int64(WAIT if ring == ASLEEP else SLICE) << RING_BITS
         effect = run(rings, jobs, ring, LOOKS_A_TURN, stops)
         for_driver = note(turns, ring, effect)
+        if effect == WAIT:
+            _heed_time(jobs, turns, np.int64(ring))
         if ring_of(rings, ring).grants.list[0].waiting > 0:
             _let_go_on(rings, turns)
         if for_driver:
             return np.int64(effect) << RING_BITS | ring
+
+
+@part
+def _heed_time(jobs: np.ndarray, turns: Turns, ring: int) -> None:
+    """The slice ends when it is time for the job of a ring that sleeps: the driver sees to it."""
+    due_ns = np.int64(job_of(jobs, ring).load[0].due_ns)
+    if due_ns > 0 and turns.state[ring] == SLEEPING:
+        turns.head[0].until_ns = min(turns.head[0].until_ns, due_ns)
 
 
 @part

@@ -23,7 +23,8 @@ from common.steps import NEXT as DO_NEXT
 ) = range(22)  # fmt: skip
 
 PHASES: Final = (
-    Phase(TURN, "TURN", "", {DO_NEXT: SUBMIT, AGAIN: ROUND, NONE: WATCH, END: (CLEAR, DONE)}),
+    Phase(TURN, "TURN", "",
+        {DO_NEXT: SUBMIT, AGAIN: ROUND, NONE: WATCH, DO_ARM: ARM, END: (CLEAR, DONE)}),
     Phase(CLEAR, "CLEAR", "fetch_and of our pending bit", {ON: LOOK}),
     Phase(LOOK, "LOOK", "load of rsp_prod",
         {ON: TAKE, NONE: TURN, AGAIN: (LOOK, SLICE), END: (LOOK, BROKEN)}),

@@ -2,12 +2,18 @@
 
 Owns: the store keys the frontend writes, the ring's frame and its grant. `common/xenbus.py` says
 when a step is due; how a driver is driven is in `common/handshake.py`. Sans-I/O.
-Rule: what is read from the backend's directory is parsed; what does not parse closes this device,
-and says why in the frontend's `error` node.
+Rules
+1. What is read from the backend's directory is parsed; what does not parse closes this device, and
+   says why in the frontend's `error` node.
+2. A backend may be gone and another be there, who never was told of the ring: the device is
+   suspended, with what has not been answered (`kept`), and connects again. So it is, too, if it
+   waits for its ring to be mapped and finds itself announced as Initialising: whoever writes that
+   has started the backend again.
+3. The disk may come back able to do less, but not smaller than it was, read-only, or in larger
+   sectors: who uses it counts on these.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -16,84 +22,51 @@ from common import abi, xenbus
 from common.faults import LocalFault, PeerFault
 from common.handshake import (
     Answer,
+    Asked,
     Done,
     End,
     Fail,
     Intent,
     Leave,
     Op,
+    Resume,
     Start,
     Stop,
+    Suspend,
     Task,
     Timeout,
     Timer,
 )
 from frontend.blkfront import end_every_access
-from frontend.blkfront_info import NOT_SENT, PER_REQUEST, PERSISTENT, REUSE, Blkfront
-from frontend.frames import DiskFrames
+from frontend.blkfront_info import (
+    PER_REQUEST,
+    PERSISTENT,
+    REUSE,
+    Blkfront,
+    begin_ring,
+)
+from frontend.disk import DISK_KEYS, Disk, disk_of, number_of
+from frontend.frames import Domain
 from frontend.grants import NO_GREF, end_access, grant_access
+from frontend.recovery import queue_again, take_answers
 
 NR_IOS: Final = 256
 RETRY_S: Final = 0.1  # between two tries to end access to what is still mapped
-INFO_MAX: Final = (1 << 32) - 1
-SECTORS_MAX: Final = 1 << 54  # whose bytes a signed 64-bit offset reaches
-SECTOR_SIZES: Final = (512, 1024, 2048, 4096)
-_SIZES: Final = ", ".join(map(str, SECTOR_SIZES))
-BYTES_MAX: Final = (1 << 32) - 1
-FEATURES: Final = (
-    "feature-flush-cache", "feature-barrier", "feature-discard", "discard-granularity",
-    "discard-alignment", "discard-secure",
-)  # fmt: skip
-THEIRS: Final = (
-    "state", "sectors", "sector-size", "info", "feature-persistent", "error", *FEATURES
-)  # fmt: skip
-OURS: Final = ("backend-id",)
-
-
-@dataclass(frozen=True)
-class Disk:
-    """What the backend says of its disk when it is Connected.
-
-    nr_sectors: of 512 bytes, whatever sector_size, the bytes that are moved at least, is;
-    discard_granularity, discard_alignment: bytes, 0 where nothing is said.
-    """
-
-    nr_sectors: int
-    sector_size: int
-    backend_persistent: bool
-    read_only: bool
-    flush_cache: bool = False
-    barrier: bool = False
-    discard: bool = False
-    discard_granularity: int = 0
-    discard_alignment: int = 0
-    discard_secure: bool = False
-
-    @property
-    def flushes_as(self) -> int:
-        """The operation that a flush is sent as."""
-        if self.flush_cache:
-            return abi.BLKIF_OP_FLUSH_DISKCACHE
-        return abi.BLKIF_OP_WRITE_BARRIER if self.barrier else NOT_SENT
-
-
-@dataclass(frozen=True)
-class Domain:
-    """What a disk has of its guest. ram: all its frames (u8); frames: which are the disk's;
-    build(backend_domid, handle): a device on a fresh ring in them (`machine/front.py`).
-    """
-
-    domid: int
-    ram: np.ndarray
-    frames: DiskFrames
-    build: Callable[[int, int], Blkfront]
+LATE_S: Final = 2.0  # from when on a backend that says why it does not begin is believed
+THEIRS: Final = ("state", "error", *DISK_KEYS)
+OURS: Final = ("backend-id", "state")
+PUBLISHED: Final = (
+    xenbus.INITIALISED,
+    xenbus.INIT_WAIT,
+)  # the ring is, and not seen yet
 
 
 class FrontendVbd(End):
-    """One virtual disk of a guest, from Initialising to Closed.
+    """One virtual disk of a guest, from Initialising to Closed, or round again.
 
-    dev, disk: from Initialised and Connected on; port: of our channel, 0 without one;
-    stuck_grants: after closing, how many are still mapped and not ended yet.
+    dev, disk: from Initialised and Connected on; port: of our channel, 0 without one; kept: it is
+    suspended, and its I/Os wait for another ring; stuck_grants: after closing, how many are still
+    mapped and not ended yet.
     """
 
     role = "frontend"
@@ -113,58 +86,94 @@ class FrontendVbd(End):
         self.disk: Disk | None = None
         self.port = 0
         self.serving = 0  # the Start that has not ended
+        self.kept = False
         self.stuck_grants = 0
         self.closed_because = ""
         self._domain, self._device, self._persistent = domain, device, persistent
         self._ring_ref = NO_GREF
-        self._timer = 0
-        self._fault, self._leaving = "", False
+        self._timer, self._late = 0, 0
+        self._fault = ""
+        self._asked: Asked | None = None
 
     @property
     def finished(self) -> bool:
-        """Closed, and every access ended."""
-        return self.state == xenbus.CLOSED and not self.stuck_grants
+        """Closed for good, and every access ended."""
+        return self.state == xenbus.CLOSED and not self.stuck_grants and not self.kept
 
-    def heed(self, event: Leave | Timeout | Done) -> None:
-        """The guest unplugs its disk; the backend broke the ring; time to try again."""
-        if isinstance(event, Leave):
-            self._leaving = True
+    def heed(self, event: Asked | Timeout | Done) -> None:
+        """The guest wants something; the backend broke the ring; time to try again."""
+        if isinstance(event, Asked):
+            self._asked = event
+        elif isinstance(event, Timeout) and event.number == self._late:
+            self._late = 0
+            self.stir()
         elif isinstance(event, Done) and event.number == self.serving:
             self.serving, self._fault = 0, event.refused
         elif isinstance(event, Timeout) and event.number == self._timer:
             self._timer = 0
-            self._end_accesses()
+            if self.stuck_grants:  # else the disk may be in use again, and what it grants, too
+                self._end_accesses()
+            if self.kept and not self.stuck_grants:
+                self.stir()  # its pages may be used again
 
     def urgent(self) -> Task | None:
-        """Close, if that is wanted here."""
-        fault, leaving, self._fault, self._leaving = self._fault, self._leaving, "", False
+        """Close, suspend or resume, if that is wanted here."""
+        fault, asked, self._fault, self._asked = self._fault, self._asked, "", None
+        if isinstance(asked, Leave):
+            self.kept = False
         if self.state in (xenbus.CLOSING, xenbus.CLOSED):
-            return None
-        return self._begin_to_close(fault) if fault or leaving else None
+            return self._resume() if isinstance(asked, Resume) and self.kept else None
+        if isinstance(asked, Suspend):
+            return self._begin_to_suspend()
+        return self._begin_to_close(fault) if fault or isinstance(asked, Leave) else None
 
     def step(self, values: Mapping[str, bytes]) -> Generator[Intent, Answer, bool]:
         """Take the step that is due."""
         other = xenbus.parse_state(values.get(f"{self.other}/state"))
-        step = xenbus.next_step(self.role, self.state, other)
-        if step is None:
+        step = self._due(other, values)
+        if step is None or (self.stuck_grants and step.action == "publish_ring"):
             if self.stuck_grants:
                 self._end_accesses()
             return False
-        if step == xenbus.CLOSE and not self.closed_because:
+        if step == xenbus.CLOSE and self.state != xenbus.CLOSING:
+            self.kept = False
             self.closed_because = self._why(other, values.get(f"{self.other}/error"))
+        since = self.state if step.state == xenbus.CONNECTED else None
         try:
             yield from getattr(self, step.action)(values)
-            yield from self.switch(step.state)
+            yield from self.switch(step.state, since)
         except (LocalFault, PeerFault) as fault:
             yield from self._begin_to_close(str(fault))
         return True
 
+    def _due(self, other: int, values: Mapping[str, bytes]) -> xenbus.Step | None:
+        announced = xenbus.parse_state(values.get(f"{self.path}/state"))
+        if announced == xenbus.INITIALISING and (self.state, other) == PUBLISHED:
+            return xenbus.SUSPEND
+        if self.kept and self.state == xenbus.INITIALISING:
+            if other == xenbus.UNKNOWN or (not self._late and f"{self.other}/error" in values):
+                return xenbus.CLOSE  # nobody will come
+            self._be_late()
+        return xenbus.next_step(self.role, self.state, other)
+
+    def _begin_to_suspend(self) -> Task:
+        self.kept = True
+        yield from self._stop()
+        yield from self.switch(xenbus.CLOSING)
+        self.stir()
+
+    def _resume(self) -> Task:
+        self._be_late()
+        yield from self.switch(xenbus.INITIALISING)
+        self.stir()
+
     def _begin_to_close(self, fault: str) -> Task:
         """`fault`: why, if it is not that the guest wants to."""
+        self.kept = False
         if fault:
             self.closed_because = fault
             self.want(Fail(fault))
-        yield from self.switch(xenbus.CLOSING, **({"error": fault} if fault else {}))
+        yield from self.switch(xenbus.CLOSING, None, **({"error": fault} if fault else {}))
         self.stir()
 
     @staticmethod
@@ -187,8 +196,11 @@ class FrontendVbd(End):
 
     def publish_ring(self, values: Mapping[str, bytes]) -> Task:
         """Grant the ring, allocate the channel, and tell the backend of both in one transaction."""
-        backend = _number(values, f"{self.path}/backend-id", abi.DOMID_FIRST_RESERVED - 1)
-        self.dev = self._domain.build(backend, self._device)
+        backend = number_of(values, f"{self.path}/backend-id", abi.DOMID_FIRST_RESERVED - 1)
+        if self.dev is None:
+            self.dev = self._domain.build(backend, self._device)
+        else:
+            begin_ring(self.dev, backend)
         self._ring_ref = int(
             grant_access(self.dev.grants, backend, self._domain.frames.ring, False)
         )
@@ -210,27 +222,17 @@ class FrontendVbd(End):
     def read_disk(self, values: Mapping[str, bytes]) -> Task:
         """The backend is Connected: learn its disk, and settle how grants are used."""
         assert self.dev is not None
-        sectors = _number(values, f"{self.other}/sectors", SECTORS_MAX)
-        sector_size = _number(values, f"{self.other}/sector-size", abi.XEN_PAGE_SIZE)
-        if sector_size not in SECTOR_SIZES:
-            raise PeerFault(f"{self.other}/sector-size is {sector_size}, and not one of {_SIZES}")
-        if sectors % (sector_size // abi.SECTOR_SIZE):
-            raise PeerFault(f"{self.other}/sectors is {sectors}, no whole sectors of {sector_size}")
-        flush, barrier, discard, granularity, alignment, secure = (
-            _number(values, f"{self.other}/{name}", BYTES_MAX, 0) for name in FEATURES
-        )
-        kept = values.get(f"{self.other}/feature-persistent", b"").strip() == b"1"
-        self.dev.front["grant_mode"] = (
-            PER_REQUEST if not self._persistent else PERSISTENT if kept else REUSE
-        )
-        info = _number(values, f"{self.other}/info", INFO_MAX)
-        read_only = bool(info & abi.VDISK_READONLY)
-        special = (bool(flush), bool(barrier), bool(discard), granularity, alignment, bool(secure))
-        self.disk = Disk(sectors, sector_size, kept, read_only, *special)
-        self.dev.front["flushes_as"] = self.disk.flushes_as
-        self.dev.front["discards"] = self.disk.discard
+        disk = disk_of(values, self.other)
+        if self.kept and self.disk is not None and (less := disk.lacks(self.disk)):
+            raise PeerFault(f"{self.other}: {less}")
+        self.disk, self.kept = disk, False
+        front = self.dev.front
+        front["grant_mode"] = PER_REQUEST
+        if self._persistent:
+            front["grant_mode"] = PERSISTENT if disk.backend_persistent else REUSE
+        front["flushes_as"], front["discards"] = disk.flushes_as, disk.discard
         self.serving = self.number()
-        self.want(Start(self.serving, kept))
+        self.want(Start(self.serving, disk.backend_persistent))
         yield from ()
 
     def close(self, _: Mapping[str, bytes]) -> Task:
@@ -239,13 +241,36 @@ class FrontendVbd(End):
         Whose backend was told to close by its toolstack still has pages mapped now, and unmaps them
         when it sees this end Closed: what is refused here is tried again (Linux: by a timer).
         """
+        yield from self._stop()
+        connected = self.port and self.dev is not None
+        if self.port:
+            yield from self.call(Op.CLOSE, self.port)
+            self.port = 0
+        if connected and self.kept:
+            assert self.dev is not None
+            if broken := take_answers(self.dev):
+                raise PeerFault(broken)
+            queue_again(self.dev)
+        if not self.kept:
+            self.disk = None
+        self._end_accesses()
+
+    def suspend(self, values: Mapping[str, bytes]) -> Task:
+        """The backend is gone, and all that it had mapped: the same, for its successor."""
+        self.kept = True
+        self._be_late()
+        yield from self.close(values)
+
+    def _be_late(self) -> None:
+        """Look again after a while: a backend says why it cannot begin, and changes no state."""
+        if not self._late:
+            self._late = self.number()
+            self.want(Timer(self._late, LATE_S))
+
+    def _stop(self) -> Task:
         if self.serving:
             yield Stop(self.serving)
             self.serving = 0
-        if self.port:
-            yield from self.call(Op.CLOSE, self.port)
-            self.port, self.disk = 0, None
-        self._end_accesses()
 
     def _end_accesses(self) -> None:
         """End what access is left; what is refused is tried again after a while."""
@@ -270,15 +295,3 @@ class FrontendVbd(End):
     def first_buffer(self) -> int:
         """The first guest frame of its I/O buffers."""
         return self._domain.frames.buffers
-
-
-def _number(
-    values: Mapping[str, bytes], path: str, maximum: int, missing: int | None = None
-) -> int:
-    value = values.get(path)
-    if value is None and missing is not None:
-        return missing
-    number = xenbus.parse_number(value, maximum)
-    if number is None:
-        raise PeerFault(f"{path} is {xenbus.shown(value)}, and no number up to {maximum}")
-    return number

@@ -19,8 +19,8 @@ ESCAPES: Final = "\x1b]0;owned\x07\x1b[2J\x1b[31m\r\n\u202e" * 40
 def _for_ever(me: Attacker, messages: Sequence[bytes]) -> Iterator[None]:
     while True:
         for message in messages:
+            me.stroke()  # before: it may be the death of it
             me.control.sendall(message)
-            me.stroke()
             yield
 
 
@@ -47,6 +47,7 @@ def garbage(me: Attacker) -> Iterator[None]:
 
 def huge(me: Attacker) -> Iterator[None]:
     """More than a message may be, as far as the socket lets it; a list that says it is longer."""
+    me.stroke()
     with contextlib.suppress(OSError):
         me.control.sendall(bytes(2 * MESSAGE_MAX))
     return _for_ever(me, [b"\xdd\xff\xff\xff\xff" + bytes(MESSAGE_MAX - 5)])
@@ -74,8 +75,8 @@ def logs(me: Attacker) -> Iterator[None]:
 
 def closed(me: Attacker) -> Iterator[None]:
     """It closes its end, and lives on."""
+    me.stroke()  # before: it may be the death of it
     me.control.close()
-    me.stroke()
     while True:
         time.sleep(PAUSE_S)
         yield

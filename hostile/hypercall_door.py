@@ -162,8 +162,8 @@ def descriptors(me: Attacker) -> Iterator[None]:
 def empty(me: Attacker) -> Iterator[None]:
     """Packets of nothing."""
     while True:
+        me.stroke()  # before: it may be the death of it
         me.hypercalls.send(b"")
-        me.stroke()
         yield
 
 

@@ -148,8 +148,8 @@ def garbage(me: Attacker) -> Iterator[None]:
         me.stroke()
         yield
     while True:
+        me.stroke()  # before: it may be the death of it
         me.store.sendall(rng.bytes(4096))
-        me.stroke()
         yield
 
 

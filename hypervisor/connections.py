@@ -125,10 +125,11 @@ class Connections:
             self._epoll.unregister(caller.socket)
             caller.socket.close()
 
-    def forget(self, domid: int) -> None:
-        """End all connections of a domain."""
+    def forget(self, domid: int, but: Caller | None = None) -> None:
+        """End all connections of a domain, `but` one; what was asked over them is not done."""
         for caller in [each for each in self._callers.values() if each.domid == domid]:
-            self.drop(caller)
+            if caller is not but:
+                self.drop(caller)
 
     def close(self) -> None:
         """End everything."""

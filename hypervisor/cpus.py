@@ -64,6 +64,10 @@ class Cpus:
         none = np.zeros(0, UNMAPPED)
         self._flush = direct(flush, self._policy, NO_CPU, False, none, *self._words)
 
+    def stop(self) -> None:
+        """Who ran there is dead, and could not say that it runs no more."""
+        self._words[1][:] = 0
+
     def flush(self, caller: int, unmapped: np.ndarray, waited: bool) -> int:
         """The flush after `unmapped` (UNMAPPED, at most 32): IPIs sent, or NO_FLUSH if none is due.
 

@@ -20,12 +20,14 @@ from common.hypercall_gate import (
     ASLEEP,
     CMD,
     DOORBELL,
+    IDLE,
     NBYTES,
     NUMBER,
     PAYLOAD_MAX,
     POSTED,
     RC,
     STATE,
+    TAKEN,
     header_of,
     payload_of,
 )
@@ -113,6 +115,12 @@ class GateServer:
             posted[:] = payload
         store_release(words, header + RC, rc & 0xFFFFFFFF)
         store_release(words, header + STATE, ANSWERED)
+
+    def empty(self) -> None:
+        """Who posts here is dead: no call of its is made any more, and each slot is free."""
+        for slot in range(self._nr_slots):
+            for field, value in ((STATE, IDLE), (TAKEN, 0)):
+                store_release(self._words, int(header_of(slot)) + field, value)
 
     def fall_asleep(self) -> bool:
         """Say that whoever posts must kick; False, and awake still, if somebody just has posted."""

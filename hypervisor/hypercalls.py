@@ -17,7 +17,15 @@ from common import abi
 from common.arena import Arena
 from common.not_done import GNTST_UNFILLED
 from hypervisor.cpus import NO_CPU, Cpus
-from hypervisor.domains import BACKEND, GUEST, GUEST_HANDLES_MAX, Caller, DomainMemory, Domains
+from hypervisor.domains import (
+    BACKEND,
+    GUEST,
+    GUEST_HANDLES_MAX,
+    Caller,
+    Domain,
+    DomainMemory,
+    Domains,
+)
 from hypervisor.grant_calls import GRANT_CALLS, GrantCalls
 from hypervisor.port_calls import PORT_CALLS, PortCalls
 
@@ -67,6 +75,18 @@ class Hypervisor:
         others have them mapped."""
         domain = self.domains.find(domid)
         assert domain is not None
+        self._let_go(domain, NO_CPU)
+        self.domains.end(domain)
+
+    def reset_backend(self, domid: int) -> None:
+        """A backend's process is dead, and its domain lives: unmap what it has mapped, on a CPU of
+        its; close its ports; its vCPUs run no more."""
+        domain = self.domains.find(domid)
+        assert domain is not None
+        self._let_go(domain, 0)
+        self.cpus.stop()
+
+    def _let_go(self, domain: Domain, cpu: int) -> None:
         live = np.flatnonzero(domain.maptrack.entries["flags"])
         ops = np.zeros(len(live), abi.GNTTAB_UNMAP_GRANT_REF)
         ops["handle"], entries = live, domain.maptrack.entries[live]
@@ -74,10 +94,9 @@ class Hypervisor:
         device = (entries["flags"] & abi.GNTMAP_DEVICE_MAP) != 0
         ops["dev_bus_addr"] = entries["frame"].astype(np.uint64) * abi.XEN_PAGE_SIZE * device
         ops["status"] = GNTST_UNFILLED
-        self._grants.unmap(Caller(domain, NO_CPU, False), ops)
+        self._grants.unmap(Caller(domain, cpu, False), ops)
         assert not ops["status"].any(), "a mapping that the maptrack has cannot be unmapped"
         self._ports.close_all(domain)
-        self.domains.end(domain)
 
     def released(self, domid: int) -> None:
         """xenstored has forgotten the domain, wholly."""

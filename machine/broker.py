@@ -89,6 +89,7 @@ class Broker:
             self._connections,
             self._events,
             host["hypervisor"][0],
+            self._gate.empty,
             self._say_dead,
             lambda why: control.send("error", why),
         )
@@ -122,7 +123,7 @@ class Broker:
         if not message:
             self._hang_up(caller)
             return False
-        flushes, began_ns = self._hypervisor.flushes, time.monotonic_ns()
+        flushes, began_ns = self._hypervisor.flushes, time.thread_time_ns()
         reply, stays, spent = NOT_A_HYPERCALL, list[int](), list[int]()
         if HYPERCALL.itemsize <= len(message) <= MESSAGE_MAX:
             header = np.frombuffer(message, HYPERCALL, count=1).copy()
@@ -138,8 +139,8 @@ class Broker:
         return self._hypervisor.flushes != flushes
 
     def _charge(self, caller: Caller, began_ns: int) -> None:
-        now_ns = time.monotonic_ns()
-        if rest_ns := self._shares.charge(caller.domid, now_ns - began_ns, now_ns):
+        used_ns = time.thread_time_ns() - began_ns  # what others had of the CPU is not its to pay
+        if rest_ns := self._shares.charge(caller.domid, used_ns, time.monotonic_ns()):
             self._connections.rest(caller, rest_ns)
 
     def _call(
@@ -155,7 +156,7 @@ class Broker:
             self._gate.make_call(caller.vcpu, waited)
             return 0
         if number == HYPERVISOR_DOMCTL:
-            return self._domctl.call(caller.domid, cmd, payload, handed)
+            return self._domctl.call(caller, cmd, payload, handed)
         made = self._events.call(caller.domid, number, cmd, payload, handed[1])
         if made is not None:
             return made

@@ -63,7 +63,9 @@ class Dom0:
         self._exiting = False
         self._places = Places(hypercalls, self._memory, config.run_dir, config.options)
         self._rams = RamStores()
-        self._commands = Dom0Control(control, self._rams, self._exit, self._kept)
+        self._commands = Dom0Control(
+            control, self._rams, self._begin_to_follow, self._exit, self._kept
+        )
         self._seats: dict[Key, DiskSeat] = {}
         self._reading: dict[Key, bool] = {}  # what a new disk needs; whether to read it again
         self._numbers = itertools.count(1)
@@ -76,11 +78,14 @@ class Dom0:
             self._poller.register(end, select.POLLIN)
 
     def serve(self) -> None:
-        """Follow the store until told to exit."""
-        self._store.watch(BACKEND_ROOT, TOOLSTACK)
+        """Say that we are up; follow the store from when we are told to, until told to exit."""
         self._control.send("ok", None)
         while not self._exiting:
             self._turn()
+
+    def _begin_to_follow(self) -> None:
+        """The memory of all disks that there may be is given: the first event comes at once."""
+        self._store.hold(ask(watch(BACKEND_ROOT, TOOLSTACK)), lambda _: None)
 
     def _turn(self) -> None:
         """What has come, and one look: so no event waits for all of them."""

@@ -1,7 +1,7 @@
 """What dom0 is asked by the toolstack, besides what the store says.
 
-Owns: the commands on its control connection: exit; store and forget-store, for the memory of ram
-disks, which comes as a descriptor; tree, for who looks in.
+Owns: the commands on its control connection: begin, once; exit; store, touch-store and
+forget-store, for the memory of ram disks, which comes as a descriptor; tree, for who looks in.
 """
 
 import os
@@ -16,15 +16,23 @@ Kept = Callable[[int, int, int], list[bytes] | None]
 
 
 class Dom0Control:
-    """leave: lets go of every disk; kept: see `Connection.kept`, by domid and device."""
+    """begin: follows the store; leave: lets go of every disk; kept: see `Connection.kept`, by domid
+    and device."""
 
     def __init__(
-        self, control: Control, rams: RamStores, leave: Callable[[], None], kept: Kept
+        self,
+        control: Control,
+        rams: RamStores,
+        begin: Callable[[], None],
+        leave: Callable[[], None],
+        kept: Kept,
     ) -> None:
         self._control, self._rams = control, rams
         self._commands: Final[dict[str, Callable[..., Any]]] = {
+            "begin": begin,
             "exit": leave,
             "forget-store": rams.forget,
+            "touch-store": rams.touch,
             "tree": kept,
         }
 

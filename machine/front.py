@@ -13,10 +13,10 @@ from common.arena import Arena
 from common.copying import address_of
 from common.event_channel import EventWords, event_words
 from frontend.blkfront_info import Blkfront, new_blkfront
-from frontend.frames import POOL_PAGES, DiskFrames, disk_frames
+from frontend.frames import POOL_PAGES, DiskFrames, Domain, disk_frames
 from frontend.grants import Grants, new_grants
 from frontend.page_pool import new_pool
-from frontend.vbd import NR_IOS, Domain
+from frontend.vbd import NR_IOS
 
 
 def build_front(

@@ -20,7 +20,8 @@ from common.wakeups import Events, carrier_of
 from common.xenbus import frontend_path
 from common.xenstore import XenStoreClient
 from common.xenstore_talks import ask, unwatch
-from frontend.vbd import Domain, FrontendVbd
+from frontend.frames import Domain
+from frontend.vbd import FrontendVbd
 from machine.seat import Seat, Timers
 
 FAR_END_S: Final = 5  # it is Connected: its wake-up is on the way
@@ -34,6 +35,7 @@ class Line:
     ) -> None:
         self.channel: EventChannel | None = None
         self.ended: Callable[[str], None] | None = None  # to be told when the disk is used no more
+        self.stopped: Callable[[], None] = lambda: None  # told first: the channel is there yet
         self._is_shown = False
         self._hypercalls, self._event = hypercalls, event
         self._events, self._events_dir = events, events_dir
@@ -86,6 +88,7 @@ class Line:
     def end(self, why: str) -> None:
         """The disk is used no more."""
         assert self.ended is not None
+        self.stopped()
         ended, self.ended = self.ended, None
         ended(why)
 
@@ -135,9 +138,13 @@ class FrontDisk(FrontendVbd):
             self._watch = None
         return intents
 
-    def far_end_shows(self) -> bool:
+    def far_end_shows(self, timeout_ms: int = 0) -> bool:
         """Can the backend be woken from now on? Who uses the disk waits for that."""
-        return self._line.far_end_shows()
+        return self._line.far_end_shows(timeout_ms)
+
+    def when_stopped(self, call: Callable[[], None]) -> None:
+        """Have it told whenever the disk is used no more."""
+        self._line.stopped = call
 
     def tell(self, event: Event) -> None:
         """Something has happened."""

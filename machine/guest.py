@@ -1,12 +1,16 @@
 """A guest's process: born with what it may hold, sealed, then it does what the toolstack asks.
 
-Owns: the guest's main loop, `_turn`: the one place that looks at control connection and store.
-One thread for all disks; everything per request is compiled. While loads run, or a command is
-waited for, that loop goes on between slices, and what is asked meanwhile is answered afterwards.
+Owns: the guest's main loop, `_pass_time`, and `_turn`, the one place that looks at control
+connection and store.
+One thread for all disks; everything per request is compiled. Any number of loads run, on different
+disks (`machine/guest_loads.py`). What is asked while a command is carried out is answered after it;
+the loads, the store and the disks' ends go on.
 
-Commands, with disks by number: connect, load (of jobs, each a disk and LoadPlan's fields), stop,
-read, write, read_many, write_many, flush, discard, judge, versions, disconnect, exit. Their form
-is `common/control.py`'s.
+Commands, with disks by number: connect, trace (some of the next load's), read, write, read_many,
+write_many, flush, discard, judge, versions, disconnect, exit. Their form is `common/control.py`'s.
+Not answered are ("load", id, jobs: each a disk and LoadPlan's fields) and ("stop", id); each load's
+end is told: ("ended", id, why it failed or None). Nor are suspend and resume, of all disks: the
+store says when they are done.
 """
 
 import functools
@@ -23,17 +27,21 @@ import numpy as np
 from common import xenbus
 from common.control import CommandError, CommandTable, Control, Message, answer
 from common.faults import PeerFault
-from common.handshake import Stirred
+from common.handshake import Resume, Stirred, Suspend
 from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
 from frontend.load import LoadPlan
 from machine.front_disk import FAR_END_S, take_events
 from machine.guest_disk import GuestDisk
+from machine.guest_loads import GuestLoads
 from machine.seat import Timers
 
 CONNECT_TIMEOUT_S: Final = 30.0
 UNMAP_TIMEOUT_S: Final = 10.0  # of a backend, once this end is Closed
+LOOK_S: Final = 0.02  # a sleep, while a disk waits for another ring
+
+REFUSED: Final = (CommandError, OSError, ValueError, TypeError)  # what was asked cannot be done
 
 T = TypeVar("T")
 
@@ -51,7 +59,7 @@ class Guest:
     ) -> None:
         self._control, self._store = control, store
         self._disks, self._driver, self._timers = disks, driver, timers
-        self._stop_loads: Callable[[], None] | None = None
+        self._loads = GuestLoads(disks, driver)
         self._deferred: deque[Message] = deque()  # came during an I/O, answered after it
         self._exiting = False
         self._poller = select.poll()
@@ -67,9 +75,27 @@ class Guest:
         """Say that we are up, then answer commands, and the store's events between them."""
         self._control.send("ok", None)
         while not self._exiting:
-            self._turn(None)
+            self._pass_time(None)
             while self._deferred and not self._exiting:
-                answer(self._control, self._deferred.popleft(), self._commands)
+                self._obey(self._deferred.popleft())
+            for load, why in self._loads.ended():
+                self._control.send("ended", load, why)
+
+    def _obey(self, message: Message) -> None:
+        if message[0] == "load":
+            self._begin_load(*message[1:])
+        elif message[0] == "stop":
+            self._loads.stop(*message[1:])
+        else:
+            answer(self._control, message, self._commands)
+
+    def _pass_time(self, timeout_s: float | None) -> None:
+        """A slice of the loads that run, or a sleep until something comes (None: as long as that
+        takes); and what has come."""
+        if self._driver.running:
+            self._driver.turn(self._between_slices)
+        else:
+            self._turn(self._loads.pause_s(timeout_s))
 
     def _turn(self, timeout_s: float | None) -> None:
         """Sleep until something comes (None: as long as that takes), and take it in."""
@@ -78,20 +104,18 @@ class Guest:
         timeout_ms = None if timeout_s is None else math.ceil(timeout_s * 1000)
         ready = {fd for fd, _ in self._poller.poll(timeout_ms)}
         if self._control.fileno() in ready and (message := self._control.receive(0)):
-            self._deferred.append(message)
+            self._take(message)
         if self._store.fileno() in ready:
             take_events(self._store, [disk.vbd for disk in self._disks])
         self._timers.ring()
 
-    def _meanwhile(self, timeout_s: float) -> None:
-        """The same, while a command is carried out: what ends it is heeded, the rest has time."""
-        heard = len(self._deferred)
-        self._turn(timeout_s)
-        for word, *_ in list(self._deferred)[heard:]:
-            if word == "exit":
-                raise SystemExit(0)
-            if word == "stop" and self._stop_loads is not None:
-                self._stop_loads()
+    def _take(self, message: Message) -> None:
+        """suspend and resume are told and not asked: what runs goes on through both."""
+        if message[0] in ("suspend", "resume"):
+            for disk in self._disks:
+                disk.vbd.tell(Suspend() if message[0] == "suspend" else Resume())
+        else:
+            self._deferred.append(message)
 
     def _await(self, holds: Callable[[], bool], timeout_s: float) -> bool:
         """Go on until `holds`; False if that takes too long."""
@@ -99,8 +123,14 @@ class Guest:
         while not holds():
             if (left := deadline - time.monotonic()) <= 0:
                 return False
-            self._meanwhile(left)
+            self._pass_time(left)
+            self._heed_exit()
         return True
+
+    def _heed_exit(self) -> None:
+        """What else is asked while a command is carried out has time."""
+        if any(word == "exit" for word, *_ in self._deferred):
+            raise SystemExit(0)
 
     def _translated(self, command: Callable[..., Any]) -> Callable[..., Any]:
         """`command`, with its failures as what they are to the toolstack."""
@@ -109,7 +139,7 @@ class Guest:
         def translated(*arguments: Any) -> Any:
             try:
                 return command(*arguments)
-            except (OSError, ValueError, TypeError) as error:
+            except REFUSED as error:
                 raise CommandError(str(error)) from error
 
         return translated
@@ -126,7 +156,7 @@ class Guest:
         self._require_usable()
         self._await_far_ends()
         self._require_usable()
-        return [disk.use(self._between_slices) for disk in self._disks]
+        return [disk.use(self._between_slices_of_a_command) for disk in self._disks]
 
     def _require_usable(self) -> None:
         if failed := [disk for disk in self._disks if not disk.vbd.usable]:
@@ -148,45 +178,36 @@ class Guest:
                 what = "the backend's end of its event channel is not there"
                 logging.warning("%s", disk.told(what))
 
-    def command_load(self, jobs: list[tuple[int, dict[str, Any]]]) -> None:
-        """Run loads on disks, all at once, to their ends, or until `stop` comes. A disk that fails
-        fails its own load only; which did is told when all have ended."""
-        loads = {number: self._disk(number).job(LoadPlan(**plan)) for number, plan in jobs}
-        if len(loads) < len(jobs):
-            raise CommandError("a disk has one load at a time")
-
-        def stop() -> None:
-            for load in loads.values():
-                load.load["stop"] = 1
-
-        self._stop_loads = stop
+    def _begin_load(self, load: int, jobs: list[tuple[int, dict[str, Any]]]) -> None:
+        """Begin to run jobs on disks, all at once, to their ends, or until `stop` comes. A disk
+        that fails fails its own job only; which did is told when all have ended."""
         try:
-            failed = self._driver.run(loads, self._between_slices)
-        finally:
-            self._stop_loads = None
-            for number in loads:
-                self._disks[number].tell_of_flushes()
-        if failed:
-            raise self._failure(failed)
+            plans = {self._disk(number).number: LoadPlan(**plan) for number, plan in jobs}
+            if len(plans) < len(jobs):
+                raise CommandError("a disk has one load at a time")
+            for number in plans:
+                self._await_ring(number)
+            self._loads.begin(load, plans)
+        except REFUSED as error:
+            self._control.send("ended", load, str(error))
+
+    def command_trace(self, disk: int, entries: bytes) -> None:
+        """GuestDisk.add_to_trace."""
+        self._disk(disk).add_to_trace(entries)
 
     def _between_slices(self) -> None:
-        self._meanwhile(0)
-        for number, why in self._driver.failed.items():
-            if self._disks[number].vbd.usable:
-                self._disks[number].give_up(why)
-        for number in self._driver.running:
-            if not self._disks[number].vbd.usable:
-                self._disks[number].give_up()
-                self._driver.fail(number, "it is closed")
+        self._turn(0)
+        self._loads.look_after_disks()
+
+    def _between_slices_of_a_command(self) -> None:
+        self._between_slices()
+        self._heed_exit()
 
     def _failure(self, failed: Iterable[int]) -> CommandError:
         """What is told when these have failed: once they are at rest, they know why."""
         disks = [self._disks[number] for number in failed]
         self._await(lambda: all(disk.at_rest for disk in disks), CONNECT_TIMEOUT_S)
         return _all_of(disk.failure() for disk in disks)
-
-    def command_stop(self) -> None:
-        """A stop that comes when no load runs has nothing to do."""
 
     def command_read(self, disk: int, offset: int, nbytes: int) -> bytes:
         """BlockDevice.read."""
@@ -221,8 +242,17 @@ class Guest:
         """GuestDisk.versions."""
         return self._disk(disk).versions(*arguments)
 
+    def _await_ring(self, number: int) -> None:
+        """Until the disk has a ring, if it waits for another."""
+        while not self._disk(number).goes_on():
+            self._pass_time(LOOK_S)
+            self._heed_exit()
+
     def _use(self, number: int, do: Callable[[BlockDevice], T]) -> T:
-        if not (disk := self._disk(number)).vbd.usable:
+        if (disk := self._disk(number)) in self._loads:
+            raise disk.told("it has a load: a disk does one thing at a time")
+        self._await_ring(number)
+        if not disk.vbd.usable:
             self._await(lambda: disk.at_rest, CONNECT_TIMEOUT_S)
         try:
             return do(disk.connected())

@@ -6,7 +6,7 @@ Owns: what the guest's loads know of the disk's contents, and what is told of it
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from common.abi import SECTOR_SIZE, XEN_PAGE_SIZE
 from common.arena import Arena
 from common.control import CommandError
 from common.copying import address_of
+from common.event_channel import EventChannel
+from common.trace import ENTRIES_MAX, TRACE
 from frontend.blkfront_info import NOT_SENT
 from frontend.block_device import PIECE_BYTES, BlockDevice
 from frontend.driver import Driver
@@ -25,6 +27,7 @@ from frontend.journal import (
     end_flush,
     forget,
     journal_bytes,
+    lose,
     new_journal,
 )
 from frontend.judge import FOUND, judge, new_judgement
@@ -33,6 +36,8 @@ from frontend.pattern import UNKNOWN, disk_name
 from frontend.state_file import state_arrays
 from frontend.vbd import NR_IOS
 from machine.front_disk import FrontDisk
+
+HELLO_MS: Final = 20  # the backend is Connected: its hello is on the way
 
 
 class GuestDisk:
@@ -62,9 +67,12 @@ class GuestDisk:
         self._counters, self._latency = counters, latency
         self._versions = np.zeros(0, np.uint32)
         self._name = disk_name(domid, number)  # in what is written on it
+        self._trace: list[bytes] = []
         self._failed = 0  # I/Os, with the device
         self._told_of_flushes = False
         self._broken_because = ""
+        self._channel: EventChannel | None = None  # of the ring that is used
+        vbd.when_stopped(self._stop)
 
     @property
     def at_rest(self) -> bool:
@@ -78,6 +86,7 @@ class GuestDisk:
         """
         dev, channel, disk = self.vbd.dev, self.vbd.channel, self.vbd.disk
         assert dev is not None and channel is not None and disk is not None
+        self._channel = channel
         self._driver.attach(self.number, dev, channel)
         self._remember(disk.nr_sectors)
         self.device = BlockDevice(
@@ -95,6 +104,27 @@ class GuestDisk:
             "read_only": disk.read_only,
             "sector_size": disk.sector_size,
         }
+
+    def _stop(self) -> None:
+        """There is no ring, for now or for good."""
+        self._driver.suspend(self.number)
+        if self._journal is not None:
+            lose(self._journal)
+
+    def goes_on(self) -> bool:
+        """False while it waits for another ring; one that has come is used from now on."""
+        channel, disk = self.vbd.channel, self.vbd.disk
+        if self.vbd.kept:
+            return False
+        if not self.vbd.usable or self.device is None or channel is self._channel:
+            return True
+        assert channel is not None and disk is not None
+        if not self.vbd.far_end_shows(HELLO_MS):
+            return False
+        self._channel = channel
+        self._driver.go_on(self.number, channel)
+        self.device.follow(disk)
+        return True
 
     def _remember(self, nr_sectors: int) -> None:
         """What is known of what it holds. Raises CommandError."""
@@ -115,7 +145,8 @@ class GuestDisk:
         return self.device
 
     def job(self, plan: LoadPlan) -> Load:
-        """A load on it. Raises CommandError if it cannot be run."""
+        """A load on it, its buffers touched. Raises CommandError, or ValueError, if it cannot be
+        run."""
         if self.connected().read_only and plan.reads_of_100 < 100:
             raise self.told(f"the disk is read-only, and {plan.rw} writes")
         if plan.bs % (size := self.connected().sector_size):
@@ -127,11 +158,21 @@ class GuestDisk:
                 f"iodepth {plan.iodepth} x bs {plan.bs} needs {plan.iodepth * frames} frames of"
                 f" I/O buffers and at most {NR_IOS} I/Os; this disk has {room} frames"
             )
+        trace = np.frombuffer(b"".join(self._trace), TRACE) if plan.replay else None
+        self._trace.clear()
+        self.vbd.buffers()[: plan.iodepth * frames * XEN_PAGE_SIZE : XEN_PAGE_SIZE] = 0
         dev = self._driver.dev(self.number)
         dev.ios["frame"][: plan.iodepth] = self.vbd.first_buffer + np.arange(plan.iodepth) * frames
         now_ns = time.monotonic_ns()
         known = self._versions, self._latency, self._name, now_ns
-        return new_load(Arena(), plan, dev, *known, kept=self._journal)
+        return new_load(Arena(), plan, dev, *known, kept=self._journal, trace=trace)
+
+    def add_to_trace(self, entries: bytes) -> None:
+        """More of what the next load on it replays: TRACE. Raises CommandError."""
+        self._trace.append(entries)
+        if sum(map(len, self._trace)) > ENTRIES_MAX * TRACE.itemsize:
+            self._trace.clear()
+            raise self.told(f"a trace of more than {ENTRIES_MAX} entries")
 
     def flush(self) -> None:
         """BlockDevice.flush, which the journal knows of."""

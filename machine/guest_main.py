@@ -11,6 +11,8 @@ from common.control import Control, ControlLost
 from common.hypercall import Hypercalls
 from common.machine_memory import stats_of
 from common.memory import map_segment
+from common.napping import FRONT_SHARE
+from common.process import sleep_to_the_point
 from common.spinning import new_spin
 from common.wakeups import new_poller
 from common.xenstore import XenStoreClient
@@ -36,9 +38,11 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
         hypercalls, store = (socket.socket(fileno=fd) for fd in descriptors[1:3])
         ram, grant, event, stats, *states = (map_segment(fd) for fd in descriptors[3:])
         client = XenStoreClient(store)
+        sleep_to_the_point()
         if unsealed := seal(settings.events):
             logging.warning("not sealed: %s", unsealed)
-        record, spin = stats_of(stats), new_spin(settings.adaptive_spin, settings.threads)
+        record = stats_of(stats)
+        spin = new_spin(settings.adaptive_spin, settings.threads, FRONT_SHARE)
         poller = new_poller(settings.events)
         for end in (control, client):
             poller.register(end.fileno(), select.POLLIN)

@@ -11,6 +11,7 @@ from backend.ring_numbers import RingNumbers
 from backend.vcpu_thread import VcpuThread
 from common.hypercall import Hypercalls
 from common.machine_memory import RINGS_MAX, MachineMemory, host_of
+from common.napping import BACK_SHARE
 from common.spinning import new_spin
 from machine.connection import BackendOptions, Place
 
@@ -46,7 +47,7 @@ class Places:
             self._host["running"],
             self._host["dirty"],
             self._hypercalls.get_vcpu(cpu),
-            new_spin(self._options.adaptive_spin, self._options.threads),
+            new_spin(self._options.adaptive_spin, self._options.threads, BACK_SHARE),
             self._options.events,
             RINGS_MAX,
         )

@@ -1,4 +1,5 @@
-"""What the toolstack writes into the store for a virtual disk, as `xl` does: both directories.
+"""What the toolstack writes into the store for a virtual disk, as `xl` does: both directories; and
+what it writes there once the backend's process has died.
 
 Rule: the backend's directory first, or a frontend that looks finds no other end and closes.
 Source: `tests/golden/handshake-writes.txt`.
@@ -6,11 +7,29 @@ Source: `tests/golden/handshake-writes.txt`.
 
 from typing import Final
 
-from common.xenbus import INITIALISING, backend_path, disk_name, frontend_path
-from common.xenstore_exchange import Request, Talk, value_of
+from common.xenbus import (
+    CLOSED,
+    CONNECTED,
+    INITIALISED,
+    INITIALISING,
+    backend_path,
+    disk_name,
+    frontend_path,
+    parse_state,
+)
+from common.xenstore_exchange import Reply, Request, Talk, value_of
+from common.xenstore_talks import BEGIN, Outcome, end, transaction_id
 from common.xenstore_wire import MessageType, pack_strings
 
 XVDA: Final = 51712  # 202 << 8: Xen's block major, first disk
+
+# What a backend writes into its directory, besides `state`.
+BACKENDS_KEYS: Final = (
+    "error", "stalled", "feature-max-indirect-segments", "multi-queue-max-queues",
+    "max-ring-page-order", "feature-persistent", "sectors", "info", "sector-size",
+    "physical-sector-size", "feature-flush-cache", "feature-barrier", "feature-discard",
+    "discard-granularity", "discard-alignment", "discard-secure",
+)  # fmt: skip
 
 
 def plug(domid: int, target: str, device: int = XVDA, read_only: bool = False) -> Talk[None]:
@@ -41,3 +60,39 @@ def plug(domid: int, target: str, device: int = XVDA, read_only: bool = False) -
         requests.append(Request(MessageType.WRITE, f"{path}/{key}", str(value).encode()))
     for reply in (yield requests):
         value_of(reply)
+
+
+def plug_again(domid: int, device: int) -> Talk[Outcome]:
+    """A disk's backend has died: have another begin with it, and its frontend begin again.
+
+    In one transaction: the directory is as when it was plugged in, and a frontend that had its ring
+    published is announced as Initialising, so that no backend takes that for what it must not map.
+    One that was to go is Closed, as its backend would have left it. "gone": it is not there.
+    """
+    front, back = f"{frontend_path(domid, device)}/state", backend_path(domid, device)
+    tx_id = transaction_id((yield [BEGIN])[0])
+
+    def read(path: str) -> Request:
+        return Request(MessageType.READ, path, tx_id=tx_id)
+
+    def write(path: str, state: int) -> Request:
+        return Request(MessageType.WRITE, path, str(state).encode(), tx_id)
+
+    keys = [f"{back}/{key}" for key in BACKENDS_KEYS]
+    paths = [f"{back}/state", f"{back}/online", front, *keys]
+    there, online, theirs, *found = yield [read(path) for path in paths]
+    if not isinstance(there, bytes):
+        yield [end(tx_id, "F")]
+        return "gone"
+    changes = [write(f"{back}/state", CLOSED if online == b"0" else INITIALISING)]
+    if online != b"0" and _state(theirs) in (INITIALISED, CONNECTED):
+        changes.append(write(front, INITIALISING))
+    for path, reply in zip(keys, found, strict=True):
+        if isinstance(reply, bytes):
+            changes.append(Request(MessageType.RM, path, tx_id=tx_id))
+    *_, ended = yield [*changes, end(tx_id, "T")]
+    return "committed" if isinstance(ended, bytes) else "again"
+
+
+def _state(reply: Reply) -> int:
+    return parse_state(reply if isinstance(reply, bytes) else None)

@@ -125,8 +125,8 @@ class Seat:
         match intent:
             case Look():
                 self._store.hold(look(intent.paths), partial(self._looked, intent.number))
-            case Write(number, directory, values, gone, whole):
-                talk = write_if_there(directory, values, gone, whole)
+            case Write(number, directory, values, gone, whole, since):
+                talk = write_if_there(directory, values, gone, whole, since)
                 self._store.hold(talk, partial(self._written, number))
             case Hypercall():
                 self.tell(self._called(intent))

@@ -14,7 +14,8 @@ from common.faults import PeerFault
 from common.steps import ANY_STEP, mask_of
 from frontend import steps
 from frontend.blkfront_info import BROKEN_REASONS, Blkfront
-from frontend.load import NOW_NS, Load
+from frontend.load import Load
+from frontend.load_state import NOW_NS
 from simulator.costs import Costs
 from simulator.cpus import COPIES, EVENTS, REQUESTS, Cpu, Steps, Thread
 from simulator.shared import Memory

@@ -19,17 +19,16 @@ from common.arena import Arena
 from common.compiled import direct
 from common.counters import BACKEND_COUNTERS
 from common.event_channel import clear_mask, clear_pending, event_words
-from common.histogram import BUCKETS
 from common.hypercall_gate import no_gate
 from common.machine_memory import STATS
 from common.spinning import new_spin
 from common.xenbus import CONNECTED
 from frontend.blkfront_info import BLKFRONT, PER_REQUEST, Blkfront
-from frontend.frames import disk_frames, grant_frames, ram_frames
+from frontend.frames import Domain, disk_frames, grant_frames, ram_frames
 from frontend.load import LOAD, LoadPlan, new_load
 from frontend.pattern import disk_name
 from frontend.stepper import run
-from frontend.vbd import Domain, FrontendVbd
+from frontend.vbd import FrontendVbd
 from hypervisor.domains import DomainMemory
 from hypervisor.hypercalls import Hypervisor
 from machine.back import build_back, in_table, own_frames, slots_of
@@ -93,8 +92,8 @@ class GuestDomain:
         )
 
     def latency(self) -> np.ndarray:
-        """A copy of its histograms: u64, shape (disks, BUCKETS)."""
-        return self.stats["latency"][0, : len(self.disks)].reshape(-1, BUCKETS).copy()
+        """A copy of its histograms: u64, shape (disks, len(OPERATIONS), BUCKETS)."""
+        return self.stats["latency"][0, : len(self.disks)].copy()
 
 
 def bounce_frames_of(config: Config) -> int:

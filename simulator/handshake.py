@@ -17,7 +17,8 @@ from backend.vbd import BackendVbd
 from common import abi, xenbus
 from common.handshake import Event, Fail, Intent, Leave, Stirred, Timeout
 from common.xenstore_talks import ask, look, unwatch, watch
-from frontend.vbd import Domain, FrontendVbd
+from frontend.frames import Domain
+from frontend.vbd import FrontendVbd
 from hypervisor.hypercalls import Hypervisor
 from machine.seat import Hands, Seat
 from simulator.hands import BackHands, Caller, FrontHands

@@ -35,8 +35,8 @@ from simulator.trace import Trace
 class Counts:
     """Every counter at `now_ns` of virtual time, by guest domid; each array is a copy.
 
-    frontend, backend: by disk number; hypervisor: shape (1,); latency: u64 by disk number and
-    bucket; cpus: CPU_COUNTERS by worker CPU; busy_ns: what all CPUs have spent computing.
+    frontend, backend: by disk number; hypervisor: shape (1,); latency: u64 by disk number,
+    operation and bucket; cpus: CPU_COUNTERS by worker CPU; busy_ns: what all CPUs have computed.
     """
 
     now_ns: int

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import textwrap
 import tomllib
 from pathlib import Path
@@ -34,6 +35,7 @@ SHORTER = {
     "./run.sh figure": "--runtime 0.0005",
     "./run.sh whatif": "--quick",
     "./run.sh bench company": "--guests 1 --rounds 1 --seconds 0.1",
+    "./run.sh bench disks": "--pairs 1 --seconds 0.1",
     "./run.sh bench": "--quick --rounds 1 --seconds 0.1",
     "./run.sh python -m bench.lookups": "--rounds 5 --lookups 1000",
     "./run.sh python -m simulator.fit": "0.001",
@@ -64,14 +66,21 @@ def of_kind(kind: str) -> list[Block]:
     return [block for block in blocks() if block.kind == kind]
 
 
+def typed(block: Block) -> list[str]:
+    """The commands of a console block."""
+    lines = [line for line in block.text.splitlines() if line.startswith("$ ")]
+    return [line.removeprefix("$ ").split("  #")[0].strip() for line in lines]
+
+
+def sessions() -> list[Block]:
+    """Console blocks that bring a machine up: their commands are typed one after the other."""
+    return [block for block in of_kind("console") if "./run.sh up" in block.text]
+
+
 def commands() -> list[str]:
-    """Every command of a console block, of the running text, and of `--help`; each once."""
-    found = [
-        line.removeprefix("$ ").split("  #")[0].strip()
-        for block in of_kind("console")
-        for line in block.text.splitlines()
-        if line.startswith("$ ")
-    ]
+    """Every other command of a console block, of the running text, and of `--help`; each once."""
+    alone = [block for block in of_kind("console") if block not in sessions()]
+    found = [command for block in alone for command in typed(block)]
     for path in DOCUMENTS:
         found += INLINE.findall(FENCE.sub("", path.read_text()))
     found += [command for command, _ in EXAMPLES]
@@ -122,7 +131,7 @@ def run(command: str, directory: Path, stdin: str = "") -> "subprocess.Completed
 def test_every_block_is_of_a_kind_that_is_run_or_a_drawing() -> None:
     drawings = {"text", "mermaid"}
     for block in blocks():
-        assert block.kind in {"console", "python", "toml"} | drawings, (
+        assert block.kind in {"console", "python", "toml", "ini"} | drawings, (
             f"{block.place}: no rule here runs a block of kind '{block.kind}'"
         )
         if block.kind == "console":
@@ -150,6 +159,17 @@ def test_a_command_does_what_it_should(command: str, directory: Path) -> None:
         assert (directory / file).stat().st_size > 0
 
 
+@pytest.mark.timeout(TIMEOUT_S + 60)
+@pytest.mark.parametrize("block", sessions(), ids=lambda block: block.place)
+def test_a_session_goes_from_up_to_down(block: Block, directory: Path) -> None:
+    base = tempfile.mkdtemp(prefix="gl-", dir="/tmp")
+    typed_in = ["set -e", f"export XDG_RUNTIME_DIR={base}", *typed(block)]
+    done = run("\n".join(typed_in), directory)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert complaints(done.stderr) == []
+    os.rmdir(base)  # in which nothing is left
+
+
 def test_another_python_has_an_environment_of_its_own(directory: Path) -> None:
     (command,) = (c for c in commands() if "PYTHON=" in c)
     named = re.sub(r"PYTHON=\S+", "PYTHON=nowhere/python3.13", command)
@@ -166,6 +186,15 @@ def test_a_config_file_is_taken(block: Block, directory: Path) -> None:
     assert done.returncode == 0, done.stderr
     guests = tomllib.loads(block.text)["topology"]["guests"]
     assert f"guest-{guests} " in done.stdout and f"{guests} guests," in done.stdout
+
+
+@pytest.mark.parametrize("block", of_kind("ini"), ids=lambda block: block.place)
+def test_a_job_file_is_run(block: Block, directory: Path) -> None:
+    (directory / "jobs.fio").write_text(block.text)
+    done = run("./run.sh --job jobs.fio --guests 1 --persistent", directory)
+    assert done.returncode == 0, done.stderr
+    for name in re.findall(r"^\[(\w+)\]$", block.text, re.M):
+        assert name == "global" or re.search(rf"\b{name}: ", done.stdout)
 
 
 def test_the_store_of_a_running_machine_can_be_listed(directory: Path) -> None:

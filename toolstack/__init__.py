@@ -3,7 +3,8 @@
 Kept light: nothing here imports Numba, so that `--help` and a refused setting answer at once.
 """
 
+from toolstack.attached import attach
 from toolstack.loadspec import LoadSpec
 from toolstack.topology import ConfigError, Topology
 
-__all__ = ["ConfigError", "LoadSpec", "Topology"]
+__all__ = ["ConfigError", "LoadSpec", "Topology", "attach"]

@@ -14,10 +14,10 @@ from typing import Final
 
 import numpy as np
 
-from common.abi import BLKIF_RING_SIZE, HYPERVISOR_DOMCTL
+from common.abi import BLKIF_RING_SIZE, DOMID_0, HYPERVISOR_DOMCTL
 from common.event_channel import events_dir
 from common.hypercall import DOMCTL_CREATEDOMAIN, DOMCTL_DOMAIN, Hypercalls
-from common.machine_memory import MachineMemory, stats_of
+from common.machine_memory import DISKS_MAX, MachineMemory, stats_of
 from common.xenstore import XenStoreClient
 from frontend.frames import grant_frames, ram_frames
 from machine.broker import BrokerConfig
@@ -94,16 +94,21 @@ class Builder:
             os.mkdir(events_dir(self._supervisor.run_dir, domid), 0o700)
         return [hypercalls, its.detach(), *segments]
 
-    def stats(self, domid: int) -> GuestStats:
+    def stats(self, domid: int, disks: int = DISKS_MAX) -> GuestStats:
         """What the domain will count, mapped now: it may be gone before it is looked at."""
-        return GuestStats(stats_of(self.memory.segment("stats", domid)))
+        return GuestStats(stats_of(self.memory.segment("stats", domid)), disks)
 
     def forget(self, domid: int) -> None:
         """The domain is gone, and we map nothing of it any more."""
         self.memory.forget(domid)
 
+    def reset_dom0(self) -> None:
+        """dom0's backend is dead: the hypervisor lets go of all it had, and has a connection for
+        the next."""
+        self._dom0 = socket.socket(fileno=self._hypercalls.reset_backend(DOMID_0))
+
     def start_dom0(self) -> None:
-        """Fork dom0's backend."""
+        """Fork dom0's backend, which follows the store once it is told to `begin`."""
         topology = self._topology
         options = BackendOptions(
             persistent=topology.backend_persistent,

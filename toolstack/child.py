@@ -8,6 +8,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -16,22 +17,30 @@ from common.control import Control, ControlLost, Message, one_line
 
 MESSAGES_A_LOOK: Final = 32
 ANSWERS_MAX: Final = 16  # that nobody has taken: more than is ever asked at once
+ENDED_MAX: Final = 64  # loads whose ends nobody has taken: more than a guest has disks
 LOG_LINES_MAX: Final = 20  # shown
 LOG_LINES_HEARD: Final = 1000  # each costs us time
 
 Log = Callable[[str], None]
 
 
+def say_to_user(line: str) -> None:
+    """What a machine has to say, where nobody else listens."""
+    print(f"grantlab: {line}", file=sys.stderr)
+
+
 class Child:
     """A process by its name, pid, pidfd (this object's), and our end of its control connection.
 
-    death: why there is nothing more to expect of it, or "".
+    ended_loads: by id, why each failed, or ""; death: why there is nothing more to expect of it, or
+    "".
     """
 
     def __init__(self, name: str, pid: int, pidfd: int, control: Control, log: Log) -> None:
         self.name, self.pid, self.pidfd, self.control = name, pid, pidfd, control
         self.answers: deque[tuple[str, Any]] = deque()
         self.told: deque[Message] = deque()  # what is no answer
+        self.ended_loads: dict[int, str] = {}
         self.death = ""
         self.hung_up = False  # its end of the control connection is gone
         self._fault = ""
@@ -70,8 +79,16 @@ class Child:
                 raise ControlLost("logs without end")
         elif self.essential:
             self.told.append(message)
+        elif kind == "ended":
+            self._take_end(*message[1:3])
         else:
             raise ControlLost(f"sent a message of no kind it may send: {one_line(kind)}")
+
+    def _take_end(self, load: Any = None, why: Any = None) -> None:
+        """A guest says that a load of its has ended. Raises ControlLost."""
+        if not isinstance(load, int) or len(self.ended_loads) >= ENDED_MAX:
+            raise ControlLost("ends loads that it does not run")
+        self.ended_loads[load] = "" if why is None else one_line(why) or "it failed"
 
     def kill(self, fault: str = "") -> None:
         """End it now; `fault`: what it did, if it is to blame."""

@@ -6,22 +6,23 @@ Rules: what the user got wrong is said before anything starts. A flag overrides 
 """
 
 import os
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, Final, NamedTuple
 
 import click
 from rich.console import Console
 
 from toolstack.door import OF_RUN_SH, Command, Group, RunEnded
-from toolstack.failures import GuestFailed, MachineError
+from toolstack.failures import MachineError
 from toolstack.files import check_outputs, write_outputs
+from toolstack.fio_job import read_job_file
 from toolstack.flags import FLAGS, OUTPUT, Flag, asked_for
 from toolstack.jobs import jobs_on
-from toolstack.loadspec import LoadSpec
-from toolstack.progress import Progress
+from toolstack.loadspec import Config, LoadSpec
 from toolstack.report import print_report
 from toolstack.results import Run, build_run, faults, grants_left
+from toolstack.stages import Stage, run_stage
 from toolstack.topology import MODES, ConfigError, Mode, RunningMachine, Topology
 from toolstack.verify_state import is_fresh, kept_of, state_path
 
@@ -88,8 +89,8 @@ class Grantlab(Group):
         return super().parse_args(ctx, args if args and args[0][:1] != "-" else ["run", *args])
 
 
-def settings(flags: dict[str, Any]) -> tuple[list[Topology], LoadSpec]:
-    """One topology for each mode to run, and the load. Raises ConfigError."""
+def settings(flags: dict[str, Any]) -> tuple[list[Topology], list[LoadSpec]]:
+    """One topology for each mode to run, and the loads, one after the other. Raises ConfigError."""
     machine: dict[str, Any] = {}
     load: dict[str, Any] = {}
     modes = [mode for mode in MODES if flags[asked_for(mode)]]
@@ -98,17 +99,45 @@ def settings(flags: dict[str, Any]) -> tuple[list[Topology], LoadSpec]:
         machine, load = topology.given(), spec.given()
         if not modes and {"persistent", "backend_persistent", "grant_copy"} & set(machine):
             modes = [topology.mode]
-    for model, given in ((Topology, machine), (LoadSpec, load)):
-        named = {k: v for k, v in flags.items() if k in model.model_fields and v not in (None, ())}
-        for one, other in (("disks", "disk_mib"), ("disk_mib", "disks")):
-            if one in named and other not in named:
-                given.pop(other, None)  # the file's
-        for table in (given, *given.get("job", ())):
-            table.update({k: v for k, v in named.items() if table is given or k != "vdev"})
-    spec = LoadSpec(**load)
-    topology = Topology(**machine).with_buffers_for(spec)
-    jobs_on(spec, topology.every_disk())  # can it run there?
-    return [topology.with_mode(mode) for mode in modes or DEFAULT_MODES], spec
+    _take_flags(Topology, flags, machine)
+    stages = load_stages(flags, load)
+    topology = Topology(**machine)
+    if flags["job_file"] is not None:
+        topology = topology.with_disks_for(stages)
+    for spec in stages:
+        topology = topology.with_buffers_for(spec)
+        jobs_on(spec, topology.every_disk())  # can it run there?
+    return [topology.with_mode(mode) for mode in modes or DEFAULT_MODES], stages
+
+
+def load_stages(flags: dict[str, Any], load: dict[str, Any]) -> list[LoadSpec]:
+    """The loads, one after the other, that a job file or a file's table `load` describes, and the
+    flags. Raises ConfigError."""
+    loads = [load]
+    if flags["job_file"] is not None:
+        if load:
+            raise ConfigError(
+                "job: a job file, and a [load] besides; only one of the two is allowed"
+            )
+        job_file = read_job_file(flags["job_file"], LoadSpec)
+        if job_file.no_effect:
+            click.echo(f"grantlab: of no effect here: {', '.join(job_file.no_effect)}", err=True)
+        loads = [stage.given() for stage in job_file.stages]
+    for given in loads:
+        _take_flags(LoadSpec, flags, given)
+    return [LoadSpec(**given) for given in loads]
+
+
+def _take_flags(model: type[Config], flags: dict[str, Any], given: dict[str, Any]) -> None:
+    """A flag overrides what a file gave."""
+    named = {k: v for k, v in flags.items() if k in model.model_fields and v not in (None, ())}
+    for one, other in (("disks", "disk_mib"), ("disk_mib", "disks")):
+        if one in named and other not in named:
+            given.pop(other, None)  # the file's
+    for table in (given, *given.get("job", ())):
+        table.update({k: v for k, v in named.items() if table is given or k != "vdev"})
+        if "bs" in named:
+            table.pop("bssplit", None)
 
 
 class Measured(NamedTuple):
@@ -122,42 +151,44 @@ class Measured(NamedTuple):
 
 
 def run_mode(
-    topology: Topology, spec: LoadSpec, start: Start, console: Console, quiet: bool
-) -> Measured:
-    """Run the load on one machine, start to close. Ctrl-C ends the load, not the measuring."""
-    ended = None
+    topology: Topology, stages: Sequence[LoadSpec], start: Start, console: Console, quiet: bool
+) -> list[Measured]:
+    """Run loads one after the other on one machine. Ctrl-C ends the load, not the measuring."""
+    done: list[Stage] = []
     with start(topology) as machine:
         if not quiet:
             pids = ", ".join(f"{name} {pid}" for name, pid in machine.pids.items())
             look = f"XENSTORED_PATH={machine.xenstore_path} xenstore-ls"
             click.echo(f"{topology.mode}: {pids}; {look}")
-        before = finished = machine.snapshot()
         shown = Console(quiet=True) if quiet else console
-        jobs = jobs_on(spec, topology.every_disk())
-        progress = Progress(shown, topology.mode, jobs, before)
-        try:
-            # However this is left, the loads are stopped before the machine is closed.
-            with closing(machine.load(spec)) as load, progress:
-                for finished in load:
-                    progress.update(finished)
-        except GuestFailed:
-            finished = machine.snapshot()  # the machine remembers who, and how
-        except RunEnded as signal:
-            ended, finished = signal, machine.snapshot()
+        for spec in stages:
+            done.append(run_stage(machine, topology, spec, shown))
+            if done[-1].ended is not None:
+                break
     assert machine.booted is not None
     if machine.closed is None:
-        raise ended or RunEnded(
+        raise done[-1].ended or RunEnded(
             f"{topology.mode}: closing the machine failed: {machine.close_failure}"
         )
-    run = build_run(
-        topology,
-        spec,
-        booted=machine.booted,
-        started=before,
-        finished=finished,
-        closed=machine.closed,
-    )
-    return Measured(run, grants_left(machine.closed), list(machine.failures.values()), ended)
+    begins = [machine.booted, *(stage.finished for stage in done)]
+    ends = [*(stage.finished for stage in done[:-1]), machine.closed]
+    left, failures = grants_left(machine.closed), list(machine.failures.values())
+    return [
+        Measured(
+            build_run(
+                topology,
+                stage.spec,
+                booted=booted,
+                started=stage.started,
+                finished=stage.finished,
+                closed=closed,
+            ),
+            left if stage is done[-1] else 0,
+            failures if stage is done[-1] else [],
+            stage.ended,
+        )
+        for stage, booted, closed in zip(done, begins, ends, strict=False)
+    ]
 
 
 def verify(topology: Topology, start: Start) -> str:
@@ -179,10 +210,17 @@ def verify(topology: Topology, start: Start) -> str:
     return f"{outside} sectors are outside of their bounds" if outside else ""
 
 
+def console_for(flags: dict[str, Any]) -> Console:
+    """Where tables are shown: not where fio's output goes, which is all that is shown there."""
+    only_fio = flags["output_format"] is not None and flags["output"] is None
+    flags["quiet"] = flags["quiet"] or only_fio
+    return Console(highlight=False, stderr=only_fio)
+
+
 @click.pass_context
 def _run(ctx: click.Context, /, **flags: Any) -> None:
     verify_only = flags.pop("verify_only")
-    topologies, spec = settings(flags)
+    topologies, stages = settings(flags)
     if verify_only:
         topologies[0].check_host()
         if wrong := verify(topologies[0], ctx.obj or Topology.start):
@@ -193,12 +231,13 @@ def _run(ctx: click.Context, /, **flags: Any) -> None:
         topology.check_host()
     topologies[0].check_disks()  # every mode's are the same
     start: Start = ctx.obj or Topology.start
-    console, measured = Console(highlight=False), list[Measured]()
+    measured = list[list[Measured]]()
+    console = console_for(flags)
     ended: RunEnded | None = None
     for topology in topologies:
         try:
-            measured.append(run_mode(topology, spec, start, console, flags["quiet"]))
-            ended = measured[-1].ended
+            measured.append(run_mode(topology, stages, start, console, flags["quiet"]))
+            ended = measured[-1][-1].ended
         except MachineError as error:
             ended = RunEnded(f"{topology.mode}: {error}")
         except RunEnded as error:
@@ -212,15 +251,19 @@ def _run(ctx: click.Context, /, **flags: Any) -> None:
         raise RunEnded(found)
 
 
-def _report(console: Console, measured: list[Measured], flags: dict[str, Any]) -> str:
-    """Show, and write to files, what was measured, whatever ended it; what is unsound of it."""
-    runs, left = [each.run for each in measured], [each.grants_left for each in measured]
-    print_report(console, runs, left)
+def _report(console: Console, measured: list[list[Measured]], flags: dict[str, Any]) -> str:
+    """Show and write to files what was measured, of each mode and stage, whatever ended it; what is
+    unsound of it."""
+    for stage in zip_longest(*measured):
+        there = [each for each in stage if each is not None]
+        print_report(console, [each.run for each in there], [each.grants_left for each in there])
+    every = [each for of_mode in measured for each in of_mode]
+    runs = [each.run for each in every]
     try:
         write_outputs(flags, runs)
     except ConfigError as error:  # they could be written before the run: no fault of the input
         raise RunEnded(str(error)) from None
-    return faults(runs, left, [each.failures for each in measured])
+    return faults(runs, [each.grants_left for each in every], [each.failures for each in every])
 
 
 cli = Grantlab("grantlab", help=ABOUT)

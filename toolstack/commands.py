@@ -1,4 +1,4 @@
-"""Every command behind `./run.sh`, put together: `run`, and those that belong to the simulator.
+"""Every command behind `./run.sh`, put together: `run`, and those of other files.
 
 A command's file takes what it needs from `toolstack/cli.py`, which therefore cannot name them. What
 brings Numba or matplotlib is imported when a command runs, so that `--help` answers at once.
@@ -14,6 +14,7 @@ from toolstack.door import Command, Within, output_directory
 from toolstack.loadspec import ConfigError
 from toolstack.look_command import look
 from toolstack.simulate import simulate
+from toolstack.stay_commands import COMMANDS as STAY
 
 __all__ = ["cli"]
 
@@ -106,5 +107,5 @@ def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) ->
     make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
-for command in (simulate, look, figure, compare, whatif):
+for command in (*STAY, simulate, look, figure, compare, whatif):
     cli.add_command(command)

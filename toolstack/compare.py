@@ -48,7 +48,7 @@ def load(**settings: Any) -> LoadSpec:
 
 def both(topology: Topology, spec: LoadSpec) -> tuple[Run, Run]:
     """The RUN of real processes, and the simulator's."""
-    measured = run_mode(topology, spec, Topology.start, Console(quiet=True), True)
+    (measured,) = run_mode(topology, [spec], Topology.start, Console(quiet=True), True)
     if measured.ended is not None:
         raise measured.ended
     if found := faults([measured.run], [measured.grants_left], [measured.failures]):

@@ -1,24 +1,28 @@
 """The guests of a machine, as the toolstack talks to them: asked, waited for, mourned.
 
 Owns: what a guest's failure means: it is remembered, what the store still has of a dead one is
-removed, and the others go on. And a load, which runs on all that live.
+removed, and the others go on. And loads, each of which runs on some of those that live.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+from common.control import DATA_MAX
+from common.trace import TRACE
 from common.xenstore import XenStoreClient
 from toolstack.birth import ANSWER_TIMEOUT_S
+from toolstack.disks import Disk
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.jobs import Job, plan_of
-from toolstack.snapshot import Snapshot
 from toolstack.supervisor import Supervisor
 from toolstack.vbd_config import forget_domain
 
 LOAD_GRACE_S: Final = 60.0
+PIECE_BYTES: Final = DATA_MAX // TRACE.itemsize * TRACE.itemsize  # of a trace
 
 
 class Crew:
@@ -28,49 +32,46 @@ class Crew:
         self._supervisor, self._names = supervisor, names
         self.store: XenStoreClient | None = None  # the toolstack's, once there is one
         self.failures: dict[str, str] = {}
+        self._loads = itertools.count(1)
+        self._running: list[RunningLoad] = []
 
     def living(self) -> list[str]:
         """The names of those that live."""
         return [name for name in self._names.values() if not self._is_dead(name)]
 
-    def load(
-        self, jobs: Sequence[Job], every_s: float, snapshot: Callable[[], Snapshot]
-    ) -> Generator[Snapshot, None, None]:
-        """See Machine.load."""
-        failed: list[str] = []
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        """Give guests the traces that they are to replay, in pieces. Raises MachineError."""
+        living = self.living()
+        for job in jobs:
+            name, trace = self._names[job.disk.domid], job.spec.trace
+            entries = b"" if trace is None or name not in living else trace.entries.tobytes()
+            for at in range(0, len(entries), PIECE_BYTES):
+                piece = entries[at : at + PIECE_BYTES]
+                if not self.tell(name, "trace", job.disk.number, piece):
+                    self.hear(name)
+
+    def begin(self, jobs: Sequence[Job]) -> "RunningLoad":
+        """Begin a load on all who live and have a job. Raises MachineError where a disk has one
+        already, and then none has begun."""
+        for load in self._running:
+            if both := load.disks & {job.disk for job in jobs}:
+                raise MachineError(f"{min(both, key=str)} has a load, and has one at a time")
         plans: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for job in jobs:
             of_guest = plans.setdefault(self._names[job.disk.domid], [])
             of_guest.append((job.disk.number, asdict(plan_of(job))))
-        running = [name for name in self.living() if name in plans]
-        limit = _limit_s(jobs)
-        started = time.monotonic()
-        for name in list(running):
-            if why := self.tell(name, "load", plans[name]):
-                running.remove(name)
-                failed.append(why)
-        try:
-            while running:
-                self._await_loads(running, failed, every_s)
-                yield snapshot()
-                if time.monotonic() - started > limit:
-                    raise MachineError(f"the load of {', '.join(running)} does not end")
-        finally:
-            self._stop_loads(running)
-        if failed:
-            raise GuestFailed("; ".join(failed))
+        disks = {job.disk for job in jobs}
+        ramp_s = max((job.spec.lead_s for job in jobs), default=0.0)
+        number = next(self._loads)
+        load = RunningLoad(self, self._supervisor, number, disks, ramp_s, _limit_s(jobs))
+        self._running.append(load)
+        load.begin({name: plans[name] for name in self.living() if name in plans})
+        return load
 
-    def _await_loads(self, running: list[str], failed: list[str], every_s: float) -> None:
-        """Take the answers that come within `every_s`."""
-        next_at = time.monotonic() + every_s
-        while running and (left := next_at - time.monotonic()) > 0:
-            for name in self._supervisor.answers(running, left):
-                running.remove(name)
-                try:
-                    self._supervisor.take(name)
-                except GuestFailed as error:
-                    failed.append(str(error))
-                    self.mourn(name, str(error))
+    def forget(self, load: "RunningLoad") -> None:
+        """It has ended."""
+        if load in self._running:
+            self._running.remove(load)
 
     def tell(self, name: str, *message: Any) -> str:
         """Send a guest a command; why that could not be done, if so."""
@@ -81,14 +82,14 @@ class Crew:
             return str(error)
         return ""
 
-    def hear(self, name: str) -> bool:
-        """Wait for a guest's answer; False if it has failed."""
+    def hear(self, name: str) -> str:
+        """Wait for a guest's answer; why it has failed, if so."""
         try:
             self._supervisor.expect(name, ANSWER_TIMEOUT_S)
         except GuestFailed as error:
             self.mourn(name, str(error))
-            return False
-        return True
+            return str(error)
+        return ""
 
     def _is_dead(self, name: str) -> bool:
         """Has this guest died? The first time that is seen, its disk is taken away."""
@@ -106,16 +107,80 @@ class Crew:
             assert self.store is not None
             forget_domain(self.store, int(name.removeprefix("guest-")))
 
-    def _stop_loads(self, running: list[str]) -> None:
-        for name in running:
-            try:
-                if not self.tell(name, "stop"):
-                    self.hear(name)  # the load's own answer, which may be an error
-                    self.hear(name)
-            except MachineError:
-                return  # something died: whoever closes the machine ends the others
+
+class RunningLoad:
+    """A load from its begin to its end. running: those where it runs; failures: where it failed, or
+    could not begin, and why; disks: that have it.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        supervisor: Supervisor,
+        number: int,
+        disks: set[Disk],
+        ramp_s: float,
+        limit_s: float,
+    ) -> None:
+        self._crew, self._supervisor, self._number = crew, supervisor, number
+        self.disks = disks
+        began = time.monotonic()
+        self._ramp_over_at, self._late_at = began + ramp_s, began + limit_s
+        self.running: list[str] = []
+        self.failures: list[str] = []
+
+    def begin(self, plans: Mapping[str, list[tuple[int, dict[str, Any]]]]) -> None:
+        """Begin on these guests, all at once."""
+        for name, of_guest in plans.items():
+            if why := self._crew.tell(name, "load", self._number, of_guest):
+                self.failures.append(why)
+            else:
+                self.running.append(name)
+
+    def look(self) -> bool:
+        """See who has come to an end; have all?"""
+        for name in list(self.running):
+            why = self._supervisor.end_of_load(name, self._number)
+            if why is not None:
+                self.running.remove(name)
+            if why:
+                self.failures.append(why)
+                self._crew.mourn(name, why)
+        if not self.running:
+            self._crew.forget(self)
+        return not self.running
+
+    @property
+    def late(self) -> str:
+        """Who has not come to an end in time, in words; "" if nobody."""
+        late = self.running and time.monotonic() > self._late_at
+        return f"the load of {', '.join(self.running)} does not end" if late else ""
+
+    def pause_s(self, every_s: float) -> float:
+        """How long until it is to be looked at next: after `every_s`, and when its ramp is over."""
+        left_s = self._ramp_over_at - time.monotonic()
+        return min(every_s, left_s) if left_s > 0 else every_s
+
+    def wait(self, timeout_s: float) -> bool:
+        """Let it run for so long, or to its end; has it ended? Raises MachineError for a death."""
+        self._supervisor.wait(self.look, timeout_s, list(self.running))
+        return self.look()
+
+    def ask_to_stop(self) -> None:
+        """Have it end now, where it runs; what is in flight is awaited. Raises MachineError."""
+        for name in list(self.running):
+            self._crew.tell(name, "stop", self._number)
+
+    def stop(self) -> None:
+        """Do so, and wait for it."""
+        try:
+            self.ask_to_stop()
+            self.wait(ANSWER_TIMEOUT_S)
+        except MachineError:
+            self._crew.forget(self)  # something died: whoever closes the machine ends the others
 
 
 def _limit_s(jobs: Sequence[Job]) -> float:
     """Seconds after which all must have ended."""
-    return max((job.spec.runtime_s or math.inf for job in jobs), default=0.0) + LOAD_GRACE_S
+    lasting = (job.spec.lead_s + (job.spec.runtime_s or math.inf) for job in jobs)
+    return max(lasting, default=0.0) + LOAD_GRACE_S

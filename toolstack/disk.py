@@ -1,4 +1,4 @@
-"""A guest's disk for the user's Python: `frontend.block_device.BlockDevice`, asked from afar.
+"""A guest and its disks for the user's Python: `frontend.block_device.BlockDevice` from afar.
 
 The bytes go over the guest's control connection, cut to what one message holds; the I/O itself is
 the guest's, through its ring. What it answers is a guest's: its length is checked.
@@ -122,6 +122,23 @@ class GuestDisk:
         """As many rows at a time as go into one message, offsets included; at least one."""
         together = max(1, DATA_MAX // max(nbytes, SECTOR_SIZE))
         return (slice(at, min(at + together, count)) for at in range(0, count, together))
+
+
+class Guest:
+    """A guest of a machine: its `disks` in bytes of `sizes`, by number, and the first of them.
+
+    ask: sends a process, by name, a command, and returns its answer.
+    """
+
+    def __init__(
+        self, ask: Callable[..., Any], disks: Sequence[Disk], sizes: Sequence[int]
+    ) -> None:
+        self.domid = disks[0].domid
+        self.disks = [
+            GuestDisk(ask, f"guest-{self.domid}", disk.number, size, disk.vdev)
+            for disk, size in zip(disks, sizes, strict=True)
+        ]
+        self.disk = self.disks[0]
 
 
 def _pieces(nbytes: int) -> list[tuple[int, int]]:

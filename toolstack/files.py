@@ -1,4 +1,5 @@
-"""The files that results are written to: JSON, and a table of all rings as CSV or Parquet.
+"""The files that results are written to: JSON, ours and fio's, and a table of all rings as CSV or
+Parquet.
 
 Owns: that a file is written whole or not at all, and what a row of the table is: a ring's figures
 of a run, behind the settings that made them.
@@ -8,13 +9,17 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from toolstack.loadspec import ConfigError
+from toolstack.fio_output import fio_json
+from toolstack.loadspec import ConfigError, shown
 from toolstack.results import SCHEMA, Run
 
+OPTIONS: Final = ("json", "csv", "parquet", "output")  # whose value is a file
 OF_A_DISK: Final = ("vdev", "target", "access", "verified")
 PHASES: Final = ("setup", "teardown")
 OF_MORE_THAN_A_RING: Final = (
@@ -43,16 +48,25 @@ def check_writable(path: str | Path, option: str = "json") -> None:
 
 def check_outputs(flags: Mapping[str, Any]) -> None:
     """Can all files be written that `flags` name? Raises ConfigError."""
-    for option in WRITERS:
+    if flags["output_format"] not in (None, *FORMATS):
+        raise ConfigError(
+            f"output-format: {shown(flags['output_format'])} is not one of {', '.join(FORMATS)}"
+        )
+    if flags["output"] is not None and flags["output_format"] is None:
+        raise ConfigError(f"output: '{flags['output']}' needs output-format: {', '.join(FORMATS)}")
+    for option in OPTIONS:
         if flags[option] is not None:
             check_writable(flags[option], option)
 
 
 def write_outputs(flags: Mapping[str, Any], runs: Sequence[Run]) -> None:
     """Write them. Raises ConfigError."""
-    for option in WRITERS:
+    if flags["output_format"] is not None and flags["output"] is None:
+        sys.stdout.write(WRITERS[FORMATS[flags["output_format"]]](runs).decode())
+    for option in OPTIONS:
         if flags[option] is not None:
-            write(flags[option], option, runs)
+            form = FORMATS[flags["output_format"]] if option == "output" else option
+            write(flags[option], form, runs)
 
 
 def write(path: str | Path, option: str, runs: Sequence[Run]) -> None:
@@ -60,7 +74,7 @@ def write(path: str | Path, option: str, runs: Sequence[Run]) -> None:
 
     Raises ConfigError.
     """
-    check_writable(path, option)
+    check_writable(path, option.removesuffix("+"))
     target = Path(os.path.realpath(path))
     temporary = _temporary(target)
     try:
@@ -78,16 +92,14 @@ def ring_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     rows = []
     for run in runs:
-        settings = {
-            k: v for k, v in run["config"].items() if not isinstance(v, (list, tuple, dict))
-        }
+        settings = _simple(run["config"])
         for guest in run["guests"]:
             for disk in guest["disks"]:
                 for ring in disk["rings"]:
                     rows.append(
                         {
                             **settings,
-                            **(disk["load"] or {}),
+                            **_simple(disk["load"] or {}),
                             "domid": guest["domid"],
                             "suspect": guest["suspect"],
                             **{name: disk[name] for name in OF_A_DISK},
@@ -96,6 +108,11 @@ def ring_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
                         }
                     )
     return rows
+
+
+def _simple(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that fit into a table."""
+    return {k: v for k, v in settings.items() if not isinstance(v, (list, tuple, dict))}
 
 
 def _figures(ring: dict[str, Any]) -> dict[str, Any]:
@@ -111,8 +128,16 @@ def _figures(ring: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_json(runs: Sequence[Run]) -> bytes:
-    text = json.dumps({"schema": SCHEMA, "runs": list(runs)}, indent=2, allow_nan=False)
+    told = [_without_bins(run) for run in runs]
+    text = json.dumps({"schema": SCHEMA, "runs": told}, indent=2, allow_nan=False)
     return f"{text}\n".encode()
+
+
+def _without_bins(told: Any) -> Any:
+    """The same without whole histograms, which are fio's json+ (`toolstack/fio_output.py`)."""
+    if isinstance(told, dict):
+        return {name: _without_bins(value) for name, value in told.items() if name != "bins"}
+    return [_without_bins(each) for each in told] if isinstance(told, list) else told
 
 
 def _as_csv(runs: Sequence[Run]) -> bytes:
@@ -130,7 +155,14 @@ def _as_parquet(runs: Sequence[Run]) -> bytes:
 
 
 # By the option whose value is the file.
-WRITERS: Final = {"json": _as_json, "csv": _as_csv, "parquet": _as_parquet}
+WRITERS: Final[dict[str, Callable[[Sequence[Run]], bytes]]] = {
+    "json": _as_json,
+    "csv": _as_csv,
+    "parquet": _as_parquet,
+    "output": fio_json,
+    "output+": partial(fio_json, bins=True),
+}
+FORMATS: Final = {"json": "output", "json+": "output+"}  # of --output
 
 
 def _temporary(target: Path) -> Path:

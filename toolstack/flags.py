@@ -58,7 +58,7 @@ MACHINE: Final = "The machine"
 LOAD: Final = "The load, on every disk of every guest (fio's names)"
 OUTPUT: Final = "Input and output"
 
-STATE: Final = ("verify_state", "verify_only")  # of a real run only
+STATE: Final = ("verify_state", "verify_only", "ramp_time_s", "on_crash")  # of a real run only
 
 FLAGS: Final[list[click.Parameter]] = [
     _mode_flag("--no-persistent", "non-persistent", "Grant, map and unmap for every request."),
@@ -81,6 +81,9 @@ FLAGS: Final[list[click.Parameter]] = [
     _setting(MACHINE, Topology, "max_persistent_grants", "N", "Pages a ring's backend keeps"),
     _setting(MACHINE, Topology, "spin", "NAME", "Spin a while before blocking, or never"),
     _setting(MACHINE, Topology, "events", "NAME", "What carries a wake-up between processes"),
+    _setting(
+        MACHINE, Topology, "on_crash", "NAME", "If dom0 dies: end, start it again, or leave it"
+    ),
     Flag(
         MACHINE,
         "--disk",
@@ -96,6 +99,7 @@ FLAGS: Final[list[click.Parameter]] = [
     _setting(LOAD, LoadSpec, "bs", "SIZE", "Block size: a multiple of 512 in 512..1m", "4k"),
     _setting(LOAD, LoadSpec, "iodepth", "N", "I/Os in flight on each disk"),
     _setting(LOAD, LoadSpec, "runtime_s", "SECONDS", "Stop after so long", "5, or none with --ios"),
+    _setting(LOAD, LoadSpec, "ramp_time_s", "SECONDS", "Run so long before anything is counted"),
     _setting(LOAD, LoadSpec, "ios", "N", "Stop after so many I/Os on each disk", "none"),
     _setting(LOAD, LoadSpec, "fsync", "N", "Flush after every so many writes; 0: never"),
     _setting(LOAD, LoadSpec, "seed", "N", "Fixes every choice of the load"),
@@ -134,9 +138,24 @@ FLAGS: Final[list[click.Parameter]] = [
         metavar="FILE",
         help="TOML: tables [topology] and [load]; [[topology.guest]] and [[load.job]] in them.",
     ),
+    Flag(
+        OUTPUT,
+        "--job",
+        "job_file",
+        metavar="FILE",
+        help="The load from a job file of fio's; flags override what all its jobs say.",
+    ),
     Flag(OUTPUT, "--json", "json", metavar="FILE", help="Write all results there, too."),
     Flag(OUTPUT, "--csv", "csv", metavar="FILE", help="Write a table: a row for each disk's ring."),
     Flag(OUTPUT, "--parquet", "parquet", metavar="FILE", help="The same table as Parquet."),
+    Flag(
+        OUTPUT,
+        "--output-format",
+        "output_format",
+        metavar="NAME",
+        help="All results by fio's names, in place of the tables, or to --output: json, json+.",
+    ),
+    Flag(OUTPUT, "--output", "output", metavar="FILE", help="Where --output-format is written."),
     Flag(OUTPUT, "--quiet", "quiet", is_flag=True, help="Only the tables."),
     Flag(
         OUTPUT,

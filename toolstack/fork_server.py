@@ -1,14 +1,17 @@
 """The fork server: a process with every process's code in place, compiled, that is forked from.
 
-Owns: bringing the code in, the forks, and the exit statuses: it is the parent of the machine's
-processes. One machine has one, and it ends, with all its children, when its supervisor does.
+Owns: bringing the code in, the forks, and the exit statuses: it is the parent of its machines'
+processes. It ends, with all of them, when who has started it does; a machine's processes end when
+that machine's supervisor gives its connection up.
 
 It is a program of its own, started with the descriptor of its control connection: the user's main
-is never imported. Messages: it says ("progress", text) while it compiles, ("ready",) once; to
-("fork", name, kind, config) with the descriptors that the process is born with it says ("forked",
-name, pid) with a pidfd; and ("exited", pid, status) when one of them has ended.
+is never imported. On that it says ("progress", text) while it compiles and ("ready",) once, and
+hears ("machine",) with a control connection of that machine's. Messages there: to ("fork", name,
+kind, config) with the descriptors that the process is born with it says ("forked", name, pid) with
+a pidfd; and ("exited", pid, status) when one of them has ended.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -62,15 +65,17 @@ class _Preparation:
                 os._exit(1)
             if not told and time.monotonic() - started > PATIENCE_S:
                 told = True
-                self._control.send("progress", "compiling, once after a change: about a minute")
+                self._control.send("progress", "compiling, once after a change: some minutes")
 
 
 class ForkServer:
-    """Forks on request until the supervisor's end of `control` is closed."""
+    """Forks on request until the other end of `control` is closed."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._children: set[int] = set()
+        self._machines: dict[int, Control] = {}  # by descriptor
+        self._children: dict[int, Control] = {}  # by pid: whose it is
+        self._poller = select.poll()
         self._wake, wake = socket.socketpair()
         self._wake.setblocking(False)
         wake.setblocking(False)
@@ -87,44 +92,55 @@ class ForkServer:
 
     def _serve(self, mains: "Mapping[str, Main]") -> None:
         self._control.send("ready")
-        poller = select.poll()
         for end in (self._control, self._wake):
-            poller.register(end, select.POLLIN)
+            self._poller.register(end, select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poller.poll()}
+            ready = {fd for fd, _ in self._poller.poll()}
             if self._wake.fileno() in ready:
                 self._wake.recv(4096)
                 self._reap()
             if self._control.fileno() in ready:
-                message, descriptors = self._control.receive_with_descriptors()
-                _, name, kind, config = message
-                self._fork(name, mains[kind], config, descriptors, kind in UNTRUSTED)
+                _, (fd,) = self._control.receive_with_descriptors()
+                self._machines[fd] = Control.of_descriptor(fd)
+                self._poller.register(fd, select.POLLIN)
+            for fd in ready & self._machines.keys():
+                try:
+                    self._obey(self._machines[fd], mains)
+                except ControlLost:
+                    self._end(self._machines.pop(fd))
 
-    def _fork(
-        self,
-        name: str,
-        main: "Main",
-        config: dict[str, Any],
-        descriptors: list[int],
-        untrusted: bool,
-    ) -> None:
+    def _obey(self, machine: Control, mains: "Mapping[str, Main]") -> None:
+        message, descriptors = machine.receive_with_descriptors()
+        _, name, kind, config = message
         parent, pid = os.getpid(), os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
-            os._exit(_live(f"gl-{name}", parent, main, config, descriptors, untrusted))
+            untrusted = kind in UNTRUSTED
+            os._exit(_live(f"gl-{name}", parent, mains[kind], config, descriptors, untrusted))
         for fd in descriptors:
             os.close(fd)
-        self._children.add(pid)
+        self._children[pid] = machine
         pidfd = os.pidfd_open(pid)
-        self._control.send("forked", name, pid, descriptors=[pidfd])
-        os.close(pidfd)
+        try:
+            machine.send("forked", name, pid, descriptors=[pidfd])
+        finally:
+            os.close(pidfd)
+
+    def _end(self, machine: Control) -> None:
+        """Its supervisor has gone: so does what is left of it."""
+        for pid, owner in self._children.items():
+            if owner is machine:
+                os.kill(pid, signal.SIGKILL)
+        self._poller.unregister(machine)
+        machine.close()
 
     def _reap(self) -> None:
-        for pid in list(self._children):
+        for pid, machine in list(self._children.items()):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
-                self._children.remove(pid)
-                self._control.send("exited", pid, os.waitstatus_to_exitcode(status))
+                del self._children[pid]
+                with contextlib.suppress(ControlLost):  # nobody is left to be told
+                    machine.send("exited", pid, os.waitstatus_to_exitcode(status))
 
 
 def _live(

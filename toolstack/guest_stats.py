@@ -9,36 +9,41 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from common.histogram import BUCKETS
-from common.machine_memory import STATS
+from common.machine_memory import DISKS_MAX, STATS
 
 GROWTH_MAX: Final = 1 << 48  # of any word between two readings: bytes, at 100 GB/s, in an hour
 
 
 class Reading(NamedTuple):
-    """counters: FRONTEND_COUNTERS (disks,); latency: u64 (disks, BUCKETS): copies."""
+    """counters: FRONTEND_COUNTERS (disks,); latency: u64 (disks, len(OPERATIONS), BUCKETS):
+    copies."""
 
     counters: np.ndarray
     latency: np.ndarray
 
 
 class GuestStats:
-    """The stats of one guest: `record` is STATS (1,), shared with it."""
+    """The stats of one guest: `record` is STATS (1,), shared with it; only its first `disks` are
+    looked at."""
 
-    def __init__(self, record: np.ndarray) -> None:
-        self._record = record
-        self._believed = np.zeros(STATS.itemsize // 8, np.uint64)
+    def __init__(self, record: np.ndarray, disks: int = DISKS_MAX) -> None:
+        self._record, self._disks = record, disks
+        latencies = STATS["latency"].itemsize // DISKS_MAX * disks  # those of the first come first
+        self._words = (STATS.fields["latency"][1] + latencies) // 8  # type: ignore[index]
+        self._believed = np.zeros(self._words, np.uint64)
         self.suspect = False
 
     def read(self) -> Reading:
         """The guest's figures as they stand, or as they last stood soundly."""
-        words = self._record.view(np.uint64).copy()  # once: it may change while we look
+        words = self._record.view(np.uint64)[
+            : self._words
+        ].copy()  # once: it may change while we look
         grown = words - self._believed  # wraps where a word has shrunk
         if (grown > np.uint64(GROWTH_MAX)).any():
             self.suspect = True
         if not self.suspect:
             self._believed = words
-        believed = self._believed.copy().view(STATS)
-        return Reading(
-            believed["counters"].reshape(-1).copy(), believed["latency"].reshape(-1, BUCKETS).copy()
-        )
+        believed = np.zeros(1, STATS)
+        believed.view(np.uint64)[: self._words] = self._believed
+        disks = slice(self._disks)
+        return Reading(believed["counters"][0, disks].copy(), believed["latency"][0, disks].copy())

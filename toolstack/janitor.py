@@ -6,17 +6,22 @@ memory need no janitor: the kernel ends the ones with their parent and the other
 them.
 """
 
+import contextlib
+import os
 import shutil
 import signal
 import sys
 
 
-def main(run_dir: str) -> None:
-    """Wait for the supervisor's end of the pipe to close, then remove what it has left."""
+def main(run_dir: str, held: str) -> None:
+    """Wait for the supervisor's end of the pipe to close, then remove what it has left: the
+    directory of the descriptor `held`, and not one of its name that has taken its place."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    shutil.rmtree(run_dir, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.lstat(run_dir), os.fstat(int(held))):
+            shutil.rmtree(run_dir, ignore_errors=True)
 
 
 if __name__ == "__main__":

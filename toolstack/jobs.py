@@ -7,10 +7,12 @@ before anything starts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from toolstack.disks import Disk
 from toolstack.loadspec import GUESTS_MAX, ConfigError, LoadSpec, size_text
+
+LOOPS_MAX: Final = 10**9  # of a trace, which its time ends
 
 if TYPE_CHECKING:
     from frontend.load import LoadPlan
@@ -63,17 +65,47 @@ def load_plan(spec: LoadSpec, seed: int, verify: bool) -> "LoadPlan":
     """`spec` for a frontend."""
     from frontend.load import LoadPlan  # noqa: PLC0415 - brings Numba, which `--help` needs not
 
+    name, skew = spec.distribution
     return LoadPlan(
-        spec.rw,
-        spec.bs,
-        spec.iodepth,
-        spec.rwmixread,
-        spec.ios,
-        spec.runtime_s,
-        seed,
-        verify,
-        spec.fsync,
+        rw=spec.pattern,
+        bs=spec.bs,
+        iodepth=spec.iodepth,
+        read_percent=spec.rwmixread,
+        ios=spec.ios,
+        runtime_s=spec.runtime_s,
+        seed=seed,
+        verify=verify,
+        fsync=spec.fsync,
+        offset=spec.offset,
+        size="100%" if spec.size is None else spec.size,
+        loops=_loops(spec),
+        bssplit=spec.bssplit,
+        distribution=name,
+        skew=skew,
+        rate_iops=spec.rate_iops,
+        thinktime_us=spec.thinktime,
+        thinktime_blocks=spec.thinktime_blocks,
+        startdelay_s=spec.startdelay_s,
+        ramp_s=spec.ramp_time_s,
+        replay="" if not spec.replay else "at once" if spec.replay_no_stall else "timed",
     )
+
+
+def _loops(spec: LoadSpec) -> int:
+    if spec.replay and spec.time_based:
+        return LOOPS_MAX
+    return spec.loops or 1 if spec.replay or spec.ends_by_amount else 0
+
+
+def region_of(job: Job) -> tuple[int, int]:
+    """Where on a disk of known size it runs: offset and length in bytes."""
+    size = job.disk.spec.size
+
+    def nbytes(said: int | str) -> int:
+        return said if isinstance(said, int) else int(size * float(said.removesuffix("%")) / 100)
+
+    offset = min(nbytes(job.spec.offset), size)
+    return offset, min(size - offset, nbytes("100%" if job.spec.size is None else job.spec.size))
 
 
 def _job(disk: Disk, spec: LoadSpec, writer: Disk, specs: Mapping[Disk, LoadSpec]) -> Job:
@@ -93,18 +125,40 @@ def _check(spec: LoadSpec, disk: Disk) -> None:
     """Can `spec` run there? Raises ConfigError."""
     if disk.read_only and spec.writes:
         raise ConfigError(
-            f"rw: {spec.rw} writes to {disk}, which is access=ro; read and randread are allowed"
+            f"rw: {spec.pattern} writes to {disk}, which is access=ro; read and randread are"
+            " allowed"
         )
-    if spec.rw.endswith("trim") and disk.spec.kind in ("ram", "null"):
+    if spec.discards and disk.spec.kind in ("ram", "null"):
         raise ConfigError(
-            f"rw: {spec.rw} discards, and {disk} is {disk.spec.kind}, which cannot; file and nbd"
-            " may"
+            f"rw: {spec.pattern} discards, and {disk} is {disk.spec.kind}, which cannot; file and"
+            " nbd may"
         )
-    if spec.bs % disk.spec.sector:
-        raise ConfigError(
-            f"bs: {size_text(spec.bs)} is no multiple of {disk}'s sector-size, {disk.spec.sector}"
-        )
+    for size in (spec.bs, *(size for way in spec.bssplit for size, _ in way)):
+        if size % disk.spec.sector and not spec.replay:
+            raise ConfigError(
+                f"bs: {size_text(size)} is no multiple of {disk}'s sector-size, {disk.spec.sector}"
+            )
     if disk.spec.size and spec.bs > disk.spec.size:
         raise ConfigError(
             f"bs: {size_text(spec.bs)} is more than all of {disk}, {size_text(disk.spec.size)}"
         )
+    _check_region(spec, disk)
+
+
+def _check_region(spec: LoadSpec, disk: Disk) -> None:
+    """Does what `spec` is of lie on the disk, as far as its size is known? Raises ConfigError."""
+    for name, value in (("offset", spec.offset), ("size", spec.size)):
+        if isinstance(value, int) and value % disk.spec.sector:
+            raise ConfigError(
+                f"{name}: {value} is no multiple of {disk}'s sector-size, {disk.spec.sector}"
+            )
+    offset, size = (value if isinstance(value, int) else 0 for value in (spec.offset, spec.size))
+    if disk.spec.size and offset + max(size, spec.bs) > disk.spec.size:
+        raise ConfigError(
+            f"size: {size_text(size or spec.bs)} from {size_text(offset)} on is more than {disk}"
+            f" has, {size_text(disk.spec.size)}"
+        )
+    if spec.trace is not None:
+        room = disk.spec.size - offset if disk.spec.size else 0
+        if why := spec.trace.unfit(disk.spec.sector, room, disk):
+            raise ConfigError(f"replay: '{spec.replay}': {why}")

@@ -35,7 +35,7 @@ MAPPINGS_OF_A_DISK: Final = 3
 # ring, with either carrier.
 DESCRIPTORS_RESERVED: Final = 64
 DESCRIPTORS_A_GUEST: Final = {"dom0": 2, "hypervisor": 8, "xenstored": 2, "the toolstack": 4}
-DESCRIPTORS_A_RING: Final = {"dom0": 9, "hypervisor": 4, "xenstored": 0, "the toolstack": 1}
+DESCRIPTORS_A_RING: Final = {"dom0": 10, "hypervisor": 4, "xenstored": 0, "the toolstack": 1}
 DESCRIPTORS_OF_A_GUEST_S_DISK: Final = 4
 THREADS_A_PROCESS: Final = 3  # its own, and two of ZeroMQ's
 HUGE_PAGES: Final = 1  # dom0's thread that makes them

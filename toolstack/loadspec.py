@@ -1,137 +1,75 @@
-"""What load to run on every guest, with fio's names; and how any setting is checked and refused.
+"""What load to run on every guest, with fio's names.
 
-Owns: the settings of a load; the base class that `toolstack/settings.py` shares with it.
-Rules: whatever is wrong, from a flag, a file or Python, is one ConfigError of one line that names
-the setting, its value and what is allowed. A load ends by whichever of `ios` and `runtime_s` comes
-first, as in fio; `ios` alone means no time limit.
+Owns: the settings of a load. What is wrong with them is a ConfigError (`toolstack/config.py`).
+Rules: a load ends by whichever of `ios`, `runtime_s` and the amount of its region comes first, as
+in fio; one of them alone means that there is no limit of the others.
 """
 
-from typing import Any, Final, Literal, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from annotated_types import Ge, Gt, Le
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Field, StrictBool, ValidationInfo, field_validator, model_validator
+
+from common.abi import XEN_PAGE_SIZE
+from toolstack.config import Config, ConfigError, allowed, label, shown, size_text
+from toolstack.fio_job import read_job_file
+from toolstack.load_fields import (
+    VDEVS,
+    BlockSize,
+    Distribution,
+    Offset,
+    Rates,
+    Size,
+    Split,
+    largest,
 )
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticCustomError
 
-from common.abi import SECTOR_SIZE, XEN_PAGE_SIZE
-from common.targets import UNITS, size_of
+if TYPE_CHECKING:
+    from toolstack.fio_trace import Trace
 
-VALUE_SHOWN_MAX: Final = 60  # characters of a bad value that an error repeats
+__all__ = [
+    "GUESTS_MAX",
+    "VDEVS",
+    "Config",
+    "ConfigError",
+    "LoadSpec",
+    "allowed",
+    "label",
+    "shown",
+    "size_text",
+]
 
-BS_MAX: Final = 1 << 20
 GUESTS_MAX: Final = 64
-VDEVS: Final = tuple(f"xvd{letter}" for letter in "abcdefghijklmnop")
 RUNTIME_DEFAULT_S: Final = 5.0
 
 
-class ConfigError(Exception):
-    """A setting that cannot be used; the text is one line for the user."""
+def trace_of(path: Any) -> "Trace":
+    """Raises ConfigError."""
+    from toolstack.fio_trace import TraceError, read_trace  # noqa: PLC0415 - brings NumPy
+
+    try:
+        return read_trace(path)
+    except TraceError as error:
+        raise ConfigError(f"replay: {error}") from None
 
 
-class Config(BaseModel):
-    """Settings that are checked when made, and never change. Raises ConfigError, nothing else."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def __init__(self, **settings: Any) -> None:
-        try:
-            super().__init__(**settings)
-        except ValidationError as error:
-            raise ConfigError(_in_one_line(type(self), error.errors()[0])) from None
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        assert info.field_name is not None
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise PydanticCustomError("no_number", "a truth value is not a number")
-        return value
-
-    @classmethod
-    def from_table(cls, table: dict[str, Any]) -> Self:
-        """From a config file's table; `-` may stand for `_`, and seconds lack their `_s`."""
-        settings: dict[str, Any] = {}
-        for key, value in table.items():
-            name = key.replace("-", "_")
-            name = f"{name}_s" if f"{name}_s" in cls.model_fields else name
-            if name in settings:
-                raise ConfigError(f"{label(name)}: is there twice, by two spellings")
-            settings[name] = value
-        return cls(**settings)
-
-    def given(self) -> dict[str, Any]:
-        """The settings that were named when this was made, and are no defaults."""
-        return self.model_dump(exclude_unset=True)
-
-
-def label(name: str) -> str:
-    """A setting's name as errors and flags spell it."""
-    return repr(name.removesuffix("_s").replace("_", "-"))[1:-1]
-
-
-def allowed(info: FieldInfo) -> str:
-    """What a setting may be: `1..64`, `mask, precise`, `0 or more`; empty if it says so itself."""
-    if get_origin(info.annotation) is Literal:
-        return ", ".join(get_args(info.annotation))
-    if info.annotation is bool:
-        return "true, false"
-    least = next((bound.ge for bound in info.metadata if isinstance(bound, Ge)), None)
-    above = next((bound.gt for bound in info.metadata if isinstance(bound, Gt)), None)
-    most = next((bound.le for bound in info.metadata if isinstance(bound, Le)), None)
-    if above is not None:
-        return f"above {above}, at most {most}"
-    if least is not None:
-        return f"{least} or more" if most is None else f"{least}..{most}"
-    return ""
-
-
-def _complaint(info: FieldInfo) -> str:
-    bounds = allowed(info)
-    relation = "one of " if ", " in bounds and "above" not in bounds else ""
-    return f"is not {relation}{'in ' if '..' in bounds else ''}{bounds}"
-
-
-def shown(value: Any) -> str:
-    """A bad value, short and on one line; a number that came as text looks like a number."""
-    is_number = isinstance(value, str) and value.replace(".", "", 1).removeprefix("-").isdigit()
-    text = str(value) if is_number else repr(value)
-    return text if len(text) <= VALUE_SHOWN_MAX else f"{text[: VALUE_SHOWN_MAX - 3]}..."
-
-
-def _in_one_line(model: type[Config], error: ErrorDetails) -> str:
-    if not error["loc"]:  # a check of several settings together, which names them itself
-        return str(error["ctx"]["error"])
-    name = str(error["loc"][0])
-    if error["type"] == "extra_forbidden":
-        key = repr(name[:VALUE_SHOWN_MAX])[1:-1]
-        return f"{key}: no such setting; allowed are {', '.join(model.model_fields)}"
-    if error["type"] == "value_error":
-        complaint = str(error["ctx"]["error"])
-    else:
-        complaint = _complaint(model.model_fields[name])
-    return f"{label(name)}: {shown(error['input'])} {complaint}"
-
-
-def size_text(nbytes: int) -> str:
-    """A size in bytes as people write it: 512, 4k, 1m."""
-    for unit in ("g", "m", "k"):
-        if nbytes and nbytes % UNITS[unit] == 0:
-            return f"{nbytes // UNITS[unit]}{unit}"
-    return str(nbytes)
+def _runtime(settings: dict[str, Any]) -> float | None:
+    """By default, where nothing else ends a load."""
+    others = (settings.get(name) for name in ("ios", "replay"))
+    amount = settings.get("size") is not None or settings.get("loops") is not None
+    ends = any(others) or (amount and not settings.get("time_based"))
+    return None if ends else RUNTIME_DEFAULT_S
 
 
 class LoadSpec(Config):
     """A load. bs in bytes (or text: 512, 4k, 1m); ios for each disk; None is no limit; fsync: a
     flush after every so many writes, 0 for none.
+
+    offset, size: the region, in bytes, as text, or as a share ("20%"); with size or loops, a load
+    ends when it has done as much as that, `loops` times, if it is not time_based. bssplit: as fio
+    writes it, in place of bs. rate_iops: a number, or (reads, the rest), 0 for none.
+    random_distribution: random, zipf:THETA or pareto:POWER. thinktime in microseconds. ramp_time:
+    seconds that are not counted, and that runtime does not count. replay: a trace to be done, by
+    its clock or, with replay_no_stall, without. name: what fio's output calls it.
 
     verify: compare every read with what was last written there. It runs on every disk, or on those
     of vdev and domid (each one or several) alone; or as several jobs at once, which have from here
@@ -142,20 +80,43 @@ class LoadSpec(Config):
         "randrw"
     )
     rwmixread: int = Field(70, ge=0, le=100)
-    bs: int = 4096
+    bssplit: Split = ()
+    bs: BlockSize = 4096
     iodepth: int = Field(32, ge=1, le=256)
     ios: int | None = Field(None, ge=1, le=10**12)
-    runtime_s: float | None = Field(
-        default_factory=lambda settings: RUNTIME_DEFAULT_S if settings.get("ios") is None else None,
-        gt=0,
-        le=1_000_000,
-    )
+    offset: Offset = 0
+    size: Size = None
+    loops: int | None = Field(None, ge=1, le=10**9)
+    time_based: StrictBool = False
+    replay: str = ""
+    replay_no_stall: StrictBool = False
+    runtime_s: float | None = Field(default_factory=_runtime, gt=0, le=1_000_000)
+    ramp_time_s: float = Field(0.0, ge=0, le=1_000_000)
+    startdelay_s: float = Field(0.0, ge=0, le=1_000_000)
+    rate_iops: Rates = (0, 0)
+    thinktime: int = Field(0, ge=0, le=10**12)
+    thinktime_blocks: int = Field(1, ge=1, le=10**9)
+    random_distribution: Distribution = "random"
     seed: int = Field(1, ge=0)
     fsync: int = Field(0, ge=0, le=10**9)
     verify: StrictBool = True
     vdev: tuple[str, ...] = ()
     domid: tuple[int, ...] = ()
+    name: str = ""
     job: tuple["LoadSpec", ...] = ()
+
+    @classmethod
+    def from_job_file(cls, path: str) -> "LoadSpec":
+        """What a job file of fio's asks for, if that is one load. Raises ConfigError."""
+        stages = cls.stages_of(path)
+        if len(stages) > 1:
+            raise ConfigError(f"job: '{path}' is of {len(stages)} loads, one after the other")
+        return stages[0]
+
+    @classmethod
+    def stages_of(cls, path: str) -> list["LoadSpec"]:
+        """The loads that a job file asks for, which run one after the other. Raises ConfigError."""
+        return read_job_file(path, cls).stages
 
     @property
     def jobs(self) -> tuple["LoadSpec", ...]:
@@ -163,9 +124,50 @@ class LoadSpec(Config):
         return self.job or (self,)
 
     @property
+    def trace(self) -> "Trace | None":
+        """What it replays, if it does."""
+        return trace_of(self.replay) if self.replay else None
+
+    @property
+    def pattern(self) -> str:
+        """`rw`, or what a trace is like."""
+        if (trace := self.trace) is None:
+            return self.rw
+        return "randrw" if trace.writes else "randread"
+
+    @property
     def writes(self) -> bool:
         """Does it write?"""
-        return self.rw not in ("read", "randread")
+        return self.pattern not in ("read", "randread")
+
+    @property
+    def discards(self) -> bool:
+        """Does it discard?"""
+        trace = self.trace
+        return self.rw.endswith("trim") if trace is None else trace.trims
+
+    @property
+    def lead_s(self) -> float:
+        """Seconds before anything of it is counted."""
+        return max(job.startdelay_s + job.ramp_time_s for job in self.jobs)
+
+    @property
+    def distribution(self) -> tuple[str, float]:
+        """Which, and its theta or power."""
+        name, _, skew = self.random_distribution.partition(":")
+        return name, float(skew or 0)
+
+    @property
+    def reach(self) -> int:
+        """Bytes that a disk must have for it, at least."""
+        offset, size = (each if isinstance(each, int) else 0 for each in (self.offset, self.size))
+        trace = 0 if self.trace is None else self.trace.reach
+        return offset + max(size, self.bs, trace)
+
+    @property
+    def ends_by_amount(self) -> bool:
+        """Does it end when it has done a certain amount of its region?"""
+        return not self.time_based and (self.size is not None or self.loops is not None)
 
     @property
     def buffer_mib(self) -> int:
@@ -174,16 +176,6 @@ class LoadSpec(Config):
             return max(job.buffer_mib for job in self.job)
         pages = self.iodepth * -(-self.bs // XEN_PAGE_SIZE)
         return -(-pages * XEN_PAGE_SIZE // (1 << 20))
-
-    @field_validator("bs", mode="before")
-    @classmethod
-    def _size_in_bytes(cls, value: Any) -> int:
-        if isinstance(value, str):
-            value = size_of(value)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or not SECTOR_SIZE <= value <= BS_MAX or value % SECTOR_SIZE:
-            raise ValueError(f"is not a multiple of {SECTOR_SIZE} in {SECTOR_SIZE}..1m")
-        return int(value)
 
     @field_validator("vdev", "domid", mode="before")
     @classmethod
@@ -212,6 +204,8 @@ class LoadSpec(Config):
             job = job.given()
         if not isinstance(job, dict) or job.get("job"):
             raise ConfigError(f"job: {shown(job)} is not a table without jobs of its own")
+        if "bs" in job:
+            common = {name: value for name, value in common.items() if name != "bssplit"}
         try:
             return cls.from_table({**common, **job})
         except ConfigError as error:
@@ -219,6 +213,18 @@ class LoadSpec(Config):
 
     @model_validator(mode="after")
     def _ends(self) -> Self:
-        if self.ios is None and self.runtime_s is None:
+        if self.time_based and self.runtime_s is None:
+            raise ValueError("time-based: true needs runtime, or the load would never end")
+        ends = self.ios, self.runtime_s, self.replay or None
+        if ends == (None, None, None) and not self.ends_by_amount:
             raise ValueError("runtime: None needs ios, or the load would never end")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _largest_of_a_split(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """bs says how large a buffer is."""
+        if path := settings.get("replay"):
+            return {**settings, "bs": trace_of(path).largest}
+        bs = largest(settings)
+        return settings if bs is None else {**settings, "bs": bs}

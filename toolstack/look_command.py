@@ -20,7 +20,14 @@ from toolstack.topology import Topology
 PARTS: Final = ("ring", "grants", "maptrack", "tree", "events")
 IOS: Final = 100  # of the load, where nothing is said
 LOOKS: Final = "What to look at"
-FILES: Final = ("json", "csv", "parquet", "quiet")  # flags of a result: this has none
+FILES: Final = (
+    "json",
+    "csv",
+    "parquet",
+    "output",
+    "output_format",
+    "quiet",
+)  # flags of a result: this has none
 
 
 def _flags() -> list[click.Parameter]:
@@ -51,7 +58,7 @@ def _flags() -> list[click.Parameter]:
 def _look(**flags: Any) -> None:
     at, show, busy, picture = (flags.pop(name) for name in ("at", "show", "busy", "picture"))
     parts = _parts(show)
-    topologies, spec = settings(flags)
+    topologies, (spec, *_) = settings(flags)
     asked = [one for one in topologies if one.mode in DEFAULT_MODES or len(topologies) == 1]
     topology, spec = _small(asked[-1], spec)
     disk = _disk(topology, at)

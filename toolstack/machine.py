@@ -6,35 +6,33 @@ and the snapshots that set-up, run and tear-down are measured between. The proce
 """
 
 import os
-import sys
-import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
-import numpy as np
-
-from common.counters import BACKEND_COUNTERS
 from common.hypercall import HypercallError
-from common.machine_memory import backend_ring, host_of
 from common.xenstore import XenStoreError
 from toolstack.birth import ANSWER_TIMEOUT_S, Builder
-from toolstack.cpu_time import CpuTime
-from toolstack.crew import Crew
-from toolstack.disk import GuestDisk
-from toolstack.disks import Disk, device_of
+from toolstack.child import say_to_user
+from toolstack.crew import Crew, RunningLoad
+from toolstack.disk import Guest
+from toolstack.disks import device_of
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.guest_stats import GuestStats
-from toolstack.jobs import Job, jobs_on, load_of
+from toolstack.jobs import Job, jobs_on, load_of, region_of
 from toolstack.latecomers import Latecomers
 from toolstack.loadspec import LoadSpec
 from toolstack.look import View, look
+from toolstack.recovery import Recovery
 from toolstack.results import counters
+from toolstack.run_dir import RunDir
 from toolstack.settings import Settings
-from toolstack.snapshot import Snapshot, host_tlb_shootdowns
+from toolstack.sight import Sight
+from toolstack.snapshot import Snapshot
 from toolstack.stores import Stores
 from toolstack.supervisor import Supervisor
+from toolstack.suspension import SuspendableGuest, Suspension
 from toolstack.vbd_config import plug_in, take_offline
 from toolstack.verify_state import StateFiles, Verdict, kept_of
 
@@ -43,28 +41,24 @@ __all__ = ["Guest", "GuestFailed", "Machine", "MachineError"]
 DISK_BYTES_MAX: Final = 1 << 60
 
 
-class Guest:
-    """One guest of a running machine: its `disks`, by number, and the first of them."""
-
-    def __init__(self, machine: "Machine", domid: int, sizes: Sequence[int]) -> None:
-        self.domid = domid
-        self.disks = [
-            GuestDisk(machine.ask, f"guest-{domid}", disk.number, size, disk.vdev)
-            for disk, size in zip(machine.topology.disks_of(domid), sizes, strict=True)
-        ]
-        self.disk = self.disks[0]
-
-
 class Machine:
-    """Boot with `start`; a context manager that closes. See `Topology.start`."""
+    """Boot with `start`; a context manager that closes. See `Topology.start`.
 
-    def __init__(self, topology: Settings) -> None:
+    log: takes what is to be told; run_dir: of one that has a name (`toolstack/keeper.py`).
+    """
+
+    def __init__(
+        self,
+        topology: Settings,
+        log: Callable[[str], None] = say_to_user,
+        run_dir: RunDir | None = None,
+    ) -> None:
         self.topology = topology
         self.booted: Snapshot | None = None
         self.connected: Snapshot | None = None
         self.closed: Snapshot | None = None
         self.close_failure = ""
-        self._supervisor = Supervisor(lambda line: print(f"grantlab: {line}", file=sys.stderr))
+        self._supervisor = Supervisor(log, run_dir)
         self.run_dir = self._supervisor.run_dir
         self.xenstore_path = os.path.join(self.run_dir, "xenstored")
         self._domids = topology.domids
@@ -73,9 +67,8 @@ class Machine:
         self._stores = Stores(self._supervisor)
         self._crew = Crew(self._supervisor, self._names)
         self.failures = self._crew.failures
-        self._guests: dict[int, Guest] = {}
+        self._guests: dict[int, SuspendableGuest] = {}
         self._stats: dict[int, GuestStats] = {}
-        self._cpu_time = CpuTime()
         self._states: StateFiles | None = None
         self._open = True
 
@@ -87,12 +80,17 @@ class Machine:
                 for name in self._names.values():
                     self._supervisor.send(name, "connect")
                 for domid, name in self._names.items():
-                    self._guests[domid] = Guest(self, domid, self._connected(domid, name))
+                    sizes = self._connected(domid, name)
+                    self._guests[domid] = self._guest(domid, sizes)
                 self.connected = self.snapshot()
         except BaseException:
             self._end()
             raise
         return self
+
+    def _guest(self, domid: int, sizes: Sequence[int]) -> SuspendableGuest:
+        disks, given = self._disks[domid], (self._supervisor, self._store, self._blamed)
+        return SuspendableGuest(self.ask, disks, sizes, Suspension(*given, domid, disks))
 
     def _boot(self) -> None:
         topology, supervisor = self.topology, self._supervisor
@@ -105,9 +103,11 @@ class Machine:
         descriptors = {}
         for domid, disks in self._disks.items():
             descriptors[domid] = self._builder.create_domain(domid, len(disks))
-            self._stats[domid] = self._builder.stats(domid)
-        self._builder.start_dom0()
-        supervisor.expect("dom0", ANSWER_TIMEOUT_S)
+            self._stats[domid] = self._builder.stats(domid, len(disks))
+        recovery = Recovery(self._builder, supervisor, self._stores, topology.on_crash)
+        recovery.start()
+        supervisor.survives = recovery.survives
+        self._sight = Sight(self._memory, topology, self._stats)
         # Before there is any end of a disk: a guest that sees its backend announced connects at
         # once, and what that costs is set-up.
         self.booted = self.snapshot()
@@ -154,7 +154,7 @@ class Machine:
         """Process ids by name: "fork server", "hypervisor", "xenstored", "dom0", "guest-1", ..."""
         return self._supervisor.pids()
 
-    def guest(self, domid: int) -> Guest:
+    def guest(self, domid: int) -> SuspendableGuest:
         """The guest `domid`. Raises KeyError naming those that exist."""
         if domid not in self._guests:
             raise KeyError(f"guest {domid} is not one of 1..{self.topology.guests}")
@@ -167,26 +167,7 @@ class Machine:
 
     def snapshot(self) -> Snapshot:
         """Every counter as it stands."""
-        host = host_of(self._memory.segment("host"))[0]
-        stats = {domid: self._stats[domid].read() for domid in self._domids}
-        return Snapshot(
-            at_s=time.monotonic(),
-            frontend={d: stats[d].counters[: len(disks)] for d, disks in self._disks.items()},
-            backend={d: self._backend(host, disks) for d, disks in self._disks.items()},
-            hypervisor={d: host["hypervisor"][d : d + 1].copy() for d in self._domids},
-            latency={d: stats[d].latency[: len(disks)] for d, disks in self._disks.items()},
-            cpus=host["cpus"][: self.topology.dom0_vcpus].copy(),
-            host_tlb_shootdowns=host_tlb_shootdowns(),
-            cpu_seconds=self._cpu_time.seconds(self._supervisor.machine_pids()),
-            suspects=frozenset(d for d in self._domids if self._stats[d].suspect),
-        )
-
-    @staticmethod
-    def _backend(host: np.void, disks: Sequence[Disk]) -> np.ndarray:
-        """What dom0 counts for a guest's disks; nothing for one it has not met yet."""
-        nothing = np.zeros(1, BACKEND_COUNTERS)
-        rings = [backend_ring(host, disk.domid, disk.device) for disk in disks]
-        return np.concatenate([nothing if ring is None else ring for ring in rings])
+        return self._sight.snapshot(self._supervisor.machine_pids())
 
     def counters(self) -> dict[str, Any]:
         """What has been counted since every disk was Connected, by the names of the results."""
@@ -199,22 +180,45 @@ class Machine:
         self, load: LoadSpec | Sequence[LoadSpec], every_s: float = 0.5
     ) -> Generator[Snapshot, None, None]:
         """Run a load, or several on different disks, on all living guests at once; a snapshot every
-        `every_s`, one at the end.
+        `every_s`, one when the ramp is over, one at the end. What a load needs, as the memory of
+        its disks, is there when this returns.
 
         Left early, it stops the guests' loads first. A guest that fails or dies does not stop the
         others: when they are done, GuestFailed names it. Raises ConfigError at once if it cannot
         run on these disks, and MachineError.
         """
-        return self._load(jobs_on(load_of(load), self.topology.every_disk()), every_s)
+        jobs = jobs_on(load_of(load), self.topology.every_disk())
+        with self._blamed():
+            self._prepare(jobs)
+        return self._load(jobs, every_s)
+
+    def _prepare(self, jobs: Sequence[Job]) -> None:
+        """What jobs need is there when this returns."""
+        self._stores.touch({job.disk: region_of(job) for job in jobs})
+        self._crew.prepare(jobs)
 
     def _load(self, jobs: Sequence[Job], every_s: float) -> Generator[Snapshot, None, None]:
         with self._blamed():
-            for job in jobs:
-                if job.after is not None:
-                    writer = self._guests[job.after.domid].disks[job.after.number]
-                    reader = self._guests[job.disk.domid].disks[job.disk.number]
-                    reader.expect(writer, job.after.domid)
-            yield from self._crew.load(jobs, every_s, self.snapshot)
+            load = self._begin(jobs)
+            try:
+                ended = False
+                while not ended:
+                    ended = load.wait(load.pause_s(every_s))
+                    yield self.snapshot()
+                    if load.late:
+                        raise MachineError(load.late)
+            finally:
+                load.stop()
+            if load.failures:
+                raise GuestFailed("; ".join(load.failures))
+
+    def _begin(self, jobs: Sequence[Job]) -> RunningLoad:
+        for job in jobs:
+            if job.after is not None:
+                writer = self._guests[job.after.domid].disks[job.after.number]
+                reader = self._guests[job.disk.domid].disks[job.disk.number]
+                reader.expect(writer, job.after.domid)
+        return self._crew.begin(jobs)
 
     def judge(self) -> list[Verdict]:
         """What each disk that has a state file holds, by that. Raises MachineError."""
@@ -225,7 +229,11 @@ class Machine:
     def look(self, domid: int, vdev: str = "xvda") -> View:
         """What lies in memory for a guest's disk now: see `toolstack/look.py`."""
         with self._blamed():
-            return look(self._memory, self._store, self.ask, domid, device_of(vdev))
+            return look(self._memory, self._store, self._ask_living, domid, device_of(vdev))
+
+    def _ask_living(self, name: str, *message: Any) -> Any:
+        """`ask`, where who is dead has nothing to say."""
+        return None if self._supervisor.children[name].has_ended() else self.ask(name, *message)
 
     def add_guest(self, domid: int, attack: str = "") -> None:
         """One more guest, with a ram disk: Connected on return, or a hostile one that is to
@@ -279,7 +287,7 @@ class Machine:
                     take_offline(self._store, domid, disk.device)
                 if self._crew.tell(name, "disconnect"):
                     leaving.remove(name)
-        leaving = [name for name in leaving if self._crew.hear(name)]
+        leaving = [name for name in leaving if not self._crew.hear(name)]
         self.closed = self.snapshot()
         for name in leaving:
             try:

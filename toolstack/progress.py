@@ -43,6 +43,10 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
+    def begin(self, now: Snapshot) -> None:
+        """What was before is not shown any more: the ramp is over."""
+        self._started = self._before = now
+
     def update(self, now: Snapshot) -> None:
         """Show the machine as it is at `now`."""
         if self._live is not None:

@@ -27,15 +27,19 @@ WIDE: Final = 112
 KIB: Final = 1024
 
 
-def print_report(console: Console, runs: Sequence[Run], grants_left: Sequence[int]) -> None:
-    """Print everything about `runs`; grants_left: still mapped after each one's tear-down."""
+def print_report(
+    console: Console, runs: Sequence[Run], grants_left: Sequence[int] | None = None
+) -> None:
+    """Print everything about `runs`; grants_left: still mapped after each one's tear-down, None if
+    there was none."""
     console.print()
     _print_words(console, _headline(runs[0]))
     console.print(_main_table(runs))
     for run in runs:
         if worth_a_table(run):
             console.print(disk_table(run))
-    console.print(_phase_table(runs, grants_left))
+    if grants_left is not None:
+        console.print(_phase_table(runs, grants_left))
     if any(run["counters"]["ipis"] for run in runs):
         console.print(_cpu_table(runs, console))
     _print_words(console, reading(runs))
@@ -66,12 +70,45 @@ def _load(settings: dict[str, Any]) -> str:
         ends.append(f"{number(settings['ios'])} I/Os a disk")
     if settings["runtime_s"] is not None:
         ends.append(f"{settings['runtime_s']:g} s")
+    if not settings["time_based"] and (settings["size"] or settings["loops"]):
+        region = settings["size"] if settings["size"] is not None else "all"
+        region = size_text(region) if isinstance(region, int) else region
+        ends.append(f"{region} {number(settings['loops'] or 1)} times")
+    if settings["replay"] and not ends:
+        ends.append("once")
     where = [*settings["vdev"], *(f"guest {domid}" for domid in settings["domid"])]
     on = f", on {', '.join(where)}" if where else ""
-    return (
-        f"{settings['rw']},{mix} {size_text(settings['bs'])} blocks, depth {settings['iodepth']},"
-        f" {' or '.join(ends)}{on}"
-    )
+    name = f"{settings['name']}: " if settings["name"] else ""
+    what = f"{settings['rw']},{mix} {_sizes(settings)}"
+    if settings["replay"]:
+        what = f"the trace {settings['replay']}"
+    how = "".join(f", {words}" for words in _shape(settings))
+    return f"{name}{what}, depth {settings['iodepth']}{how}, {' or '.join(ends)}{on}"
+
+
+def _sizes(settings: dict[str, Any]) -> str:
+    split = settings["bssplit"]
+    if not split:
+        return f"{size_text(settings['bs'])} blocks"
+    ways = ["/".join(size_text(size) for size, _ in way) for way in split]
+    return f"{' and '.join(dict.fromkeys(ways))} blocks"
+
+
+def _shape(settings: dict[str, Any]) -> list[str]:
+    """What is not so with every load."""
+    words = []
+    if settings["random_distribution"] != "random":
+        words.append(settings["random_distribution"])
+    if any(settings["rate_iops"]):
+        rates = "/".join(str(rate or "any") for rate in dict.fromkeys(settings["rate_iops"]))
+        words.append(f"{rates} IOPS each way")
+    if settings["thinktime"]:
+        words.append(f"{number(settings['thinktime'])} us to think")
+    if settings["fsync"]:
+        words.append(f"a flush each {number(settings['fsync'])} writes")
+    if settings["ramp_time_s"]:
+        words.append(f"after {settings['ramp_time_s']:g} s")
+    return words
 
 
 def _total(name: str) -> Callable[[Run], Value]:

@@ -1,6 +1,7 @@
 """The one result format, schema 2: from snapshots to the numbers that people and tools read.
 
-Owns: every number of a result, computed here and nowhere else. The report, the machine's counters()
+Owns: every number of a result, computed here (a histogram's in `toolstack/latencies.py`) and
+nowhere else. The report, the machine's counters()
 and the files (`toolstack/files.py`) take theirs from here.
 Rules: names are stable within a schema; those of schema 1 are sums over all that is below them. A
 count that exists for the whole machine only is None in a guest's own share (`ipis_by_cpu`,
@@ -17,6 +18,7 @@ from common.abi import DOMID_0
 from common.counters import BACKEND_COUNTERS, CPU_COUNTERS
 from toolstack.disks import Disk
 from toolstack.jobs import Job, jobs_on
+from toolstack.latencies import of_operations
 from toolstack.loadspec import LoadSpec
 from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot, difference
@@ -159,13 +161,15 @@ def build_run(
 
 def _disk(phases: dict[str, Snapshot], disk: Disk, job: Job | None) -> dict[str, Any]:
     """A disk's share. load: what ran on it, None if it was left alone; a ring is all of it yet."""
-    share = _share(phases, Part(disk.domid, disk.number))
+    part = Part(disk.domid, disk.number)
+    share, (counters,) = _share(phases, part), _blocks(phases["run"], "frontend", part)
     return {
         "vdev": disk.vdev,
         "target": disk.spec.params,
         "access": disk.spec.access,
         "verified": job.verified if job else None,
         "load": job.spec.model_dump(mode="json", exclude=set(WHERE)) if job else None,
+        "operations": of_operations(_latencies(phases["run"], part), counters),
         **share,
         "rings": [{"ring": 0, **share}],
     }
@@ -230,13 +234,18 @@ def _share(phases: dict[str, Snapshot], part: Part) -> dict[str, Any]:
     run = phases["run"]
     return {
         "totals": _totals(run, part),
-        "latency_us": latency_us(np.concatenate(_blocks(run, "latency", part)).sum(axis=0)),
+        "latency_us": latency_us(_latencies(run, part).sum(axis=0)),
         "counters": {
             **_counters(run, part),
             "setup": _counters(phases["setup"], part),
             "teardown": _counters(phases["teardown"], part),
         },
     }
+
+
+def _latencies(change: Snapshot, part: Part) -> np.ndarray:
+    """Of all disks of `part` together: u64, shape (len(OPERATIONS), BUCKETS)."""
+    return np.asarray(np.concatenate(_blocks(change, "latency", part)).sum(axis=0))
 
 
 def _totals(run: Snapshot, part: Part) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Rule: a bad setting is a ConfigError (`toolstack/loadspec.py`), and nothing has 
 """
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -20,7 +21,8 @@ from toolstack.disks import (
     disks_of,
     guest_specs,
 )
-from toolstack.loadspec import GUESTS_MAX, Config, ConfigError, LoadSpec, shown, size_text
+from toolstack.host_memory import available_bytes
+from toolstack.loadspec import GUESTS_MAX, VDEVS, Config, ConfigError, LoadSpec, shown, size_text
 
 BUFFER_MIB: Final = 8
 
@@ -60,7 +62,8 @@ class Settings(Config):
     feature-persistent. grant_copy: the backend has the hypervisor copy, and maps nothing.
     max_persistent_grants: Linux blkback's module parameter, for each ring. disks: each guest's
     (`toolstack/disks.py`); disk_mib: short for one ram disk; guest: what a guest has of its own.
-    buffer_mib: the RAM that the I/O buffers of each disk lie in. verify_state: the directory where
+    buffer_mib: the RAM that the I/O buffers of each disk lie in. on_crash: what dom0's death means
+    (`toolstack/recovery.py`). verify_state: the directory where
     each disk keeps what it was told to keep, for who asks after a crash.
     Raises ConfigError.
     """
@@ -86,6 +89,7 @@ class Settings(Config):
     verify_state: str = ""
     buffer_mib: int = Field(default_factory=_buffers, ge=1, le=256)
     seed: int = Field(1, ge=0)
+    on_crash: Literal["destroy", "restart", "preserve"] = "destroy"
 
     @property
     def mode(self) -> Mode:
@@ -162,6 +166,25 @@ class Settings(Config):
                 f" bs {size_text(most.bs)}, which take {most.buffer_mib}"
             )
         return type(self)(**{**self.given(), "buffer_mib": spec.buffer_mib})
+
+    def with_disks_for(self, stages: Sequence[LoadSpec]) -> Self:
+        """The same machine with a ram disk for each that loads name, as large as they need, where
+        nothing was said of disks: as fio makes files. Raises ConfigError if memory is too little.
+        """
+        if {"disks", "disk_mib", "guest"} & self.model_fields_set:
+            return self
+        jobs = [job for stage in stages for job in stage.jobs]
+        named = [VDEVS.index(vdev) for job in jobs for vdev in job.vdev]
+        nr_bytes = max([self.disk_mib << 20, *(job.reach for job in jobs)])
+        disks = 1 + max(named, default=0)
+        if nr_bytes * disks * self.guests > max(available_bytes() // 2, 1 << 30):
+            raise ConfigError(
+                f"disk: {disks} of {size_text(nr_bytes)} for each of {self.guests} guests, as the"
+                " job file needs, are more than half of this host's memory; name others, or fewer"
+                " guests"
+            )
+        mib = (nr_bytes + (1 << 20) - 1) >> 20
+        return type(self)(**{**self.given(), "disks": (f"ram:{mib}m",) * disks})
 
     @model_validator(mode="after")
     def _is_one_of_the_modes(self) -> Self:

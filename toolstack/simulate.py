@@ -17,7 +17,7 @@ from toolstack.door import Command, RunEnded, Within
 from toolstack.files import check_outputs, write_outputs
 from toolstack.flags import FLAGS, LOAD, MACHINE, OUTPUT, STATE, Flag
 from toolstack.jobs import jobs_on, load_plan, plan_of
-from toolstack.loadspec import LoadSpec
+from toolstack.loadspec import LoadSpec, label
 from toolstack.report import print_report
 from toolstack.results import Run, build_run, faults, grants_left
 from toolstack.snapshot import Snapshot
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from simulator.machine import Counts, Machine
 
 SIMULATED: Final = ("ram", "null")  # kinds of stores
+OF_TIME: Final = (
+    "rate_iops", "thinktime", "startdelay_s", "ramp_time_s", "replay",
+)  # fmt: skip
 RUNTIME_S: Final = 0.05  # of virtual time: every figure has settled long before
 
 
@@ -66,6 +69,10 @@ def config_of(topology: Topology, spec: LoadSpec, physical_cpus: int = 0) -> "Co
                 f"disk: {disk} is {disk.spec.params}, which a real run has; ram and null are"
                 " simulated"
             )
+    for each in spec.jobs:
+        for name in OF_TIME:
+            if name in each.given() and getattr(each, name):
+                raise ConfigError(f"{label(name)}: is of a real run; time is not simulated so")
     jobs = {job.disk: job for job in jobs_on(spec, topology.every_disk())}
     disks = tuple(
         tuple(
@@ -121,9 +128,7 @@ def _snapshot(counts: "Counts") -> Snapshot:
         frontend=counts.frontend,
         backend=counts.backend,
         hypervisor=counts.hypervisor,
-        latency={
-            domid: block.reshape(-1, block.shape[-1]) for domid, block in counts.latency.items()
-        },
+        latency=counts.latency,
         cpus=counts.cpus,
         host_tlb_shootdowns=None,
         cpu_seconds=counts.busy_ns / 1e9,
@@ -160,7 +165,9 @@ def _flags() -> list[click.Parameter]:
 
 def _simulate(**flags: Any) -> None:
     physical_cpus, step = flags.pop("physical_cpus"), flags.pop("step")
-    topologies, spec = settings(flags)
+    topologies, (spec, *more) = settings(flags)
+    if more:
+        raise ConfigError("job: loads that run one after the other are of a real run")
     if step:
         pairs = [simulated(*small(topology, spec)) for topology in topologies]
         for topology, its_spec in pairs:

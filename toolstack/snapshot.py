@@ -1,11 +1,11 @@
 """What the machine had counted at one moment, and what lies between two moments.
 
 Owns: the shape of a snapshot, differences, and the reader of the host kernel's own count of TLB
-shootdowns. Taking one from shared memory is `toolstack/machine.py`'s.
+shootdowns. Taking one from shared memory is `toolstack/sight.py`'s.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,7 @@ class Snapshot:
     """Counters at `at_s` (monotonic seconds), by guest domid; every array is a copy.
 
     frontend, backend: FRONTEND_COUNTERS, BACKEND_COUNTERS, shape (disks,), by disk number; latency:
-    u64, shape (disks, common.histogram.BUCKETS); hypervisor: HYPERVISOR_COUNTERS, shape (1,); cpus:
+    u64, shape (disks, len(OPERATIONS), BUCKETS); hypervisor: HYPERVISOR_COUNTERS, shape (1,); cpus:
     CPU_COUNTERS, one for each worker CPU; host_tlb_shootdowns: the host kernel's, None where it
     does not tell; cpu_seconds: used by all processes of the machine; suspects: domids whose own
     figures cannot be true (`toolstack/guest_stats.py`).
@@ -57,6 +57,29 @@ def difference(after: Snapshot, before: Snapshot) -> Snapshot:
         host_tlb_shootdowns=shootdowns,
         cpu_seconds=after.cpu_seconds - before.cpu_seconds,
         suspects=after.suspects,
+    )
+
+
+def only(snapshot: Snapshot, disks: Collection[tuple[int, int]]) -> Snapshot:
+    """`snapshot` as if nothing but these disks, by domid and number, had been counted; what is
+    counted for the whole machine, or for a guest that has one of them, stands."""
+    domids = {domid for domid, _ in disks}
+
+    def kept(blocks: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+        found = {domid: np.zeros_like(rows) for domid, rows in blocks.items()}
+        for domid, number in disks:
+            found[domid][number] = blocks[domid][number]
+        return found
+
+    return replace(
+        snapshot,
+        frontend=kept(snapshot.frontend),
+        backend=kept(snapshot.backend),
+        latency=kept(snapshot.latency),
+        hypervisor={
+            domid: rows if domid in domids else np.zeros_like(rows)
+            for domid, rows in snapshot.hypervisor.items()
+        },
     )
 
 

@@ -2,16 +2,17 @@
 
 Owns: a sealed memfd for each store, by its key (`toolstack/disks.py`). Sealed, nobody who has its
 descriptor can make it shorter, which would kill whoever has it mapped. A page of it is taken from
-the host when it is first touched.
+the host when it is first touched: before a load, which would else measure that.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from common.memory import sealed_memory
 from toolstack.disks import Disk
 from toolstack.failures import MachineError
+from toolstack.host_memory import available_bytes
 from toolstack.supervisor import Supervisor
 
 ANSWER_TIMEOUT_S: Final = 60.0
@@ -23,6 +24,7 @@ class Stores:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._kept: dict[str, int] = {}
+        self._touched: set[tuple[str, tuple[int, int]]] = set()
 
     def give(self, disks: Iterable[Disk]) -> None:
         """Make the stores of ram disks that have none yet, and give dom0 each one's descriptor:
@@ -32,11 +34,31 @@ class Stores:
                 self._kept[disk.key] = self._memory(disk)
                 self._tell("store", disk.key, descriptors=[self._kept[disk.key]])
 
+    def touch(self, regions: Mapping[Disk, tuple[int, int]]) -> None:
+        """Have dom0 touch these regions (offset and length, in bytes) of ram disks, each once; none
+        if that would take half of what memory the host has left. Raises MachineError."""
+        new = {
+            disk: region
+            for disk, region in regions.items()
+            if disk.key in self._kept and (disk.key, region) not in self._touched
+        }
+        if 2 * sum(nbytes for _, nbytes in new.values()) > available_bytes():
+            return
+        for disk, region in new.items():
+            self._tell("touch-store", disk.key, *region)
+            self._touched.add((disk.key, region))
+
+    def give_again(self) -> None:
+        """Give all of them to another dom0. Raises MachineError."""
+        for key, fd in self._kept.items():
+            self._tell("store", key, descriptors=[fd])
+
     def forget(self, disks: Iterable[Disk]) -> None:
         """These are nobody's any more."""
         for disk in disks:
             if (fd := self._kept.pop(disk.key, None)) is not None:
                 os.close(fd)
+                self._touched = {each for each in self._touched if each[0] != disk.key}
                 self._tell("forget-store", disk.key)
 
     def close(self) -> None:
@@ -54,6 +76,6 @@ class Stores:
                 f"no memory of {nbytes} bytes for {name}: {error.strerror}"
             ) from error
 
-    def _tell(self, *message: str, descriptors: Iterable[int] = ()) -> None:
+    def _tell(self, *message: str | int, descriptors: Iterable[int] = ()) -> None:
         self._supervisor.send("dom0", *message, descriptors=list(descriptors))
         self._supervisor.expect("dom0", ANSWER_TIMEOUT_S)

@@ -1,9 +1,10 @@
 """Starts the processes of one machine, watches them, and leaves nothing behind.
 
-Owns: the fork server, the run directory, the processes and our end of each one's control
+Owns: the run directory, the processes and our end of each one's control
 connection.
 Rules
-1. Every process is forked from the machine's fork server, which has all compiled code in place.
+1. Every process is forked from a fork server, which has all compiled code in place
+   (`toolstack/server_process.py`).
 2. What the machine cannot be without (all but guests) and has died ends it: a MachineError that
    names it and how it died, whatever the caller was waiting for. A guest's death is that guest's:
    who waits for it is told, nobody else.
@@ -15,27 +16,24 @@ import contextlib
 import os
 import secrets
 import select
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from common.control import ControlLost, control_pair
 from common.process import raise_descriptor_limit
-from toolstack.child import Child, readable, signal_name
+from toolstack.child import Child, readable
 from toolstack.failures import GuestFailed, MachineError
+from toolstack.names import run_path
 from toolstack.run_dir import RunDir
+from toolstack.server_process import FORK_SERVER, fork_server
 
-COMPILE_TIMEOUT_S: Final = 600.0
 FORK_TIMEOUT_S: Final = 30.0
 EXIT_TIMEOUT_S: Final = 10.0
 DYING_S: Final = 0.5
 LAST_WORDS_S: Final = 0.05
 DEATHS_SETTLE_S: Final = 0.3  # who dies of another's death is not to be named in its place
 
-FORK_SERVER: Final = "fork server"
 # Who is to blame, if several have died: the others live on what these give.
 BLAME: Final = (FORK_SERVER, "hypervisor", "xenstored", "dom0")
 
@@ -43,39 +41,26 @@ BLAME: Final = (FORK_SERVER, "hypervisor", "xenstored", "dom0")
 class Supervisor:
     """The processes of one machine, by name: "hypervisor", "xenstored", "dom0", "guest-1", ...
 
-    log: takes what a process, or the fork server on its progress, has to say, a line each.
+    log: takes what a process, or the fork server on its progress, has to say, a line each;
+    run_dir: of a machine that has a name, whose keeper removes it; else it is made here.
     """
 
-    def __init__(self, log: Callable[[str], None]) -> None:
+    def __init__(self, log: Callable[[str], None], run_dir: RunDir | None = None) -> None:
         raise_descriptor_limit()  # two of each process, and what it keeps for dom0
         self.topology_id = secrets.token_hex(4)
-        self._run_dir = RunDir(self.topology_id)
-        self.run_dir = self._run_dir.path
+        own = run_dir or RunDir(run_path(f"grantlab-{self.topology_id}"))
+        self._own, self.run_dir = None if run_dir else own, own.path
         self.children: dict[str, Child] = {}
-        self._log = log
+        # Does the machine survive dom0's death, if these are waited for? (`toolstack/recovery.py`)
+        self.survives: Callable[[Sequence[str]], bool] = lambda _: False
+        self.log = self._log = log
         self._statuses: dict[int, int] = {}  # of those that have ended, by pid
-        self._server_control, theirs = control_pair()
-        root = str(Path(__file__).parents[1])
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
-        # In a session of its own: Ctrl-C is for us alone.
-        self._server = subprocess.Popen(
-            [sys.executable, "-P", "-m", "toolstack.fork_server", str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,
-        )
-        theirs.close()
+        self._server = fork_server()
+        self._server_control = self._server.join()
 
     def await_fork_server(self) -> None:
         """Wait until it has everything compiled. Raises MachineError."""
-        deadline = time.monotonic() + COMPILE_TIMEOUT_S
-        while True:
-            message = self._server_says(deadline, "compiling did not end")
-            if message[0] == "ready":
-                return
-            self._log(str(message[1]))
+        self._server.await_ready(self._log)
 
     def start(
         self, name: str, kind: str, config: dict[str, Any], descriptors: Sequence[int] = ()
@@ -93,12 +78,14 @@ class Supervisor:
             while (message := self._server_says(deadline, f"{name} was not forked"))[0] != "forked":
                 self._statuses[message[1]] = message[2]
         except ControlLost:
-            raise MachineError(self._server_death()) from None
+            raise MachineError(self._server.death()) from None
         finally:
             theirs.close()
             for fd in descriptors:
                 os.close(fd)
         (pidfd,) = self._arrived
+        if name in self.children:  # it has died, and is started again
+            self.children[name].close()
         self.children[name] = Child(name, message[2], pidfd, ours, self._log)
 
     def _server_says(self, deadline: float, else_: str) -> list[Any]:
@@ -108,16 +95,8 @@ class Supervisor:
         try:
             message, self._arrived = self._server_control.receive_with_descriptors()
         except ControlLost:
-            raise MachineError(self._server_death()) from None
+            raise MachineError(self._server.death()) from None
         return message
-
-    def _server_death(self) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._server.wait(1)
-        code = self._server.poll()
-        if code is not None and code < 0:
-            return f"the {FORK_SERVER} was killed by {signal_name(-code)}"
-        return f"the {FORK_SERVER} ended unexpectedly (exit status {code})"
 
     # --- talking to them --------------------------------------------------------------------
 
@@ -129,6 +108,9 @@ class Supervisor:
         except ControlLost as error:
             child.kill(f"{name} {error}" if not child.has_ended() else "")
             self.blame()
+            if self.children[name] is not child:  # it was started again
+                self.send(name, *message, descriptors=descriptors)
+                return
             failed = MachineError if child.essential else GuestFailed
             raise failed(child.death or f"{name} {error}") from None
 
@@ -143,16 +125,29 @@ class Supervisor:
 
         Watches all processes meanwhile. Raises MachineError for the death of an essential one.
         """
+        self.wait(lambda: any(map(self.has_answered, names)), timeout_s, names)
+        return list(filter(self.has_answered, names))
+
+    def has_answered(self, name: str) -> bool:
+        """Has an answer of `name` come, as far as has been seen, or never will?"""
+        child = self.children[name]
+        return bool(child.answers or child.death)
+
+    def wait(self, holds: Callable[[], bool], timeout_s: float, names: Sequence[str] = ()) -> None:
+        """Watch all processes until `holds`, or the time is up. names: who is waited for. Raises
+        MachineError for the death of an essential one."""
         deadline = time.monotonic() + timeout_s
-        while True:
-            found = [n for n in names if self.children[n].answers or self.children[n].death]
-            if found:
-                return found
-            self._raise_deaths()
+        while not holds():
+            self._raise_deaths(names)
             left = deadline - time.monotonic()
             if left <= 0:
-                return []
+                return
             self._look(left)
+
+    def end_of_load(self, name: str, load: int) -> str | None:
+        """Why this load of `name`'s has failed, "" if it has not, None if it runs."""
+        child = self.children[name]
+        return child.death or child.ended_loads.pop(load, None)
 
     def take(self, name: str) -> Any:
         """The answer of `name` that has come. Raises MachineError if it is an error, or a death."""
@@ -184,17 +179,19 @@ class Supervisor:
         while (left := deadline - time.monotonic()) > 0:
             self._look(left)
 
-    def _raise_deaths(self) -> None:
-        dead = {child.name: child.death for child in self.children.values() if child.death}
-        if self._server.poll() is not None:
-            dead[FORK_SERVER] = self._server_death()
-        if not any(name in dead for name in BLAME):
+    def _raise_deaths(self, names: Sequence[str] = ()) -> None:
+        dead = self._dead()
+        if not dead or (list(dead) == ["dom0"] and self.survives(names)):
             return
         self._settle()
-        dead.update({child.name: child.death for child in self.children.values() if child.death})
-        if self._server.poll() is not None:
-            dead[FORK_SERVER] = self._server_death()
-        raise MachineError(next(dead[name] for name in BLAME if name in dead))
+        raise MachineError(next(iter(self._dead().values())))
+
+    def _dead(self) -> dict[str, str]:
+        """How those died that the machine cannot be without, the first to blame first."""
+        dead = {child.name: child.death for child in self.children.values() if child.death}
+        if not self._server.lives():
+            dead[FORK_SERVER] = self._server.death()
+        return {name: dead[name] for name in BLAME if name in dead}
 
     def _look(self, timeout_s: float) -> None:
         """Take in what has come, once something has or the time is up."""
@@ -204,7 +201,7 @@ class Supervisor:
             poller.register(child.pidfd, select.POLLIN)
             if not child.hung_up:
                 poller.register(child.control, select.POLLIN)
-        if self._server.poll() is None:
+        if self._server.lives():
             poller.register(self._server_control, select.POLLIN)
         ready = {fd for fd, _ in poller.poll(max(0.0, timeout_s) * 1000)}
         if self._server_control.fileno() in ready:
@@ -237,6 +234,13 @@ class Supervisor:
                 return None
             self._statuses[message[1]] = message[2]
         return self._statuses.pop(pid)
+
+    def descriptors(self) -> list[int]:
+        """What becomes readable when there is something to `check`."""
+        living = [child for child in self.children.values() if not child.death]
+        controls = [child.control.fileno() for child in living if not child.hung_up]
+        server = [self._server_control.fileno()] if self._server.lives() else []
+        return [*(child.pidfd for child in living), *controls, *server]
 
     def death_of(self, name: str) -> str:
         """How `name` died, as far as has been seen; "" while it lives."""
@@ -283,7 +287,8 @@ class Supervisor:
             readable(child.pidfd, EXIT_TIMEOUT_S)
             child.close()
         self.children.clear()
-        self._server.kill()
-        self._server.wait()
-        self._server_control.close()
-        self._run_dir.remove()
+        if not self._server_control.closed:
+            self._server_control.close()
+            self._server.leave()
+        if self._own is not None:
+            self._own.remove()

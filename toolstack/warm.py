@@ -11,6 +11,7 @@ from backend.at_store import answer_all
 from backend.blkback import BLKBACK, begin_close
 from backend.doors import called_for
 from backend.foreign_memory import map_granted, unmap_slots
+from backend.queue_sleep import begin_sleep, end_sleep
 from backend.stores import RamStore
 from backend.worker import serve as serve_backs
 from common import effects
@@ -28,6 +29,7 @@ from common.abi import (
     XEN_PAGE_SIZE,
 )
 from common.arena import Arena
+from common.atomics import store_release
 from common.compiled import direct
 from common.copying import address_of
 from common.event_channel import clear_mask, clear_pending, set_pending
@@ -117,7 +119,7 @@ class _TinyMachine:
         BLKBACK.write(self.backs[0], self.back)
         self.turns = new_turns(arena, 1, REQ, spin)
         take_in(self.turns, 0, looked_at(self.back))
-        machine.host["dirty"][0, 0] = 1
+        store_release(machine.host[0]["dirty"], 0, np.uint32(1))
 
     def run(self, job: Load) -> None:
         """Both ends in turn, until the job is done."""
@@ -204,6 +206,8 @@ def warm() -> None:
     make_ready(machine.turns, 0)
     machine.serve(effects.DONE)
     direct(answer_all, machine.backs, 0)
+    direct(begin_sleep, back.queue)
+    direct(end_sleep, back.queue)
     pages.page_address(back, 0, 0)
     pages.touch(back, 0, 0)
     end_access(front.grants, grant_access(front.grants, 0, 0, False))

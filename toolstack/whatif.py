@@ -29,7 +29,7 @@ FULL: Final = Grid(
     (1, 2, 4, 8, 16, 32, 64),
     (4 << 10, 12 << 10, 24 << 10, 44 << 10),
 )
-QUICK: Final = Grid((1, 8, 64), (1, 4, 16), (4 << 10, 44 << 10))
+QUICK: Final = Grid((1, 8, 64), (1, 8), (4 << 10, 44 << 10))
 MODES: Final = ("persistent", "non-persistent")
 # The hypervisor: an era and its flush policy; the last is one that only interrupts who must be.
 SCENES: Final = {

@@ -43,7 +43,7 @@ class XenStoreServer:
         self, quotas: Quotas | None = None, clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self._store = Store(quotas)
-        self._clock = clock
+        self._clock, self._used = clock, time.thread_time_ns
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
         self._path = ""
@@ -167,7 +167,7 @@ class XenStoreServer:
 
     def _turn(self) -> None:
         """Serve whose turn it is, until it is time to look who else has come."""
-        now = self._clock()
+        now, used = self._clock(), self._used()
         until = now + TURN_NS
         while now < until and not self._stopping and (chosen := self._schedule.next(now)):
             domid, session = chosen
@@ -176,8 +176,9 @@ class XenStoreServer:
             elif session in self._clients:
                 self._step(session)
             self._flush()
-            since, now = now, self._clock()
-            self._schedule.charge(domid, now - since, now)
+            # What others had of the CPU meanwhile is not this one's to pay.
+            since, now, used = used, self._clock(), self._used()
+            self._schedule.charge(domid, used - since, now)
 
     def _step(self, session: Session) -> None:
         client, connection = self._clients[session]

@@ -12,8 +12,9 @@ import numpy as np
 
 from backend.file_pool import FilePool
 from backend.io_uring import IoUring
+from backend.queue_sleep import begin_sleep, end_sleep
 from backend.store_jobs import IOVEC, JOB
-from backend.store_queue import enter, has_answers, put, reap
+from backend.store_queue import StoreQueue, enter, has_answers, put, reap
 
 KINDS: Final = ("io_uring", "pool")
 MAKERS: Final = {"io_uring": IoUring, "pool": FilePool}
@@ -28,6 +29,13 @@ def file_on(kind: str, folder: Path, nr_bytes: int) -> Iterator[Path]:
     file.write_bytes(np.random.default_rng(1).bytes(nr_bytes))
     yield file
     file.unlink()
+
+
+def sleep_on(queue: StoreQueue, polled_fd: int) -> bool:
+    """Until there is something to reap, at most a second; did the descriptor say so?"""
+    said = not begin_sleep(queue) and select.select([polled_fd], [], [], 1) != ([], [], [])
+    end_sleep(queue)
+    return said
 
 
 class Filer:
@@ -99,13 +107,10 @@ class Filer:
     def some_answers(self, count: int) -> dict[int, int]:
         """Sleep on the descriptor until so many are reaped."""
         got: dict[int, int] = {}
-        poller = select.poll()
-        poller.register(self.polled_fd, select.POLLIN)
         deadline = time.monotonic() + TIMEOUT_S
         while len(got) < count:
             assert time.monotonic() < deadline, f"{len(got)} of {count} answers have come"
-            if not has_answers(self.queue):
-                poller.poll(1000)
+            sleep_on(self.queue, self.polled_fd)
             while len(got) < count and (answer := int(reap(self.queue, self.jobs))) >= 0:
                 slot = answer >> 32
                 assert slot not in got

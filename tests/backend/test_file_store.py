@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import resource
-import select
 import socket
 import stat
 import subprocess
@@ -25,7 +24,7 @@ from backend.store_jobs import IOVEC, JOB
 from backend.store_queue import enter, put, reap
 from common.faults import LocalFault
 from common.process import open_descriptors
-from tests.backend.filer import file_on
+from tests.backend.filer import file_on, sleep_on
 
 PAGE = 4096
 FILE_BYTES = 64 * PAGE
@@ -240,7 +239,7 @@ def test_what_is_in_memory_is_read_where_the_call_is_made(path: Path) -> None:
             put(queue.queue, jobs, iovecs, 0)
             assert enter(queue.queue) == 0
             while reap(queue.queue, jobs) < 0:
-                select.select([queue.polled_fd], [], [], 10)
+                sleep_on(queue.queue, queue.polled_fd)
         own = f"iou-wrk-{threading.get_native_id()}"
         names = [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
         workers.append(names.count(own))
@@ -266,7 +265,7 @@ def test_the_lock_goes_with_the_store_though_a_ring_has_the_file(path: Path, uri
         put(queue.queue, jobs, iovecs, 0)
         assert enter(queue.queue) == 0
         while (answer := int(reap(queue.queue, jobs))) < 0:
-            select.select([queue.polled_fd], [], [], 10)
+            sleep_on(queue.queue, queue.polled_fd)
         assert answer == 0
         queue.close()
         store.close()

@@ -1,9 +1,11 @@
 """A disk's two rings, by io_uring and by the pool of threads: what is put is done and answered."""
 
+import errno
 import os
 import resource
 import select
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from backend.file_pool import FilePool
 from backend.io_uring import IoUring
+from backend.queue_sleep import begin_sleep, end_sleep, wait_for
 from backend.slots import DISCARD, FLUSH, READ, WRITE
 from backend.store_jobs import JOB
 from backend.store_queue import (
@@ -25,10 +28,10 @@ from backend.store_queue import (
     put,
     reap,
 )  # fmt: skip
-from common.abi import BLKIF_RSP_ERROR, BLKIF_RSP_OKAY
+from common.abi import BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY
 from common.arena import Arena
 from common.process import open_descriptors
-from tests.backend.filer import KINDS, Filer, file_on
+from tests.backend.filer import KINDS, Filer, file_on, sleep_on
 
 NR_SLOTS = 8
 FILE_BYTES = 1 << 20
@@ -218,19 +221,73 @@ def test_more_jobs_than_slots_are_our_bug(filer: Filer) -> None:
     filer.queue.head["put"] = 0
 
 
-def test_the_descriptor_is_ready_as_long_as_there_is_something_to_reap(filer: Filer) -> None:
-    poller = select.poll()
-    poller.register(filer.polled_fd, select.POLLIN)
-    assert poller.poll(0) == []
+def test_who_sleeps_on_the_descriptor_is_woken_as_long_as_there_is_something(filer: Filer) -> None:
+    queue, fd = filer.queue, filer.polled_fd
     for _ in range(200):
         for slot in range(3):
             filer.move(slot, READ, slot * PAGE, [PAGE])
         filer.hand_over(range(3))
         for left in (3, 2, 1):
-            assert poller.poll(5000), f"{left} are to come"
+            while not has_answers(queue):
+                assert sleep_on(queue, fd) or has_answers(queue), f"{left} are to come"
             assert len(filer.some_answers(1)) == 1
         filer.check_empty()
-        assert poller.poll(0) == []
+        assert not begin_sleep(queue)
+        assert select.select([fd], [], [], 0) == ([], [], []), "there is nothing to wake up for"
+        end_sleep(queue)
+
+
+def test_a_sleeper_is_woken_by_an_answer(path: Path) -> None:
+    """A read of what no page cache has, where the disk is a real one; else it may come too soon."""
+    for kind in ("io_uring", "pool"):
+        filer = Filer(kind, path, NR_SLOTS)
+        assert not begin_sleep(filer.queue)
+        filer.ask(0, FLUSH)
+        filer.hand_over([0])
+        assert select.select([filer.polled_fd], [], [], 10) == ([filer.polled_fd], [], [])
+        end_sleep(filer.queue)
+        assert filer.some_answers(1) == {0: BLKIF_RSP_OKAY}
+        filer.close()
+
+
+@KIND
+def test_a_wait_ends_with_so_many_answers_or_in_time(kind: str, path: Path) -> None:
+    filer = Filer(kind, path, NR_SLOTS)
+    for slot in range(3):
+        filer.move(slot, READ, slot * PAGE, [PAGE])
+    filer.hand_over(range(3))
+    if kind == "io_uring":  # the pool's threads are waited for by the clock alone
+        wait_for(filer.queue, 3, 900_000_000)
+        assert int(filer.queue.cq[filer.queue.head["cq_tail"][0]]) == 3, "all are in the ring"
+    assert len(filer.some_answers(3)) == 3
+    began_ns = time.monotonic_ns()
+    wait_for(filer.queue, 1, 20_000_000)
+    assert time.monotonic_ns() - began_ns >= 20_000_000
+    assert int(reap(filer.queue, filer.jobs)) < 0  # which enters the kernel, if that says it waits
+    assert not has_answers(filer.queue)
+    filer.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "result", "status"),
+    [
+        (FLUSH, 0, BLKIF_RSP_OKAY),
+        (FLUSH, -errno.EOPNOTSUPP, BLKIF_RSP_EOPNOTSUPP),
+        (DISCARD, -errno.EOPNOTSUPP, BLKIF_RSP_EOPNOTSUPP),
+        (DISCARD, -errno.EIO, BLKIF_RSP_ERROR),
+        (READ, -errno.EOPNOTSUPP, BLKIF_RSP_ERROR),
+        (READ, PAGE, BLKIF_RSP_OKAY),
+        (WRITE, PAGE - 512, BLKIF_RSP_ERROR),
+    ],
+)
+def test_what_the_other_end_says_is_the_answer(kind: int, result: int, status: int) -> None:
+    queue, jobs = no_queue(), np.zeros(1, JOB)
+    jobs[0] = (0, PAGE, kind, 1)
+    queue.cqes["res"] = result
+    queue.cq[queue.head["cq_tail"][0]] += 1
+    assert int(np.uint32(reap(queue, jobs) & 0xFFFFFFFF).astype(np.int32)) == status
+    assert queue.head["errors"][0] == (status != BLKIF_RSP_OKAY)
+    assert queue.head["last_errno"][0] == (-result if result < 0 else 0)
 
 
 @KIND
@@ -246,12 +303,12 @@ def test_a_closed_queue_leaves_nothing(kind: str, path: Path) -> None:
         assert threading.active_count() == threads
 
 
-def test_one_descriptor_a_queue(path: Path) -> None:
+def test_two_descriptors_a_queue_at_most(path: Path) -> None:
     before = len(open_descriptors())
     with path.open("rb") as file:
-        for kind in (IoUring, FilePool):
+        for kind, count in ((IoUring, 2), (FilePool, 1)):
             made = kind(file.fileno(), 32)
-            assert len(open_descriptors()) == before + 2
+            assert len(open_descriptors()) == before + 1 + count
             made.close()
 
 

@@ -1,5 +1,6 @@
 """A ramdisk, as its callbacks and as memory, whoever keeps that; a disk that keeps nothing."""
 
+import ctypes
 import os
 
 import numpy as np
@@ -140,3 +141,26 @@ def test_callbacks_serve_as_memory_does(mode: str, gather_max: int) -> None:
         pair.check()
         images.append(pair.read(0, 88) + pair.read(195, 13))
     assert images[0] == images[1]
+
+
+def test_what_is_touched_is_there_for_all_disks_of_a_key() -> None:
+    rams = RamStores()
+    one, two, other = (rams.open(key, 2048) for key in ("a", "a", "b"))
+    one.write(4096, np.full(10, 7, np.uint8))
+    rams.touch("a", 0, 1 << 20)
+    assert one.memory is not None and two.memory is not None and other.memory is not None
+    assert [resident(disk.memory) for disk in (one, two, other)] == [256, 256, 0]
+    assert two.memory[4096:4106].tolist() == [7] * 10 and not one.memory[8192:].any()
+    for disk in (one, two, other):
+        disk.close()
+    rams.touch("a", 0, 1 << 20)
+    rams.close()
+
+
+def resident(memory: np.ndarray) -> int:
+    """Pages of it that the host has given."""
+    pages = np.zeros(len(memory) // 4096, np.uint8)
+    libc = ctypes.CDLL(None)
+    at, there = (ctypes.c_void_p(each.ctypes.data) for each in (memory, pages))
+    assert libc.mincore(at, ctypes.c_size_t(len(memory)), there) == 0
+    return int((pages & 1).sum())

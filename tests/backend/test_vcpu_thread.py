@@ -25,8 +25,8 @@ from common.spinning import new_spin
 from common.u32 import u32_add, u32_sub
 from common.wakeups import PipeCarrier
 from tests.pair import OKAY, PORT, READ, WRITE, Pair, Raw
+from tests.patience import PATIENCE_S, eventually
 
-PATIENCE_S: Final = 60
 STORM_S: Final = 0.5
 CPU: Final = 2
 NAME: Final = f"blkback-{CPU}"
@@ -167,13 +167,6 @@ class Rig:
         self.vcpu.close()
         for ring in self.rings:
             ring.line.close()
-
-
-def eventually(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.0002)
 
 
 @pytest.fixture

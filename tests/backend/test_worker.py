@@ -100,8 +100,17 @@ def test_a_slice_ends_after_so_many_looks_and_goes_on_where_it_was() -> None:
     pair.push_raw(request)
     effects(pair)
     pair.push_raw(*[request] * 10)
-    assert [work(pair, 4) for _ in range(3)] == ["SLICE", "SLICE", "WAIT"]
+    assert [work(pair, 4) for _ in range(6)] == ["SLICE"] * 5 + ["WAIT"], "two in each"
     assert pair.counts()["back_requests"] == 11
+
+
+def test_a_slice_of_large_requests_has_fewer() -> None:
+    pair = Pair()
+    request = Raw([(pair.grant(pair.buffer_frame + at), 0, 7) for at in range(11)])
+    pair.push_raw(request)
+    effects(pair)
+    pair.push_raw(*[request] * 4)
+    assert [work(pair, 4) for _ in range(5)] == ["SLICE"] * 4 + ["WAIT"], "one in each"
 
 
 @pytest.mark.parametrize("gather_max", [1, 32])

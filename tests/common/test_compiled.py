@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.abi import GNTMAP_HOST_MAP
-from common.compiled import direct
+from common.compiled import direct, kernel, part
 from common.u32 import u32_add
 from hypervisor.grant_table import ACTIVE, TABLE, GrantTable, unpin
 
@@ -32,3 +32,19 @@ def test_an_assertion_in_it_is_one() -> None:
 def test_it_is_compiled_once() -> None:
     first = direct(u32_add, 0, 0)
     assert direct(u32_add, 1, 2) is first
+
+
+@part
+def _twice(number: int) -> int:
+    return 2 * number
+
+
+@kernel
+def _twice_and_one(number: int) -> int:
+    return _twice(number) + 1  # type: ignore[no-any-return]
+
+
+def test_a_part_is_called_by_kernels_alone() -> None:
+    assert _twice_and_one(3) == 7
+    with pytest.raises(TypeError, match="_twice is a part of kernels, and called by them alone"):
+        _twice(3)

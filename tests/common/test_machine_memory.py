@@ -133,7 +133,10 @@ def test_bytes_are_rounded_up_to_whole_pages(nbytes: int, pages: int) -> None:
     [
         (
             STATS,
-            [("counters", FRONTEND_COUNTERS, (16,)), ("latency", np.dtype("<u8"), (16, BUCKETS))],
+            [
+                ("counters", FRONTEND_COUNTERS, (16,)),
+                ("latency", np.dtype("<u8"), (16, 3, BUCKETS)),
+            ],
         ),
         (
             HOST,

@@ -1,16 +1,22 @@
 """Whose turn it is among the rings of one thread."""
 
+import os
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
-from common import effects
+from common import effects, notifying
 from common.arena import Arena
+from common.compiled import kernel
 from common.event_channel import become_pending
+from common.napping import FRONT_SHARE
 from common.ring import REQ, RSP, new_half
-from common.spinning import LIMIT_NS_MIN, new_spin
-from common.steps import COMPANY, TURN_WORDS
+from common.spinning import LIMIT_NS_MAX, LIMIT_NS_MIN, new_spin
+from common.steps import AGAIN, COMPANY, ON, TURN_WORDS
 from common.turns import (
     ASLEEP,
+    HEARD,
     NOBODY,
     SLICE_OVER,
     End,
@@ -18,6 +24,7 @@ from common.turns import (
     any_pending,
     begin_slice,
     both_of,
+    hear_of,
     leave_out,
     make_ready,
     new_turns,
@@ -30,6 +37,15 @@ from common.turns import (
 
 PORT = 70  # in the second word
 FAR_AWAY_NS = 1 << 62
+
+
+class Alone(NamedTuple):
+    """What `notifying.watch` looks at of a ring's end."""
+
+    words: np.ndarray
+    half: np.ndarray
+    turn: np.ndarray
+    spin: np.ndarray
 
 
 class Rings:
@@ -200,3 +216,65 @@ def test_who_is_made_ready_has_a_turn_without_an_event() -> None:
 
 def test_what_serve_returns_is_an_effect_and_its_ring() -> None:
     assert both_of(effects.WAKE << 16 | 1023) == (effects.WAKE, 1023)
+
+
+def will_nap(spin: np.ndarray) -> None:
+    """It has seen much under way, and answers far apart."""
+    spin["nap_share"], spin["windows"], spin["answers_ns"] = FRONT_SHARE, 1, 1
+    spin["pace_ns"] = spin["spun_pace_ns"] = 20_000
+    spin["limit_ns"] = LIMIT_NS_MAX
+
+
+@kernel
+def watch_answers(alone: Alone) -> int:
+    return notifying.watch(alone, RSP)  # type: ignore[no-any-return]
+
+
+def test_who_is_alone_with_its_ring_naps() -> None:
+    rings = Rings(peer=RSP, count=1)
+    will_nap(rings.spin)
+    end = rings.ends[0]
+    end.half["prod_pvt"] = 12
+    alone = Alone(end.words, end.half, end.turn, rings.spin)
+    assert watch_answers(alone) == ON
+    assert rings.spin["most"][0] == 12
+    end.words[RSP] = 1
+    assert watch_answers(alone) == AGAIN
+
+
+def test_in_company_nobody_naps_for_one_ring_while_another_may_have_something() -> None:
+    rings = Rings(peer=RSP)
+    will_nap(rings.spin)
+    rings.spin["limit_ns"] = LIMIT_NS_MIN
+    for end in rings.ends:
+        end.half["prod_pvt"] = 12
+        alone = Alone(end.words, end.half, end.turn, rings.spin)
+        assert watch_answers(alone) == ON
+    rings.all_do(effects.STOP)
+    assert rings.turn(effects.STOP) in rings_of(rings.turns)
+    assert rings.spin["most"][0] == 0, "it was not thought of"
+
+
+def test_a_descriptor_is_looked_at_between_turns_and_while_it_spins() -> None:
+    rings = Rings()
+    read, write = os.pipe()
+    try:
+        hear_of(rings.turns, read)
+        assert rings.turn(effects.SLICE) >= 0, "it has nothing"
+        os.write(write, b"x")
+        rings.turns.head["heard_ns"] = 0
+        assert rings.turn(effects.SLICE) == HEARD, "though all rings have something to do"
+        assert rings.turn(effects.SLICE) >= 0, "it is not asked all the time"
+        rings.spin["limit_ns"] = LIMIT_NS_MAX
+        rings.all_do(effects.STOP)
+        assert rings.turn(effects.SLICE) == HEARD, "though others are spun for"
+        os.read(read, 1)
+        rings.spin["limit_ns"] = LIMIT_NS_MIN
+        assert rings.turn(effects.SLICE) >= 0
+        os.write(write, b"x")
+        hear_of(rings.turns, -1)
+        rings.turns.head["heard_ns"] = 0
+        assert rings.turn(effects.SLICE) >= 0, "nobody is heard of"
+    finally:
+        os.close(read)
+        os.close(write)

@@ -10,7 +10,7 @@ import pytest
 from common.abi import XEN_PAGE_SIZE
 from common.faults import PeerFault
 from frontend.block_device import PIECE_BYTES, BlockDevice
-from frontend.vbd import Disk
+from frontend.disk import Disk
 from tests.pair import MODES, OKAY, READ, CallbackStore, Pair
 
 SIZE = 64 * 4096

@@ -67,7 +67,8 @@ class World:
         self.polled.remove(polled)
 
     def poll(self, timeout_ms: int | None) -> list[tuple[str, int]]:
-        assert timeout_ms is None  # for ever, if need be: what else may happen is polled, too
+        # For ever, if need be: what else may happen is polled, too.
+        assert (timeout_ms is None) == (not self.driver._suspended)
         self.asked.append(f"sleep on {', '.join(sorted(self.polled))}")
         return [(f"carrier {ring}", 1) for ring in (self.woken.pop(0) if self.woken else ())]
 
@@ -166,3 +167,42 @@ def test_a_run_can_be_ended_from_outside_after_a_slice_or_a_sleep(
     with pytest.raises(Stop):
         world.run((effect, 0))
     assert not world.driver.running and not world.polled
+
+
+def test_a_ring_that_is_suspended_waits_and_goes_on(world: World) -> None:
+    another = Carrier(world.asked, 5)
+
+    def keep_going() -> None:
+        world.asked.append("keep going")
+        calls = world.asked.count("keep going")
+        if calls == 1:
+            world.driver.suspend(1)
+            assert sorted(world.driver.running) == [0, 1] and world.polled == {"carrier 0"}
+        if calls == 2:
+            world.driver.go_on(1, cast(Any, another))
+            assert world.polled == {"carrier 0", "carrier 5"}
+
+    world.keep_going = keep_going  # type: ignore[method-assign]
+    world.run((effects.SLICE, 0), (effects.WAIT, 0), (effects.WAKE, 1), *DONE)
+    assert world.asked == ["keep going", "sleep on carrier 0", "keep going", "wake 5"]
+
+
+def test_where_all_are_suspended_there_is_nothing_to_run(world: World) -> None:
+    def keep_going() -> None:
+        world.asked.append("keep going")
+        world.driver.suspend(0)
+        if world.asked.count("keep going") == 3:
+            world.driver.go_on(0, cast(Any, world.carriers[0]))
+
+    world.keep_going = keep_going  # type: ignore[method-assign]
+    world.run((effects.SLICE, 0), (effects.DONE, 0), rings=(0,))
+    assert world.asked == ["keep going", *["sleep on ", "keep going"] * 2]
+
+
+def test_who_is_suspended_may_fail(world: World) -> None:
+    def keep_going() -> None:
+        world.driver.suspend(1)
+        world.driver.fail(1, "it is gone")
+
+    world.keep_going = keep_going  # type: ignore[method-assign]
+    assert world.run((effects.SLICE, 0), (effects.DONE, 0)) == {1: "it is gone"}

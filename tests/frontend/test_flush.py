@@ -5,7 +5,7 @@ import pytest
 
 from common import abi
 from frontend.block_device import BlockDevice
-from frontend.vbd import Disk
+from frontend.disk import Disk
 from tests.frontend.answering import BARRIER, FLUSH, Answering, Asked
 from tests.frontend.test_block_device import device
 from tests.frontend.whole import check_whole

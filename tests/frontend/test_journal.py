@@ -264,3 +264,24 @@ def test_what_is_outside_is_named_and_counted() -> None:
     assert found.found["outside"][0] == NR_SECTORS
     assert found.outside[4].item() == (4, 1, 2, 2) and found.outside[5].item() == (5, -1, 2, 2)
     assert len(found.outside) == NAMED_MAX
+
+
+def test_what_may_be_lost_is_covered_by_no_later_flush() -> None:
+    """Answered, or about to be covered, when the backend died; what is answered afterwards is."""
+    flushed, issued = np.zeros((2, NR_SECTORS), np.uint32)
+    kept = new_journal(Arena(), flushed, issued)
+    issued[:3] = 5
+    journal.complete(kept, 0, 1)
+    journal.begin_flush(kept)
+    journal.complete(kept, 1, 1)
+    journal.lose(kept)
+    journal.complete(kept, 2, 1)
+    journal.end_flush(kept, True)
+    assert flushed[:3].tolist() == [0, 0, 0]
+    journal.begin_flush(kept)
+    journal.end_flush(kept, True)
+    assert flushed[:3].tolist() == [0, 0, 5]
+    journal.complete(kept, 0, 1)  # written again
+    journal.begin_flush(kept)
+    journal.end_flush(kept, True)
+    assert flushed[:3].tolist() == [5, 0, 5]

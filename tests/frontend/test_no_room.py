@@ -12,8 +12,8 @@ from common.not_done import NOT_DONE
 from frontend import steps
 from frontend.blkfront_info import NO_ROOM
 from frontend.block_device import BlockDevice
+from frontend.disk import Disk
 from frontend.load import LoadPlan, new_load
-from frontend.vbd import Disk
 from tests.frontend.whole import check_whole
 from tests.pair import OKAY, READ, WRITE, Pair
 

@@ -19,18 +19,29 @@ from common.handshake import (
     Leave,
     Look,
     Op,
+    Resume,
     Seen,
     Start,
     Stirred,
     Stop,
+    Suspend,
     Timeout,
     Timer,
     Write,
 )
 from common.spinning import new_spin
-from common.xenbus import CLOSED, CLOSING, CONNECTED, INIT_WAIT, INITIALISED
+from common.xenbus import (
+    CLOSED,
+    CLOSING,
+    CONNECTED,
+    INIT_WAIT,
+    INITIALISED,
+    INITIALISING,
+    UNKNOWN,
+)
 from frontend.blkfront_info import REUSE
-from frontend.vbd import FEATURES, Disk, FrontendVbd
+from frontend.disk import FEATURES, Disk
+from frontend.vbd import FrontendVbd
 from machine.front import guest_disks
 from machine.hypervisor import domain_memory
 
@@ -198,3 +209,175 @@ def test_it_may_be_unplugged_at_any_time(connected: bool) -> None:
     end.see(CLOSED)
     end.tell(Leave())
     assert (end.wants, end.vbd.finished) == ([], True)
+
+
+# --- another backend ------------------------------------------------------------------------------
+
+
+def suspended(end: End, seen: int = INITIALISING) -> Timer:
+    """It was connected, and its backend is gone. When it looks again, whatever happens."""
+    start = end.connect()
+    end.see(seen)
+    late = end.wanted(Timer)
+    assert end.wanted(Stop).number == start.number
+    end.tell(Done(start.number))
+    end.call(Op.CLOSE)
+    end.commit(state=INITIALISING)
+    assert end.vbd.kept and not end.flags.any()
+    return late
+
+
+def connect_again(end: End, **keys: bytes) -> None:
+    end.publish()
+    end.see(CONNECTED, **{**SOUND, **keys})
+
+
+@pytest.mark.parametrize("seen", [INITIALISING, INIT_WAIT])
+def test_it_begins_again_with_another_backend(seen: int) -> None:
+    end = End()
+    suspended(end, seen)
+    dev = end.vbd.dev
+    more = {"sectors": b"8192", "feature-persistent": b"1", "feature-flush-cache": b"1"}
+    connect_again(end, **more)
+    assert end.wanted(Start).keeps
+    end.commit(state=CONNECTED)
+    assert end.vbd.dev is dev and not end.vbd.kept
+    assert end.vbd.disk is not None and end.vbd.disk.nr_sectors == 8192
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"sectors": b"4088"}, "the disk has 4088 sectors now, and had 4096"),
+        ({"info": b"4"}, "the disk is read-only now, and was not"),
+        ({"sector-size": b"4096"}, "the disk has sectors of 4096 now, and had 512"),
+    ],
+)
+def test_a_disk_that_is_less_now_is_closed_by_name(keys: dict[str, bytes], why: str) -> None:
+    end = End()
+    suspended(end)
+    connect_again(end, **keys)
+    assert end.wanted(Fail).reason == f"{BACK}: {why}"
+    end.commit(state=CLOSING)
+    assert not end.vbd.kept
+
+
+def still_mapped(end: End) -> tuple[int, Timer]:
+    """It was connected, and its backend is gone and has the ring mapped: its gref, and when it is
+    tried again."""
+    start = end.connect()
+    ring = int(np.flatnonzero(end.flags)[0])
+    end.flags[ring] |= abi.GTF_READING
+    end.see(INITIALISING)
+    end.wanted(Timer)
+    end.wanted(Stop)
+    end.tell(Done(start.number))
+    end.call(Op.CLOSE)
+    stuck = end.wanted(Timer)
+    end.commit(state=INITIALISING)
+    return ring, stuck
+
+
+def test_nothing_is_published_while_anything_is_mapped() -> None:
+    end = End()
+    ring, stuck = still_mapped(end)
+    end.see(INIT_WAIT)
+    assert end.wants == []
+    end.flags[ring] &= ~np.uint16(abi.GTF_READING)
+    end.tell(Timeout(stuck.number))
+    assert isinstance(end.wants[0], Look)
+    end.publish()
+
+
+def test_a_timer_for_access_that_has_ended_ends_none_of_the_next_ring() -> None:
+    end = End()
+    ring, stuck = still_mapped(end)
+    end.flags[ring] &= ~np.uint16(abi.GTF_READING)
+    end.see(INIT_WAIT)  # looked at before the timer: it is let go of now
+    assert not end.flags.any()
+    connect_again(end)
+    end.wanted(Start)
+    end.commit(state=CONNECTED)
+    granted = end.flags.copy()
+    assert granted.any()
+    end.tell(Timeout(stuck.number))
+    assert (end.flags == granted).all()
+
+
+def test_a_ring_that_was_published_for_a_backend_that_died_is_not_waited_for() -> None:
+    end = End()
+    end.publish()
+    values = {f"{BACK}/state": b"2", f"{end.vbd.path}/state": b"1"}
+    end.tell(Seen(end.wanted(Look).number, values))
+    end.wanted(Timer)
+    end.call(Op.CLOSE)
+    end.commit(state=INITIALISING)
+
+
+def test_its_connected_does_not_go_over_what_whoever_started_a_backend_again_has_written() -> None:
+    end = End()
+    end.publish()
+    end.see(CONNECTED, **SOUND)
+    end.wanted(Start)
+    assert end.wanted(Write).since == INITIALISED
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_backend_that_says_that_it_cannot_begin_is_believed_after_a_while(late: bool) -> None:
+    end = End()
+    timer = suspended(end)
+    end.see(INITIALISING)
+    if late:
+        end.tell(Timeout(timer.number))
+    end.see(INITIALISING, error=b"there is no such file")
+    if late:
+        end.commit(state=CLOSED)
+        assert end.vbd.closed_because == "its backend is Initialising (there is no such file)"
+    assert end.vbd.kept != late
+
+
+def test_a_backend_that_is_removed_meanwhile_will_not_come() -> None:
+    end = End()
+    suspended(end)
+    end.see(UNKNOWN)
+    end.commit(state=CLOSED)
+    assert not end.vbd.kept
+
+
+def test_it_is_suspended_and_resumed_when_it_is_told() -> None:
+    end = End()
+    start = end.connect()
+    end.tell(Suspend())
+    assert end.wanted(Stop).number == start.number
+    end.tell(Done(start.number))
+    end.commit(state=CLOSING)
+    end.see(CLOSING)
+    end.call(Op.CLOSE)
+    end.commit(state=CLOSED)
+    end.see(CLOSED)
+    assert end.vbd.kept and not end.vbd.finished and not end.flags.any()
+    end.tell(Resume())
+    end.wanted(Timer)
+    end.commit(state=INITIALISING)
+    end.see(CLOSED)
+    connect_again(end)
+    end.wanted(Start)
+    end.commit(state=CONNECTED)
+    assert not end.vbd.kept
+
+
+def test_a_disk_that_is_suspended_can_be_unplugged() -> None:
+    end = End()
+    start = end.connect()
+    end.tell(Suspend())
+    end.wanted(Stop)
+    end.tell(Done(start.number))
+    end.commit(state=CLOSING)
+    end.see(CLOSING)
+    end.call(Op.CLOSE)
+    end.commit(state=CLOSED)
+    end.see(CLOSED)
+    end.tell(Leave())
+    assert end.vbd.finished
+    end.tell(Resume())
+    assert end.wants == []

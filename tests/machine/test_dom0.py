@@ -4,8 +4,7 @@ import os
 import shutil
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -28,10 +27,10 @@ from machine.front_disk import FrontDisk, Line
 from machine.plug import XVDA
 from tests.hypervisor.running import Running
 from tests.machine.slow_store import SlowStore
+from tests.patience import PATIENCE_S, eventually
 from tests.xenstored.serving import Serving
 from toolstack.vbd_config import create_vbd
 
-PATIENCE_S = 60.0
 COMPILES_S = 300.0
 
 
@@ -54,6 +53,8 @@ class House:
             target=lambda: Dom0(config, Control(its), self.hypervisor.dom0).serve(), daemon=True
         )
         self._thread.start()
+        assert self.control.receive(COMPILES_S) == ["ok", None]
+        self.control.send("begin")
         assert self.control.receive(COMPILES_S) == ["ok", None]
 
     @staticmethod
@@ -91,13 +92,6 @@ class House:
         self.control.close()
         self._xenstored.stop()
         self.hypervisor.close()
-
-
-def eventually(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture

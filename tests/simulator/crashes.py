@@ -30,7 +30,7 @@ from frontend.grants import grant_access
 from frontend.vbd import FrontendVbd
 from machine.front import guest_disks
 from machine.hypervisor import build_domain, build_hypervisor, domain_memory, host_memory
-from machine.plug import XVDA, plug
+from machine.plug import XVDA, plug, plug_again
 from machine.ring_ops import map_ring_op, unmap_ring_op
 from simulator.hands import Caller
 from simulator.handshake import LifeSeat, World
@@ -76,7 +76,7 @@ class House:
         self._at, self._crash, self._disorder = at, crash, disorder
         arena = Arena()
         self._machine = host_memory(arena, HANDLES)
-        self._dom0_memory = dom0 = domain_memory(arena, 1)
+        dom0 = domain_memory(arena, 1)
         self.hypervisor = build_hypervisor(arena, self._machine, dom0, nr_cpus=1, policy="mask")
         self._memory = domain_memory(arena, FRAMES.end)
         self.grant = self._memory.grant
@@ -178,18 +178,29 @@ class House:
         self.remove(BACK)
 
     def dom0_dies(self) -> None:
-        """Its mappings and ports go with it; a new one is started, and the disk plugged in again,
-        so that nobody sees that there was nothing in between."""
+        """Its mappings and ports go with it, and a new one is started."""
+        self._dom0_ends()
+        self.world.toolstack.hold(plug_again(*DISK), self._dom0_begins)
+
+    def dom0_is_replaced(self) -> None:
+        """The same, but the disk is plugged in again, so that nobody sees that there was nothing in
+        between."""
+        self._dom0_ends()
+        self.world.begin_dom0()
+        self.world.toolstack.hold(_make_again(), lambda _: None)
+
+    def _dom0_ends(self) -> None:
         self.world.dom0.close()
         for seat in self.world.backs.values():
             seat.dead = True
         self._kept.clear()
-        self.hypervisor.destroy_domain(abi.DOMID_0)
-        build_domain(
-            self.hypervisor, self._machine, abi.DOMID_0, self._dom0_memory, nr_handles=HANDLES
-        )
-        self.world.begin_dom0()
-        self.world.toolstack.hold(_make_again(), lambda _: None)
+        self.hypervisor.reset_backend(abi.DOMID_0)
+
+    def _dom0_begins(self, outcome: str) -> None:
+        if outcome == "again":
+            self.world.toolstack.hold(plug_again(*DISK), self._dom0_begins)
+        else:
+            self.world.begin_dom0()
 
     def remove(self, path: str) -> None:
         """By the toolstack; it may be gone."""

@@ -4,7 +4,6 @@ plays any frontend there is, well-behaved or not, against real processes.
 
 import socket
 import time
-from collections.abc import Callable
 
 import numpy as np
 
@@ -27,18 +26,9 @@ from frontend.grants import grant_access, new_grants
 from machine.front import guest_disks
 from machine.front_disk import FrontDisk, Line
 from machine.plug import XVDA
+from tests.patience import PATIENCE_S, eventually
 from toolstack.birth import Builder
 from toolstack.machine import Machine
-
-PATIENCE_S = 30.0  # nothing here is about time: only who hangs comes near it
-
-
-def eventually(holds: Callable[[], object], what: str) -> None:
-    """Wait until `holds()` is true."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, f"never came: {what}"
-        time.sleep(0.01)
 
 
 def await_value(store: XenStoreClient, path: str, value: bytes | None) -> None:

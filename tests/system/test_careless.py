@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from common.xenbus import (
     backend_path,
     frontend_path,
 )
-from common.xenstore import XenStoreClient
+from common.xenstore import XenStoreClient, XenStoreError
 from machine.plug import XVDA
+from tests.patience import PATIENCE_S
 from tests.system.conftest import ROOT, environment
-from tests.system.scripted import PATIENCE_S, await_value, detach, make_again
+from tests.system.scripted import await_value, detach, make_again
 from toolstack.loadspec import LoadSpec
 from toolstack.machine import GuestFailed
 from toolstack.topology import Topology
@@ -58,7 +60,6 @@ HARMS: dict[str, Harm] = {
     "both directories removed": remove(frontend_path, backend_path),
     "the backend's directory removed": remove(backend_path),
     "the backend's state removed": lambda s, d: s.rm(f"{backend_path(d, XVDA)}/state"),
-    "the backend's state 1": write_back(b"1"),
     "the backend's state 6": write_back(b"6"),
     "the backend's state x": write_back(b"x"),
     "made again with another size": make_again,
@@ -106,6 +107,16 @@ def test_a_disk_that_is_written_to_under_load_fails_its_io_and_the_others_go_on(
     assert machine.closed.frontend[guests]["io_errors"][0] == 0
 
 
+def test_a_backend_that_is_told_to_begin_again_does_and_the_load_goes_on() -> None:
+    with Topology(guests=2, disk_mib=4).start() as machine:
+        for at, _ in enumerate(machine.load(LoadSpec(runtime_s=3), every_s=0.1)):
+            if at in (3, 8):
+                write_back(b"1")(machine._store, 1)
+        assert machine.failures == {}
+        assert machine.snapshot().frontend[1]["io_errors"][0] == 0
+    assert machine.close_failure == "" and machine.closed is not None
+
+
 def test_a_load_ends_with_guest_failed_once_the_others_are_done() -> None:
     with Topology(guests=2, disk_mib=4).start() as machine:
         load = machine.load(LoadSpec(runtime_s=3), every_s=0.1)
@@ -132,12 +143,23 @@ class Run:
             text=True,
             start_new_session=True,
         )
-        found: list[Path] = []
+        try:
+            self._find(Path(run_base))
+        except BaseException:
+            self.process.kill()  # and with it all of its machine
+            raise
+
+    def _find(self, run_base: Path) -> None:
+        """Its store, once it has one, and its disks, once they are Connected."""
         deadline = time.monotonic() + 300  # it may have to compile
-        while not (found := list(Path(run_base).glob("grantlab-*/xenstored"))):
+        while True:
             assert time.monotonic() < deadline and self.process.poll() is None
+            found = list(run_base.glob("grantlab-*/xenstored"))
+            with suppress(XenStoreError):  # it is bound, and not listened to yet
+                if found:
+                    self.store = XenStoreClient(str(found[0]))
+                    break
             time.sleep(0.1)
-        self.store = XenStoreClient(str(found[0]))
         for domid in (1, 2):
             await_value(self.store, f"{frontend_path(domid, XVDA)}/state", b"4")
 

@@ -30,12 +30,12 @@ from common.xenbus import (
 from frontend.frames import disk_frames
 from frontend.grants import grant_access
 from machine.plug import XVDA
+from tests.patience import eventually
 from tests.system.scripted import (
     ScriptedGuest,
     await_value,
     connect,
     detach,
-    eventually,
     follow,
     mapped,
     write_backend,

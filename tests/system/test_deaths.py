@@ -50,7 +50,7 @@ def test_what_the_machine_needs_ends_it_and_is_named_in_one_line(victim: str) ->
     with Topology(guests=2, **SMALL).start() as machine:
         load = machine.load(ENDLESS, every_s=0.1)
         next(load)
-        pids = list(machine.pids.values())
+        pids = machine._supervisor.machine_pids()
         os.kill(machine.pids[victim], signal.SIGKILL)
         with pytest.raises(MachineError) as caught:
             for _ in load:

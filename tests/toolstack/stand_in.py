@@ -10,11 +10,14 @@ from common.counters import (
     CPU_COUNTERS,
     FRONTEND_COUNTERS,
     HYPERVISOR_COUNTERS,
+    OPERATIONS,
+    READS,
 )
 from common.histogram import BUCKETS, bucket_of
 from toolstack.loadspec import LoadSpec
 from toolstack.snapshot import Snapshot
 from toolstack.topology import Topology
+from toolstack.verify_state import Verdict
 
 Given = dict[int, Any] | None  # a guest's values, or a list of its disks'
 
@@ -35,6 +38,13 @@ def latencies(*microseconds: int) -> np.ndarray:
     return counts
 
 
+def reads(*microseconds: int) -> np.ndarray:
+    """A disk's latency blocks, of reads that took so long: u64, (len(OPERATIONS), BUCKETS)."""
+    found = np.zeros((len(OPERATIONS), BUCKETS), np.uint64)
+    found[READS] = latencies(*microseconds)
+    return found
+
+
 def snapshot(
     at_s: float = 0.0,
     *,
@@ -50,7 +60,7 @@ def snapshot(
 ) -> Snapshot:
     """A snapshot of guests 1 and 2, zero but for what is named: a guest's first disks' values.
 
-    latency: of a guest's first disk.
+    latency: of reads of a guest's first disk.
     """
     domids = (1, 2)
     cpus = np.zeros(len(ipis_received), CPU_COUNTERS)
@@ -64,7 +74,7 @@ def snapshot(
         return found
 
     def histograms(domid: int) -> np.ndarray:
-        first = latencies(*(latency or {}).get(domid, ()))
+        first = reads(*(latency or {}).get(domid, ()))
         return np.stack([first, *[np.zeros_like(first)] * (disks - 1)])
 
     return Snapshot(
@@ -107,6 +117,7 @@ class StandIn:
         self.closed: Snapshot | None = None
         self.close_failure = ""
         self.failures: dict[str, str] = {}
+        self.verdicts: list[Verdict] = []
 
     def _domids(self) -> range:
         return self.topology.domids
@@ -153,7 +164,7 @@ class StandIn:
             frontend={d: self._rows(d, record(FRONTEND_COUNTERS, **front)) for d in domids},
             backend={d: self._rows(d, record(BACKEND_COUNTERS, **back)) for d in domids},
             hypervisor={d: record(HYPERVISOR_COUNTERS, **hypervisor) for d in domids},
-            latency={d: self._rows(d, latencies(*[50] * self._steps)[None]) for d in domids},
+            latency={d: self._rows(d, reads(*[50] * self._steps)[None]) for d in domids},
             cpus=cpus,
             host_tlb_shootdowns=7 * self._steps,
             cpu_seconds=0.5 * self._steps,
@@ -175,14 +186,19 @@ class StandIn:
     def counters(self) -> dict[str, Any]:
         raise NotImplementedError
 
+    def judge(self) -> list[Verdict]:
+        return self.verdicts
+
 
 class Starter:
     """Starts stand-ins, and remembers them: the `obj` to hand to the command line."""
 
     def __init__(self, during_load: Callable[[StandIn], None] = lambda machine: None) -> None:
         self.machines: list[StandIn] = []
+        self.verdicts: list[Verdict] = []
         self._during_load = during_load
 
     def __call__(self, topology: Topology) -> StandIn:
         self.machines.append(StandIn(topology, self._during_load))
+        self.machines[-1].verdicts = self.verdicts
         return self.machines[-1]

@@ -1,6 +1,7 @@
 """What a supervisor believes of a child: a real process' pidfd, and a control connection that the
 test holds the other end of."""
 
+import gc
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from common.control import DATA_MAX, MESSAGE_MAX, TEXT_MAX, Control, control_pai
 from common.process import open_descriptors
 from toolstack.child import (
     ANSWERS_MAX,
+    ENDED_MAX,
     LOG_LINES_HEARD,
     LOG_LINES_MAX,
     MESSAGES_A_LOOK,
@@ -56,6 +58,7 @@ class Held:
 
 @pytest.fixture
 def guest() -> Iterator[Held]:
+    gc.collect()  # what other tests have left to it
     before = open_descriptors()
     held = Held("guest-1")
     yield held
@@ -295,3 +298,34 @@ def test_what_the_machine_needs_may_log_as_long_as_it_lives(dom0: Held) -> None:
             dom0.says("log", "x")
         dom0.child.listen()
     assert not dom0.child.hung_up and dom0.process.poll() is None
+
+
+def test_the_ends_of_loads_are_kept_until_they_are_taken(guest: Held) -> None:
+    guest.says("ended", 1, None)
+    guest.says("ended", 2, "no room\nat all")
+    guest.says("ended", 3, ["a", "list"])
+    guest.child.listen()
+    assert guest.child.ended_loads == {1: "", 2: "no room at all", 3: "(a list)"}
+    assert not guest.child.answers
+
+
+@pytest.mark.parametrize("load", ["1", None, 1.5, [1]])
+def test_what_is_no_loads_number_ends_the_guest(guest: Held, load: object) -> None:
+    guest.says("ended", load, None)
+    guest.child.listen()
+    assert guest.is_killed()
+    assert guest.dies() == "guest-1 ends loads that it does not run"
+
+
+def test_a_guest_that_ends_loads_without_end_is_ended(guest: Held) -> None:
+    for load in range(ENDED_MAX + 1):
+        guest.says("ended", load, None)
+        guest.child.listen()
+    assert guest.is_killed()
+    assert len(guest.child.ended_loads) == ENDED_MAX
+
+
+def test_an_end_without_anything_ends_the_guest(guest: Held) -> None:
+    guest.says("ended")
+    guest.child.listen()
+    assert guest.is_killed()

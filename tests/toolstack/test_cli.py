@@ -14,11 +14,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.toolstack.stand_in import StandIn, Starter
-from toolstack import limits
+from toolstack import limits, stages
 from toolstack.__main__ import main
 from toolstack.cli import FLAGS, Flag, cli
 from toolstack.door import OF_RUN_SH
 from toolstack.topology import Topology
+from toolstack.verify_state import Verdict
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,7 +108,8 @@ def test_every_flag_reaches_its_setting() -> None:
     flags = (
         "--preset 2012 --guests 3 --dom0-vcpus 5 --flush-policy precise --batching drain"
         " --max-persistent-grants 9 --spin off --disk-mib 16 --rw write --rwmixread 1 --bs 8k"
-        " --iodepth 2 --runtime 1.5 --ios 77 --seed 6 --no-verify --persistent"
+        " --iodepth 2 --runtime 1.5 --ramp-time 0.5 --ios 77 --seed 6 --fsync 3 --no-verify"
+        " --persistent"
     )
     assert grantlab(*flags.split(), starter=starter).exit_code == 0
     (machine,) = starter.machines
@@ -116,9 +118,9 @@ def test_every_flag_reaches_its_setting() -> None:
         "batching": "drain", "max_persistent_grants": 9, "spin": "off", "disk_mib": 16, "seed": 6,
         "persistent": True, "backend_persistent": True, "grant_copy": False,
     }  # fmt: skip
-    assert machine.specs[0].model_dump() == {
+    assert machine.specs[0].given() == {
         "rw": "write", "rwmixread": 1, "bs": 8192, "iodepth": 2, "runtime_s": 1.5, "ios": 77,
-        "seed": 6, "fsync": 0, "verify": False, "vdev": (), "domid": (), "job": (),
+        "ramp_time_s": 0.5, "seed": 6, "fsync": 3, "verify": False, "job": (),
     }  # fmt: skip
 
 
@@ -254,6 +256,40 @@ def test_a_machine_that_the_host_has_no_room_for_is_refused_before_anything_star
 )
 def test_bad_input_is_one_line_before_anything_starts(args: list[str], line: str) -> None:
     assert refused(*args) == line
+
+
+def test_a_judgement_needs_a_state_and_a_disk_that_is_older(tmp_path: Path) -> None:
+    states, file = tmp_path / "states", tmp_path / "disk.img"
+    file.write_bytes(bytes(4096))
+    only = ("--verify-only", "--persistent", "--guests", "1")
+    assert refused(*only) == "verify-only: needs --verify-state, which says what disks must hold"
+    assert refused(*only, "--verify-state", str(states)) == (
+        "verify-only: no disk here is older than its machine: none can be judged"
+    )
+    assert refused(*only, "--verify-state", str(states), "--disk", f"file:{file}") == (
+        f"verify-only: there is no '{states}/guest-1-xvda.state':"
+        " nothing is known of guest 1's xvda"
+    )
+
+
+@pytest.mark.parametrize(("outside", "status"), [(0, 0), (2, 1)])
+def test_a_judgement_prints_what_was_found_and_runs_nothing(
+    tmp_path: Path, outside: int, status: int
+) -> None:
+    file, state = tmp_path / "disk.img", tmp_path / "guest-1-xvda.state"
+    file.write_bytes(bytes(4096))
+    state.write_text("the machine's to look at")
+    args = "--verify-only", "--persistent", "--guests", "1", "--disk", f"file:{file}"
+    starter = Starter()
+    (disk,) = Topology(guests=1, disks=[f"file:{file}"]).every_disk()
+    starter.verdicts = [Verdict(disk)]
+    starter.verdicts[0].add({"checked": 9, "uncertain": 1, "outside": outside, "named": []})
+    result = grantlab(*args, "--verify-state", str(tmp_path), starter=starter)
+    assert result.exit_code == status
+    assert f"9 sectors checked, 1 of them uncertain, {outside} outside" in result.stdout
+    assert ("2 sectors are outside of their bounds" in result.stderr) == bool(outside)
+    (machine,) = starter.machines
+    assert machine.times_closed == 1 and not machine.specs
 
 
 def test_a_bad_config_file_is_named_with_its_bad_setting(tmp_path: Path) -> None:
@@ -465,14 +501,12 @@ def test_a_load_that_is_left_early_is_stopped_before_the_machine_is_closed() -> 
             order.append("machine closed")
             super().close()
 
-    from toolstack import cli as cli_module
-
-    class BrokenProgress(cli_module.Progress):
+    class BrokenProgress(stages.Progress):
         def update(self, now: Any) -> None:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli_module, "Progress", BrokenProgress)
+        patch.setattr(stages, "Progress", BrokenProgress)
         result = CliRunner().invoke(cli, ["--persistent"], obj=Recorder)
     assert result.exit_code == 130
     assert order == ["load stopped", "machine closed"]

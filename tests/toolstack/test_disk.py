@@ -54,6 +54,9 @@ class FarDisk:
     def _flush(self) -> None:
         pass
 
+    def _discard(self, offset: int, nbytes: int, secure: bool) -> None:
+        pass
+
     def _versions(self, sector: int, nr: int, told: bytes = b"", *name: int) -> bytes:
         if told:
             assert name == (7, NUMBER)
@@ -191,3 +194,27 @@ def test_what_another_wrote_is_asked_of_it_and_told_whole(far: FarDisk, disk: Gu
     disk.expect(GuestDisk(far.ask, "guest-3", NUMBER, SIZE), 7)
     known = disk.size // SECTOR_SIZE
     assert (far.expected[:known] == np.arange(known)).all() and not far.expected[known:].any()
+
+
+@pytest.mark.parametrize(("secure", "told"), [(False, False), (1, True)])
+def test_a_discard_is_asked_for(far: FarDisk, disk: GuestDisk, secure: Any, told: bool) -> None:
+    disk.discard(np.int64(4096), np.uint16(512), secure)
+    assert far.commands == [("discard", 4096, 512, told)]
+
+
+@pytest.mark.parametrize("where", [(1 << 63, 512), (0, 1 << 70), (-(1 << 63), 512)])
+def test_a_discard_that_no_message_holds_is_refused_here(
+    far: FarDisk, disk: GuestDisk, where: tuple[int, int]
+) -> None:
+    with pytest.raises(ValueError, match=f"is past the disk's end at {SIZE}"):
+        disk.discard(*where)
+    assert far.commands == []
+
+
+@pytest.mark.parametrize("where", [(0.0, 512), ("0", 512), (0, None)])
+def test_a_discard_of_what_is_no_number_is_refused_here(
+    far: FarDisk, disk: GuestDisk, where: tuple[Any, Any]
+) -> None:
+    with pytest.raises(TypeError):
+        disk.discard(*where)
+    assert far.commands == []

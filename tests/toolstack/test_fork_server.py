@@ -1,4 +1,4 @@
-"""The fork server as its supervisor has it: one real one for all tests here."""
+"""The fork server as supervisors have it: one real one for all tests here."""
 
 import os
 import signal
@@ -38,10 +38,10 @@ class Forked(NamedTuple):
 
 
 class Server:
-    """The program, and our end of its control connection."""
+    """The program, our end of its control connection, and that of a machine of its."""
 
     def __init__(self) -> None:
-        self.control, theirs = control_pair()
+        self.root, theirs = control_pair()
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "toolstack.fork_server", str(theirs.fileno())],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -52,8 +52,16 @@ class Server:
             start_new_session=True,
         )
         theirs.close()
-        while (message := self.control.receive(600)) != ["ready"]:
+        while (message := self.root.receive(600)) != ["ready"]:
             assert message is not None and message[0] == "progress", message
+        self.control = self.machine()
+
+    def machine(self) -> Control:
+        """One more."""
+        ours, theirs = control_pair()
+        self.root.send("machine", descriptors=[theirs.fileno()])
+        theirs.close()
+        return ours
 
     def fork(self, name: str, directory: str) -> Forked:
         """Fork a xenstored called `name`, and wait until it is up."""
@@ -78,7 +86,7 @@ class Server:
 def server() -> Iterator[Server]:
     server = Server()
     yield server
-    server.control.close()
+    server.root.close()
     assert server.process.wait(PATIENCE_S) == 0
 
 
@@ -164,11 +172,28 @@ def test_a_process_whose_toolstack_is_gone_ends_without_a_word(
 def test_it_ends_with_its_supervisor_and_so_does_every_child(directory: str) -> None:
     server = Server()
     forked = [server.fork(f"child-{number}", directory) for number in range(3)]
-    server.control.close()
+    server.root.close()
     assert server.process.wait(PATIENCE_S) == 0
     for each in forked:
         assert readable(each.pidfd, PATIENCE_S)
         each.close()
+
+
+def test_a_machine_ends_with_its_supervisor_and_alone(server: Server, directory: str) -> None:
+    first, kept = server.control, server.fork("kept", directory)
+    server.control = server.machine()
+    ended = [server.fork(f"ended-{number}", directory) for number in range(3)]
+    server.control.close()
+    server.control = first
+    for each in ended:
+        assert readable(each.pidfd, PATIENCE_S)
+        each.close()
+    assert not readable(kept.pidfd, 0)
+    os.kill(kept.pid, signal.SIGKILL)
+    assert server.says() == ["exited", kept.pid, -signal.SIGKILL]  # and nothing of the others
+    kept.close()
+    children = psutil.Process(server.process.pid).children()
+    assert [child.status() for child in children if child.status() == psutil.STATUS_ZOMBIE] == []
 
 
 LEFT_BY_ITS_SUPERVISOR = """

@@ -15,14 +15,14 @@ def record() -> np.ndarray:
 
 def test_sound_figures_are_those_of_the_moment(record: np.ndarray) -> None:
     stats = GuestStats(record)
-    record["counters"]["ios"][0, 0], record["latency"][0, 0, 7] = 5, 3
+    record["counters"]["ios"][0, 0], record["latency"][0, 0, 0, 7] = 5, 3
     first = stats.read()
-    assert (first.counters["ios"][0], first.latency[0, 7]) == (5, 3)
-    assert (first.counters.shape[0], first.latency.shape[1]) == (len(first.latency), BUCKETS)
-    record["counters"]["ios"][0, 0], record["latency"][0, 0, 7] = 6, 9
+    assert (first.counters["ios"][0], first.latency[0, 0, 7]) == (5, 3)
+    assert (first.counters.shape[0], first.latency.shape[2]) == (len(first.latency), BUCKETS)
+    record["counters"]["ios"][0, 0], record["latency"][0, 0, 0, 7] = 6, 9
     second = stats.read()
-    assert (second.counters["ios"][0], second.latency[0, 7]) == (6, 9)
-    assert (first.counters["ios"][0], first.latency[0, 7]) == (5, 3)  # a copy
+    assert (second.counters["ios"][0], second.latency[0, 0, 7]) == (6, 9)
+    assert (first.counters["ios"][0], first.latency[0, 0, 7]) == (5, 3)  # a copy
     assert not stats.suspect
 
 
@@ -31,7 +31,7 @@ def grow(record: np.ndarray, amount: int) -> None:
 
 
 def shrink(record: np.ndarray, amount: int) -> None:
-    record["latency"][0, 0, -1] -= np.uint64(amount)
+    record["latency"][0, -1, -1, -1] -= np.uint64(amount)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_figures_that_cannot_be_are_not_believed(
     record: np.ndarray, change: "type[None]", amount: int, sound: bool
 ) -> None:
     stats = GuestStats(record)
-    record["counters"]["ios"][0, 0], record["latency"][0, 0, -1] = 50, 100
+    record["counters"]["ios"][0, 0], record["latency"][0, -1, -1, -1] = 50, 100
     before = stats.read()
     change(record, amount)  # type: ignore[call-arg]
     record["counters"]["ios"][0, 0] = 60
@@ -93,3 +93,10 @@ def test_no_two_guests_figures_are_mixed(record: np.ndarray) -> None:
     assert one.read().counters["ios"][0] == 0
     assert two.read().counters["ios"][0] == 7
     assert one.suspect and not two.suspect
+
+
+def test_only_the_disks_that_there_are_are_looked_at(record: np.ndarray) -> None:
+    record["latency"][0, :3, 1, 7], record["counters"]["ios"][0, :3] = (1, 2, 3), (4, 5, 6)
+    found = GuestStats(record, disks=2).read()
+    assert found.latency.shape == (2, 3, BUCKETS) and found.latency[:, 1, 7].tolist() == [1, 2]
+    assert found.counters["ios"].tolist() == [4, 5]

@@ -1,10 +1,12 @@
 """Which load runs on which disk."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from toolstack.jobs import jobs_on, load_of
+from toolstack.disks import Disk
+from toolstack.jobs import jobs_on, load_of, load_plan, region_of
 from toolstack.loadspec import ConfigError, LoadSpec
 from toolstack.settings import Settings
 
@@ -121,3 +123,86 @@ def test_every_disk_has_its_own_seed() -> None:
     machine = Settings(guests=64, disks=["ram:1m"] * 16)
     seeds = {job.seed for job in jobs_on(LoadSpec(), machine.every_disk())}
     assert len(seeds) == 64 * 16
+
+
+# --- a load's shape ---------------------------------------------------------------------------
+
+
+def one_disk(target: str) -> list[Disk]:
+    return Settings(guests=1, disks=[target]).every_disk()
+
+
+@pytest.mark.parametrize(
+    ("target", "load", "complaint"),
+    [
+        ("ram:1m", {"size": "2m"}, "size: 2m from 0 on is more than guest 1's xvda has, 1m"),
+        ("ram:1m", {"offset": "1m"}, "size: 4k from 1m on is more than guest 1's xvda has, 1m"),
+        ("ram:1m", {"offset": "8k", "size": "1m"}, "size: 1m from 8k on is more than"),
+        (
+            "ram:1m,sector-size=4096",
+            {"offset": 512, "size": "8k"},
+            "offset: 512 is no multiple of guest 1's xvda's sector-size, 4096",
+        ),
+        (
+            "ram:1m,sector-size=4096",
+            {"bssplit": "4k/50:512/50"},
+            "bs: 512 is no multiple of guest 1's xvda's sector-size, 4096",
+        ),
+    ],
+)
+def test_a_region_or_a_size_that_is_not_the_disk_s_is_refused(
+    target: str, load: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ConfigError) as told:
+        jobs_on(LoadSpec(**load), one_disk(target))
+    assert str(told.value).startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    ("entries", "complaint"),
+    [
+        (
+            "f read 1048576 512",
+            "it reaches to 1049088 bytes, and guest 1's xvda has 1048576 for it",
+        ),
+        ("f trim 0 4096", "rw: randrw discards, and guest 1's xvda is ram, which cannot"),
+    ],
+)
+def test_a_trace_that_the_disk_cannot_do_is_refused(
+    entries: str, complaint: str, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    trace.write_text(f"fio version 2 iolog\nf add\nf write 0 512\n{entries}\n")
+    with pytest.raises(ConfigError, match=complaint):
+        jobs_on(LoadSpec(replay=str(trace)), one_disk("ram:1m"))
+    with pytest.raises(ConfigError, match="rw: randrw writes to guest 1's xvda, which"):
+        jobs_on(LoadSpec(replay=str(trace)), one_disk("ram:1m,access=ro"))
+
+
+def test_what_a_guest_is_told_of_a_shape() -> None:
+    spec = LoadSpec(
+        bssplit="4k/50:8k/50", offset="1m", size="50%", loops=2, rate_iops="100,200",
+        random_distribution="pareto:0.2", thinktime=7, thinktime_blocks=3, startdelay_s=1,
+        ramp_time_s=2,
+    )  # fmt: skip
+    plan = load_plan(spec, 1, True)
+    assert (plan.bs, plan.offset, plan.size, plan.loops) == (8192, 1 << 20, "50%", 2)
+    assert (plan.distribution, plan.skew, plan.rate_iops) == ("pareto", 0.2, (100, 200))
+    assert (plan.thinktime_us, plan.thinktime_blocks) == (7, 3)
+    assert (plan.startdelay_s, plan.ramp_s, plan.is_shaped) == (1.0, 2.0, True)
+    plain = load_plan(LoadSpec(), 1, True)
+    assert (plain.size, plain.loops, plain.is_shaped) == ("100%", 0, False)
+    based = load_plan(LoadSpec(size="1m", time_based=True, runtime_s=1), 1, True)
+    assert (based.size, based.loops) == (1 << 20, 0)
+
+
+def test_where_a_job_s_region_lies() -> None:
+    (disk,) = one_disk("ram:1m")
+    for load, region in (
+        ({}, (0, 1 << 20)),
+        ({"offset": "25%", "size": "50%"}, (1 << 18, 1 << 19)),
+        ({"offset": "512k"}, (1 << 19, 1 << 19)),
+        ({"offset": 4096, "size": 8192}, (4096, 8192)),
+    ):
+        (job,) = jobs_on(LoadSpec(**load), [disk])
+        assert region_of(job) == region

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from toolstack.loadspec import BS_MAX, LoadSpec, size_text
+from toolstack.load_fields import BS_MAX
+from toolstack.loadspec import LoadSpec, size_text
 from toolstack.topology import ConfigError, Topology
 
 
@@ -39,6 +40,50 @@ def test_a_load_without_an_end_is_refused() -> None:
 )
 def test_a_block_size_is_bytes_or_text_with_a_unit(written: str | int, nbytes: int) -> None:
     assert LoadSpec(bs=written).bs == nbytes
+
+
+def test_a_split_says_how_large_a_block_is_and_a_job_s_own_size_is_no_split() -> None:
+    common = {"bssplit": "4k/50:64k/50"}
+    spec = LoadSpec(**common, job=[{"rw": "read"}, {"bs": "8k"}, {"bssplit": "512/100"}])
+    assert [job.bs for job in (spec, *spec.jobs)] == [65536, 65536, 8192, 512]
+    assert [len(job.bssplit) for job in spec.jobs] == [2, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"bssplit": "4k/60:8k/60"}, "bssplit: '4k/60:8k/60' has shares of 120 %"),
+        ({"bssplit": "2m"}, "bssplit: '2m' has a size that is not a multiple of 512 up to 1m"),
+        ({"size": 0}, "size: 0 is nothing"),
+        ({"size": "0%"}, "size: '0%' is nothing"),
+        ({"offset": 100}, "offset: 100 is not a multiple of 512"),
+        ({"size": "200%"}, "size: '200%' is no share: 0%..100%"),
+        ({"rate_iops": True}, "rate-iops: True is not I/Os a second"),
+        ({"rate_iops": -1}, "rate-iops: -1 is not I/Os a second"),
+        ({"random_distribution": "zipf"}, "random-distribution: 'zipf' is not random, zipf:0..10"),
+        ({"random_distribution": "pareto:1"}, "random-distribution: 'pareto:1' is not random"),
+        ({"random_distribution": "normal:5"}, "random-distribution: 'normal:5' is not random"),
+        ({"time_based": True, "runtime_s": None, "ios": 1}, "time-based: true needs runtime"),
+        ({"loops": 0}, "loops: 0 is not in 1..1000000000"),
+    ],
+)
+def test_a_shape_that_is_none_is_refused(wrong: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        LoadSpec(**wrong)
+    assert str(told.value).startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    ("said", "runtime_s"),
+    [
+        ({}, 5.0), ({"ios": 1}, None), ({"size": "1m"}, None), ({"loops": 2}, None),
+        ({"size": "1m", "time_based": True}, 5.0), ({"size": "1m", "runtime_s": 3}, 3.0),
+    ],
+)  # fmt: skip
+def test_a_load_lasts_as_long_as_nothing_else_ends_it(
+    said: dict[str, Any], runtime_s: float | None
+) -> None:
+    assert LoadSpec(**said).runtime_s == runtime_s
 
 
 @pytest.mark.parametrize(

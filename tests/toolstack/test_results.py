@@ -261,7 +261,8 @@ def test_a_disk_s_share_has_its_own_figures_and_what_ran_on_it() -> None:
     run = of_two_disks()
     first, second = run["guests"][0]["disks"]
     assert list(first) == [
-        "vdev", "target", "access", "verified", "load", "totals", "latency_us", "counters", "rings",
+        "vdev", "target", "access", "verified", "load", "operations", "totals", "latency_us",
+        "counters", "rings",
     ]  # fmt: skip
     assert [first[name] for name in ("vdev", "target", "access")] == ["xvda", "ram:1m", "rw"]
     assert [second[name] for name in ("vdev", "target", "access")] == ["xvdb", "null:1m", "ro"]

@@ -99,10 +99,15 @@ def test_the_report_says_that_it_is_a_model() -> None:
         (("--spin", "adaptive"), "spin: 'adaptive' is the real runtime's"),
         (("--physical-cpus", "2"), "physical-cpus: 2 are fewer than dom0's 24"),
         (("--dom0-vcpus", "300"), "dom0-vcpus: 300 is not in 1..256"),
+        (("--config", "thinks.toml"), "thinktime: is of a real run"),
         (("--json", "/nowhere/x"), "json: '/nowhere/x' cannot be written"),
     ],
 )
-def test_a_bad_setting_is_one_line(args: tuple[str, ...], complaint: str) -> None:
+def test_a_bad_setting_is_one_line(
+    args: tuple[str, ...], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("thinks.toml").write_text("[load]\nthinktime = 5\n")
     result = grantlab(*args)
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()

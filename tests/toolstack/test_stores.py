@@ -92,3 +92,22 @@ def test_what_is_sealed_can_be_written_but_has_its_size_for_good() -> None:
         assert os.pread(fd, 4, 0) == b"kept"
     finally:
         os.close(fd)
+
+
+def test_a_region_is_touched_once_and_only_of_ram_disks(dom0: Dom0, stores: Stores) -> None:
+    named, null, alone = disks(1)
+    stores.give(disks(1))
+    dom0.told.clear()
+    dom0.asked = 0
+    stores.touch({named: (0, 1 << 20), null: (0, 1 << 20), alone: (4096, 4096)})
+    stores.touch({named: (0, 1 << 20)})
+    assert dom0.told == [("touch-store", "a", 0, 1 << 20), ("touch-store", "1/51744", 4096, 4096)]
+
+
+def test_nothing_is_touched_where_memory_is_short(
+    dom0: Dom0, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores.give(disks(1))
+    monkeypatch.setattr("toolstack.stores.available_bytes", lambda: (2 << 20) - 1)
+    stores.touch({disks(1)[0]: (0, 1 << 20)})
+    assert len(dom0.told) == 2

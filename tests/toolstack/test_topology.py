@@ -234,3 +234,14 @@ def test_starting_a_topology_starts_its_machine(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(limits, "host", lambda: limits.Host(None, None, None, None))
     topology = Topology(guests=3)
     assert topology.start() == ("started", topology)
+
+
+def test_disks_are_made_for_the_jobs_of_a_file_where_none_are_named() -> None:
+    jobs = [LoadSpec(vdev="xvdc", size="96m"), LoadSpec(vdev="xvda", offset="100m", size="1m")]
+    machine = Topology(guests=1)
+    found = machine.with_disks_for([LoadSpec(job=tuple(jobs)), LoadSpec()])
+    assert [disk.params for disk in found.disks] == ["ram:101m"] * 3
+    named = Topology(guests=1, disks=["ram:1m"])
+    assert named.with_disks_for(jobs) is named
+    with pytest.raises(ConfigError, match="disk: 1 of 63g for each of 64 guests"):
+        Topology(guests=64).with_disks_for([LoadSpec(size="63g")])

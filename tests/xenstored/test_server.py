@@ -5,6 +5,7 @@ import os
 import resource
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -142,6 +143,30 @@ def test_a_broken_stream_ends_that_client_alone(serving: Serving, dom0: XenStore
         assert connection.recv(1) == b""
     dom0.mkdir("/a")
     assert dom0.is_domain_introduced(1)
+
+
+def test_a_dom0_that_is_killed_leaves_no_watch_and_no_transaction(
+    serving: Serving, dom0: XenStoreClient
+) -> None:
+    """Its connection ends by itself; the toolstack's, which is domain 0's too, stays."""
+    dom0.watch("/theirs", "t")
+    assert dom0.wait_event(TIMEOUT_S) is not None  # the first comes at once
+    usage = serving.server._store._usages[0]
+    before = usage.watches, usage.transactions
+    with XenStoreClient(serving.path) as dying:
+        for path in ("/a", "/b"):
+            dying.watch(path, "t")
+        with pytest.raises(XenStoreError), dying.transaction() as transaction:
+            transaction.write("/lost", b"1")
+            assert (usage.watches, usage.transactions) == (before[0] + 2, before[1] + 1)
+            dying._connection._socket.shutdown(socket.SHUT_RDWR)
+    deadline = time.monotonic() + TIMEOUT_S
+    while (usage.watches, usage.transactions) != before:
+        assert time.monotonic() < deadline
+        dom0.exists("/a")
+    assert not dom0.exists("/lost")
+    dom0.write("/theirs", b"1")
+    assert dom0.wait_event(TIMEOUT_S) is not None
 
 
 def test_a_client_that_sends_and_never_reads_keeps_nobody_waiting_and_has_all_its_answers(

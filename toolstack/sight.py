@@ -1,0 +1,52 @@
+"""Where a machine's counters are had from: the memory that its processes write them into.
+
+Owns: the taking of a snapshot. What one is, is `toolstack/snapshot.py`'s.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from common.counters import BACKEND_COUNTERS
+from common.machine_memory import MachineMemory, backend_ring, host_of
+from toolstack.cpu_time import CpuTime
+from toolstack.disks import Disk
+from toolstack.guest_stats import GuestStats
+from toolstack.settings import Settings
+from toolstack.snapshot import Snapshot, host_tlb_shootdowns
+
+
+class Sight:
+    """Of a machine of this shape. stats: what its guests count, by domid."""
+
+    def __init__(
+        self, memory: MachineMemory, topology: Settings, stats: Mapping[int, GuestStats]
+    ) -> None:
+        self._memory, self._stats = memory, stats
+        self._nr_cpus = topology.dom0_vcpus
+        self._disks = {domid: topology.disks_of(domid) for domid in topology.domids}
+        self._cpu_time = CpuTime()
+
+    def snapshot(self, pids: Sequence[int]) -> Snapshot:
+        """Every counter as it stands; pids: whose CPU time counts."""
+        host = host_of(self._memory.segment("host"))[0]
+        stats = {domid: self._stats[domid].read() for domid in self._disks}
+        return Snapshot(
+            at_s=time.monotonic(),
+            frontend={d: stats[d].counters for d in self._disks},
+            backend={d: self._backend(host, disks) for d, disks in self._disks.items()},
+            hypervisor={d: host["hypervisor"][d : d + 1].copy() for d in self._disks},
+            latency={d: stats[d].latency for d in self._disks},
+            cpus=host["cpus"][: self._nr_cpus].copy(),
+            host_tlb_shootdowns=host_tlb_shootdowns(),
+            cpu_seconds=self._cpu_time.seconds(list(pids)),
+            suspects=frozenset(d for d in self._disks if self._stats[d].suspect),
+        )
+
+    @staticmethod
+    def _backend(host: np.void, disks: Sequence[Disk]) -> np.ndarray:
+        """What dom0 counts for a guest's disks; nothing for one it has not met yet."""
+        nothing = np.zeros(1, BACKEND_COUNTERS)
+        rings = [backend_ring(host, disk.domid, disk.device) for disk in disks]
+        return np.concatenate([nothing if ring is None else ring for ring in rings])
