@@ -86,7 +86,7 @@ def open_disk(
         case _:
             key = target.name or f"{domid}/{device}"
             try:
-                store = rams.open(key, nr_sectors, target.sector_size)
+                store = rams.open(key, nr_sectors, target.sector_size, target.volatile)
             except OSError as error:
                 reason = error.strerror or error
                 raise LocalFault(f"no ramdisk of {target.nr_bytes} bytes: {reason}") from error

@@ -70,21 +70,29 @@ class RamStore:
     """A ramdisk: zeros at first, taken from the host page by page as it is used.
 
     fd: the memory, which stays its owner's; without one it is the store's own. `closed` is called
-    when it is.
+    when it is. whole_sectors: a process that is killed leaves no sector that `write` has written a
+    part of, as no disk does: a copy of our own may end anywhere, the kernel's ends with its page.
     """
 
     features = NO_FEATURES
 
     def __init__(
-        self, nr_sectors: int, fd: int | None = None, sector_size: int = SECTOR_SIZE
+        self,
+        nr_sectors: int,
+        fd: int | None = None,
+        sector_size: int = SECTOR_SIZE,
+        whole_sectors: bool = False,
     ) -> None:
         if nr_sectors < 1:
             raise ValueError(f"nr_sectors: {nr_sectors} is not at least 1")
         self.nr_sectors, self.sector_size = nr_sectors, sector_size
         self.closed: Callable[[], None] = lambda: None
+        self._fd = -1
         own = sealed_memory("grantlab-ram", nr_sectors * SECTOR_SIZE) if fd is None else -1
         try:
             self.memory: np.ndarray | None = map_shared(own if fd is None else fd)
+            if whole_sectors:
+                self._fd = os.dup(own if fd is None else fd)
         finally:
             if own >= 0:
                 os.close(own)
@@ -97,7 +105,10 @@ class RamStore:
     def write(self, offset: int, data: np.ndarray) -> None:
         """Put `data` at `offset`."""
         assert self.memory is not None
-        self.memory[offset : offset + len(data)] = data
+        if self._fd >= 0:
+            os.pwrite(self._fd, data.data, offset)
+        else:
+            self.memory[offset : offset + len(data)] = data
 
     def flush(self) -> None:
         """Nothing to do: a ramdisk survives nothing but dom0."""
@@ -110,6 +121,9 @@ class RamStore:
     def close(self) -> None:
         """Unmap it: nobody holds a view any more."""
         self.memory = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
         self.closed()
 
 
@@ -165,14 +179,20 @@ class RamStores:
         if (fd := self._given.pop(key, None)) is not None:
             os.close(fd)
 
-    def open(self, key: str, nr_sectors: int, sector_size: int = SECTOR_SIZE) -> RamStore:
+    def open(
+        self,
+        key: str,
+        nr_sectors: int,
+        sector_size: int = SECTOR_SIZE,
+        whole_sectors: bool = False,
+    ) -> RamStore:
         """A disk of that key. Raises OSError; LocalFault, if it is there with another size."""
         fd, nbytes = self._given.get(key, self._made.get(key)), nr_sectors * SECTOR_SIZE
         if fd is None:
             fd = self._made[key] = sealed_memory(f"grantlab-{key}", nbytes)
         if (there := os.fstat(fd).st_size) != nbytes:
             raise LocalFault(f"store {key} has {there} bytes, and not {nbytes}")
-        disk = RamStore(nr_sectors, fd, sector_size)
+        disk = RamStore(nr_sectors, fd, sector_size, whole_sectors)
         assert disk.memory is not None
         watched = self._huge_pages.watch(disk.memory)
         self._open[watched] = key, disk.memory

@@ -18,7 +18,10 @@ WRITTEN_BACK, TORN = 0.25, 0.5  # of a write: below the first, all of it; below 
 
 
 class VolatileStore:
-    """`below`, from now on this one's, with a cache that is not written back in a crash."""
+    """`below`, from now on this one's, with a cache that is not written back in a crash.
+
+    below: one that writes whole sectors, whenever this process is killed.
+    """
 
     memory: np.ndarray | None = None
 

@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -70,6 +72,44 @@ def test_a_disk_over_memory_that_is_kept_elsewhere_is_that_memory() -> None:
     one.close(), other.close()
     assert os.pread(fd, 1, 0) == b"\x09"  # it outlives who has had it mapped
     os.close(fd)
+
+
+KILLED = """
+import os, signal, sys, time
+import numpy as np
+from backend.stores import RamStore
+from common.memory import sealed_memory
+fd, torn = sealed_memory("disk", 1 << 16), 0
+mine, theirs = RamStore(128, fd), RamStore(128, fd, whole_sectors=sys.argv[1] == "whole")
+data = [np.full(1 << 16, value, np.uint8) for value in range(256)]
+for seed in range(50):
+    if not (writer := os.fork()):
+        for value in range(1 << 30):
+            theirs.write(0, data[value % 256])
+    time.sleep(0.002 + seed % 7 / 3000)
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, 0)
+    sectors = mine.memory.reshape(128, 512)
+    torn += int((sectors != sectors[:, :1]).any(axis=1).sum())
+print(torn)
+"""
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "by a copy of our own"])
+def test_who_is_killed_while_he_writes_whole_sectors_leaves_none_in_part(whole: bool) -> None:
+    args = [sys.executable, "-c", KILLED, "whole" if whole else "copied"]
+    done = subprocess.run(args, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) == 0) is whole  # and without it, one is found
+
+
+def test_a_disk_that_writes_whole_sectors_keeps_a_descriptor_until_it_is_closed() -> None:
+    before = open_descriptors()
+    store = RamStore(2, whole_sectors=True)
+    store.write(512, np.full(512, 7, np.uint8))
+    assert store.memory is not None and store.memory[::512].tolist() == [0, 7]
+    assert len(open_descriptors()) == len(before) + 1
+    store.close()
+    assert open_descriptors() == before
 
 
 def test_the_memory_of_a_ramdisk_cannot_be_made_shorter_or_longer() -> None:
