@@ -13,6 +13,7 @@ from toolstack.cli import cli
 from toolstack.door import Command, Within, output_directory
 from toolstack.loadspec import ConfigError
 from toolstack.look_command import look
+from toolstack.report_command import report
 from toolstack.simulate import simulate
 from toolstack.stay_commands import COMMANDS as STAY
 
@@ -107,5 +108,5 @@ def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) ->
     make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
-for command in (*STAY, simulate, look, figure, compare, whatif):
+for command in (*STAY, report, simulate, look, figure, compare, whatif):
     cli.add_command(command)
