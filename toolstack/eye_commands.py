@@ -98,6 +98,25 @@ async def _until_the_end(name: str, listener: socket.socket, keeper: int) -> sig
     return end.result()
 
 
+def _top(name: str) -> None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ConfigError("top: needs a terminal; `ls --json` and `metrics --once` need none")
+    with attach(name, ANSWER_S) as machine:
+        if machine.described["state"] != "running":
+            raise RunEnded(f"machine {name!r} has {machine.described['state']}")
+        from toolstack.seen import see  # noqa: PLC0415
+
+        first = see(machine)
+        from toolstack.top_screen import run_top  # noqa: PLC0415
+
+        app = run_top(name, first, lambda: see(machine))
+    if app.ended_by is not None:
+        how = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+        raise RunEnded(how.get(app.ended_by, "hung up"), 128 + app.ended_by)
+    if app.failure:
+        raise RunEnded(f"machine {name!r}: {app.failure}")
+
+
 COMMANDS: Final = [
     Command(
         "metrics",
@@ -118,5 +137,14 @@ COMMANDS: Final = [
         help="Serve what a machine that is up counts, by domain, disk and CPU, to Prometheus: its"
         " text format over HTTP at /metrics, until the machine goes down.",
         short_help="What a machine counts, for Prometheus.",
+    ),
+    Command(
+        "top",
+        callback=_top,
+        params=[_argument()],
+        help="Show a machine that is up as it is now: its guests and disks, how full their rings"
+        " are, IOPS, latencies, notifications, what a request costs in maps, flushes and IPIs, and"
+        " which CPUs are interrupted. up and down pick a guest, q ends it.",
+        short_help="A machine as it is now, on the terminal.",
     ),
 ]
