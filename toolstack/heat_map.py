@@ -12,8 +12,8 @@ from toolstack.words import short
 
 NOTHING: Final = "·"
 HEIGHTS: Final = "▁▂▃▄▅▆▇█"
-COLOURS: Final = (
-    "#3b4cc0", "#5a78e4", "#7b9ff9", "#9ebeff", "#f2cbb7", "#f7a889", "#e26952", "#b40426",
+COLOURS: Final = (  # from cool to hot
+    "#4575b4", "#6aa5d0", "#8fd0d8", "#c8e6a0", "#fee090", "#fdae61", "#f46d43", "#ff3b30",
 )  # fmt: skip
 CPUS_A_ROW: Final = 64
 CELL_MAX: Final = 3

@@ -17,6 +17,7 @@ from typing import ClassVar, Final
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.message import Message
 from textual.widgets import DataTable, Footer, Static
 
@@ -29,6 +30,7 @@ from toolstack.words import short
 EVERY_S: Final = 1.0
 STALE_S: Final = 3.0
 ALL: Final = "all"
+DEAD: Final = "dead"
 RING_CELLS: Final = 4
 GUEST_COLUMNS: Final = (
     ("guest", 8), ("state", 7), ("IOPS", 7), ("p50 us", 6), ("p99 us", 6), ("mapped", 6),
@@ -99,7 +101,7 @@ class Top(App[None]):
                 shown = Text(name, justify="left" if name in WORDS else "right")
                 self.query_one(table, DataTable).add_column(shown, key=name, width=width)
         self._show()
-        self.set_interval(self._every_s, self._show_machine)
+        self.set_interval(self._every_s, self._tick)
         threading.Thread(target=self._watch, name="top", daemon=True).start()
 
     def on_unmount(self) -> None:
@@ -128,7 +130,12 @@ class Top(App[None]):
         self._before, self._now = self._now, looked.seen
         self._figured = figured(self._before, self._now)
         self._seen_at_s = time.monotonic()
-        self._show()
+        with suppress(NoMatches):  # it closes, and what it has on it has gone first
+            self._show()
+
+    def _tick(self) -> None:
+        with suppress(NoMatches):
+            self._show_machine()
 
     def end_by(self, signum: signal.Signals) -> None:
         """A signal has come."""
@@ -231,7 +238,7 @@ def _total(now: Figured) -> Text:
 
 def _all_cells(now: Figured) -> list[str]:
     dead = sum(guest.state != "running" for guest in now.guests)
-    state = f"{dead} dead" if dead else "running"
+    state = f"{dead} {DEAD}" if dead else "running"
     return _cells_of(ALL, state, sum(guest.mapped for guest in now.guests), now.total)
 
 
@@ -268,5 +275,6 @@ def _fill(table: "DataTable[Text]", rows: dict[str, list[str]]) -> None:
             table.add_row(*(Text() for _ in columns), key=key)
     for key, cells in rows.items():
         for column, cell in zip(columns, cells, strict=True):
-            shown = Text(cell, justify="left" if column in WORDS else "right")
+            style = "bold red" if cell.endswith(DEAD) else ""
+            shown = Text(cell, style, justify="left" if column in WORDS else "right")
             table.update_cell(key, column, shown)

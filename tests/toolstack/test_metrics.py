@@ -1,7 +1,5 @@
 """What a machine counts, in Prometheus's text format and read back by Prometheus's own parser."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from prometheus_client import Metric
@@ -14,26 +12,8 @@ from common.counters import (
     HYPERVISOR_COUNTERS,
     LEVELS,
 )
-from tests.toolstack.stand_in import snapshot
+from tests.toolstack.seen_by_hand import disk, seen
 from toolstack.metrics import exposition
-from toolstack.seen import Seen
-
-
-def disk(domid: int, number: int, vdev: str, **more: Any) -> dict[str, Any]:
-    """As a keeper's status has it."""
-    ring = {"used": 5, "slots": 32}
-    return {"domid": domid, "number": number, "vdev": vdev, "state": "Connected", "ring": ring,
-            **more}  # fmt: skip
-
-
-def seen(listed: list[dict[str, Any]], **counted: Any) -> Seen:
-    domains = [
-        {"domid": 1, "name": "guest-1", "state": "running"},
-        {"domid": 2, "name": "guest-2", "state": "dead"},
-    ]
-    described = {"name": "m", "mode": "persistent"}
-    status = {"domains": domains, "disks": listed, "loads": 3}
-    return Seen(described, status, snapshot(**counted))
 
 
 def parsed(text: bytes) -> dict[str, Metric]:
