@@ -62,10 +62,10 @@ def _serve(name: str, path: str | None, port: int | None, keeper: int) -> None:
     if path is not None:
         listener = listen_at(path)
         made = os.lstat(path)
-        where = f"curl --unix-socket {path} http://localhost{PATH}"
+        where = f"curl --unix-socket {path} localhost{PATH}"
     else:
         listener = listen_on(port or 0)
-        where = f"http://{LOOPBACK}:{listener.getsockname()[1]}{PATH}"
+        where = f"{LOOPBACK}:{listener.getsockname()[1]}{PATH}"
     try:
         click.echo(f"metrics of {name}: {where}")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`metrics` and `top` as they are typed: what is wrong is one line, before anything is looked at."""
+"""`metrics` and `top` as they are typed: what is wrong is one line, before anything begins."""
 
 from pathlib import Path
 
