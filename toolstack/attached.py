@@ -60,9 +60,10 @@ def up(topology: Topology, name: str, say: Callable[[str], None]) -> None:
         raise MachineError(f"machine {name!r} does not start within {UP_TIMEOUT_S:g} s")
 
 
-def attach(name: str = DEFAULT) -> "AttachedMachine":
-    """Come to the machine of that name. Raises ConfigError, MachineError if there is none."""
-    return AttachedMachine(name, connect_to(name))
+def attach(name: str = DEFAULT, timeout_s: float | None = None) -> "AttachedMachine":
+    """Come to the machine of that name. timeout_s: how long its keeper may take to answer what it
+    is asked later. Raises ConfigError, MachineError if there is none."""
+    return AttachedMachine(name, connect_to(name), timeout_s)
 
 
 class AttachedMachine:
@@ -71,7 +72,9 @@ class AttachedMachine:
     described: what the keeper says of it that does not change.
     """
 
-    def __init__(self, name: str, connection: socket.socket) -> None:
+    def __init__(
+        self, name: str, connection: socket.socket, timeout_s: float | None = None
+    ) -> None:
         self.name = name
         self._keeper_pid = peer_of(connection)[0]
         self._requests = Requests(connection)
@@ -79,8 +82,8 @@ class AttachedMachine:
             self.described: dict[str, Any] = self._requests.ask("describe")
         except ConnectionLost as error:
             self._requests.close()
-            raise MachineError(f"machine {name!r}: {error}") from None
-        connection.settimeout(None)
+            raise type(error)(f"machine {name!r}: {error}") from None
+        connection.settimeout(timeout_s)
         self.topology = Topology(**self.described["topology"])
         self.run_dir: str = self.described["run_dir"]
         self.xenstore_path: str = self.described["xenstore_path"]

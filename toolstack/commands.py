@@ -11,6 +11,7 @@ from rich.console import Console
 
 from toolstack.cli import cli
 from toolstack.door import Command, Numbers, Within, output_directory
+from toolstack.eye_commands import COMMANDS as EYES
 from toolstack.loadspec import ConfigError
 from toolstack.look_command import look
 from toolstack.report_command import report
@@ -117,5 +118,5 @@ def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) ->
     make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
-for command in (*STAY, report, simulate, look, figure, compare, whatif):
+for command in (*STAY, *EYES, report, simulate, look, figure, compare, whatif):
     cli.add_command(command)

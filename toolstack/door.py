@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final, NoReturn
 
 import click
 
+from toolstack.failures import MachineError
 from toolstack.loadspec import ConfigError
 
 BAD_INPUT: Final = 2
@@ -121,6 +122,8 @@ class _OneLine(click.Command):
             _fail(str(error), BAD_INPUT)
         except RunEnded as error:
             _fail(str(error), error.status)
+        except MachineError as error:
+            _fail(str(error), FAILED)
         except click.Abort:  # Ctrl-C where `__main__` does not listen, as in a user's own program
             _fail("interrupted", INTERRUPTED)
         sys.exit(0)

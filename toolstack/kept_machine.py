@@ -5,6 +5,7 @@ a machine to who comes to it.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from common.xenbus import STATE_NAMES, backend_path, parse_state
@@ -15,6 +16,7 @@ from toolstack.failures import MachineError
 from toolstack.jobs import jobs_on
 from toolstack.loadspec import LoadSpec
 from toolstack.machine import Machine
+from toolstack.ring_fill import RingFills
 from toolstack.run_dir import RunDir
 from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot
@@ -85,18 +87,24 @@ class KeptMachine(Machine):
             found.append(
                 {
                     "domid": disk.domid,
+                    "number": disk.number,
                     "vdev": disk.vdev,
                     "device": disk.device,
                     "target": disk.spec.params,
                     "access": disk.spec.access,
                     "size": self._guests[disk.domid].disks[disk.number].size,
                     "state": self._state(disk),
+                    "ring": self._fills.of(disk.domid, disk.device),
                     "grants_kept": int(back["persistent_now"][disk.number]),
                     "ios": int(front["ios"][disk.number]),
                     "at_s": now.at_s,
                 }
             )
         return found
+
+    @cached_property
+    def _fills(self) -> RingFills:
+        return RingFills(self._memory, self._store, self._ask_living)
 
     def domains(self, now: Snapshot) -> list[dict[str, Any]]:
         """What is to be said of each domain."""

@@ -13,40 +13,58 @@ from rich.console import Console
 from toolstack.attached import AttachedMachine, attach
 from toolstack.failures import MachineError
 from toolstack.names import NoSuchMachine
+from toolstack.wire import NoAnswer
 from toolstack.words import new_table, number
 
 MOMENT_S: Final = 0.25
+ANSWER_S: Final = 10.0  # a keeper that takes longer hangs
+HANGS: Final = "its keeper does not answer"
 NOTHING: Final[dict[str, Any]] = {"domains": [], "disks": [], "loads": 0}
 
 
 def gathered(names: Sequence[str]) -> list[dict[str, Any]]:
     """What is to be said of each of these, but for those that go down meanwhile."""
+    found = dict[str, dict[str, Any]]()
     with ExitStack() as stack:
         first = []
         for name in names:
             with suppress(NoSuchMachine, MachineError):
-                machine = stack.enter_context(attach(name))
-                first.append((machine, _status(machine)))
+                try:
+                    machine = stack.enter_context(attach(name, ANSWER_S))
+                    first.append((machine, _status(machine)))
+                except NoAnswer:
+                    found[name] = _hanging(name)
         time.sleep(MOMENT_S if first else 0)
-        found = []
         for machine, before in first:
             with suppress(MachineError):
-                found.append(_told(machine, before, _status(machine)))
-        return found
+                try:
+                    found[machine.name] = _told(machine, before, _status(machine))
+                except NoAnswer:
+                    found[machine.name] = _hanging(machine.name)
+    return [found[name] for name in names if name in found]
 
 
 def _status(machine: AttachedMachine) -> dict[str, Any]:
     return machine.status() if machine.described["state"] == "running" else NOTHING
 
 
+def _hanging(name: str) -> dict[str, Any]:
+    """Of a machine whose keeper does not answer: the keys of every other."""
+    unknown = ("pid", "up_s", "mode", "dom0_vcpus", "run_dir", "xenstore_path")
+    return {"name": name, "state": HANGS, **dict.fromkeys(unknown), **NOTHING}
+
+
 def _told(
     machine: AttachedMachine, before: dict[str, Any], after: dict[str, Any]
 ) -> dict[str, Any]:
     described = machine.described
+    was = {(disk["domid"], disk["vdev"]): disk for disk in before["disks"]}
     disks = []
-    for one, other in zip(before["disks"], after["disks"], strict=True):
-        seconds = other.pop("at_s") - one["at_s"]
-        disks.append({**other, "iops": (other["ios"] - one["ios"]) / seconds})
+    for disk in after["disks"]:  # one may have come meanwhile, or be another than it was
+        one = was.get((disk["domid"], disk["vdev"]), disk)
+        seconds, ios = disk["at_s"] - one["at_s"], disk["ios"] - one["ios"]
+        told = {key: value for key, value in disk.items() if key != "at_s"}
+        disks.append({**told, "iops": max(ios, 0) / seconds if seconds > 0 else 0.0})
     return {
         "name": machine.name,
         "state": described["state"],
@@ -64,6 +82,9 @@ def _told(
 
 def print_machine(console: Console, machine: dict[str, Any]) -> None:
     """A line of what it is, then its domains and its disks."""
+    if machine["state"] == HANGS:
+        console.print(f"{machine['name']}: {HANGS}; `down {machine['name']} --force` ends it")
+        return
     loads = f"{machine['loads']} load{'s' * (machine['loads'] != 1)}"
     console.print(
         f"{machine['name']}: {machine['state']}, {machine['mode']}, up {machine['up_s']:.0f} s,"

@@ -5,8 +5,7 @@ from typing import Final
 import click
 
 from toolstack.attached import attach
-from toolstack.door import Command, RunEnded, Within
-from toolstack.failures import MachineError
+from toolstack.door import Command, Within
 from toolstack.files import check_writable, write_whole
 from toolstack.names import DEFAULT, checked_name
 
@@ -31,12 +30,9 @@ def report(name: str, seconds: float, out: str | None) -> None:
     CPUs were interrupted."""
     path = out or f"{name}.html"
     check_writable(path, "out")
-    try:
-        with attach(name) as machine:
-            from toolstack.live_report import page, watch  # noqa: PLC0415 - brings matplotlib
+    with attach(name) as machine:
+        from toolstack.live_report import page, watch  # noqa: PLC0415 - brings matplotlib
 
-            seen = watch(machine, seconds, EVERY_S)
-    except MachineError as error:
-        raise RunEnded(f"{name}: {error}") from None
+        seen = watch(machine, seconds, EVERY_S)
     write_whole(path, "out", page(seen).encode())
     click.echo(path)

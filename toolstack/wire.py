@@ -35,6 +35,10 @@ class ConnectionLost(MachineError):
     """The other end is gone, or sent what is no message."""
 
 
+class NoAnswer(ConnectionLost):
+    """The other end is there, and does not answer."""
+
+
 def kind_of(error: Exception) -> str:
     """What an error is called on the wire."""
     return next((name for name, kind in ERRORS.items() if type(error) is kind), "MachineError")
@@ -116,7 +120,7 @@ class Requests:
         try:
             received = self._socket.recv(CHUNK)
         except TimeoutError:
-            raise ConnectionLost("its keeper does not answer") from None
+            raise NoAnswer("its keeper does not answer") from None
         except OSError as error:
             raise ConnectionLost(f"the machine is gone: {error.strerror}") from None
         if not received:

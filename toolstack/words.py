@@ -33,3 +33,14 @@ def new_table(title: str) -> Table:
     return Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
+
+
+def short(value: Value) -> str:
+    """In six places at most, for a column that is narrow; as `number` below ten thousand."""
+    if value is None or abs(value) < 10_000:
+        return number(value)
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size * 0.9995:
+            part = value / size
+            return f"{part:.{2 if part < 9.995 else 1 if part < 99.95 else 0}f}{unit}"
+    raise AssertionError(value)

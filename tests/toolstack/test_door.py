@@ -9,12 +9,13 @@ from click.testing import CliRunner
 
 from bench.__main__ import cli as bench
 from toolstack.commands import cli
-from toolstack.door import OF_RUN_SH, Numbers
+from toolstack.door import OF_RUN_SH, Command, Numbers
+from toolstack.failures import MachineError
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    "run, up, ls, load, logs, down, report, simulate, look, figure, compare, whatif, bench, test,"
-    " python"
+    "run, up, ls, load, logs, down, metrics, top, report, simulate, look, figure, compare, whatif,"
+    " bench, test, python"
 )
 FLAGS_OF_FIGURE = "--out, --scheduler, --workers, --runtime, --guests, --help"
 FLAGS_OF_BENCH = "--rounds, --seconds, --quick, --out, --help"
@@ -101,3 +102,13 @@ def test_the_commands_named_as_run_sh_s_are_those_it_has() -> None:
     script = (ROOT / "run.sh").read_text()
     in_case = re.findall(r"^(\w+)\)$", script, re.MULTILINE)
     assert sorted(in_case) == sorted(OF_RUN_SH)
+
+
+def test_a_machine_s_failure_is_one_line_too() -> None:
+    @click.command(cls=Command)
+    def fails() -> None:
+        raise MachineError("machine 'm': its keeper does not answer")
+
+    result = CliRunner().invoke(fails)
+    assert result.exit_code == 1
+    assert result.stderr == "grantlab: error: machine 'm': its keeper does not answer\n"
