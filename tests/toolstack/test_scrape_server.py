@@ -129,6 +129,7 @@ def test_what_is_no_request_is_refused(sent: bytes, status: bytes, served: Serve
 
 def test_who_asks_slowly_is_left(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrape_server, "HEAD_S", 0.1)
+    monkeypatch.setattr(scrape_server, "CLIENT_S", 1000.0)
     with served.connection() as client:
         client.sendall(b"GET /metr")
         assert rest_of(client) == b""
@@ -174,6 +175,22 @@ def test_who_asks_at_the_same_time_is_told_the_same(served: Served) -> None:
         assert rest_of(client).endswith(b"\r\n\r\nscrapes 1\n")
     for client in clients:
         client.close()
+
+
+def test_who_is_left_while_he_waits_takes_nothing_from_the_others(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.may_answer.clear()
+    monkeypatch.setattr(scrape_server, "CLIENT_S", 0.2)
+    with served.connection() as first, served.connection() as second:
+        first.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        eventually(lambda: served.scrapes == 1)
+        monkeypatch.setattr(scrape_server, "CLIENT_S", 1000.0)
+        with served.connection() as third:
+            third.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            assert rest_of(first) == rest_of(second) == b""
+            served.may_answer.set()
+            assert rest_of(third).endswith(b"\r\n\r\nscrapes 1\n")
 
 
 # --- where it listens -----------------------------------------------------------------------------
