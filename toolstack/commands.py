@@ -16,6 +16,7 @@ from toolstack.loadspec import ConfigError
 from toolstack.look_command import look
 from toolstack.simulate import simulate
 from toolstack.stay_commands import COMMANDS as STAY
+from toolstack.trace_command import trace
 
 __all__ = ["cli"]
 
@@ -108,5 +109,5 @@ def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) ->
     make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
-for command in (*STAY, *EYES, simulate, look, figure, compare, whatif):
+for command in (*STAY, *EYES, trace, simulate, look, figure, compare, whatif):
     cli.add_command(command)
