@@ -13,10 +13,11 @@ from common.faults import LocalFault
 
 
 class RingNumbers:
-    """Numbers from 0 on, the lowest free one first. rows: BACKEND_RING."""
+    """Numbers from 0 on, the lowest free one first. rows: BACKEND_RING; names: RING_NAME, whose
+    each is, for who looks in; or None."""
 
-    def __init__(self, rows: np.ndarray) -> None:
-        self._rows = rows
+    def __init__(self, rows: np.ndarray, names: np.ndarray | None = None) -> None:
+        self._rows, self._names = rows, names
         self._free = list(range(len(rows)))
         self._closed = dict.fromkeys(np.flatnonzero(rows["domid"]).tolist())  # the oldest first
         self._row_of: dict[int, int] = {}  # by number
@@ -27,6 +28,8 @@ class RingNumbers:
             raise LocalFault(f"more than {len(self._rows)} rings")
         number = heapq.heappop(self._free)
         self._row_of[number] = row = self._find(domid, device)
+        if self._names is not None:
+            self._names[number] = domid, device
         self._closed.pop(row, None)
         return number, self._rows["counters"][row : row + 1]
 

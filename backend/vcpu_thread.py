@@ -30,16 +30,17 @@ from backend.ring_hands import RingHands
 from backend.steps import CLEAR, LOOK
 from backend.store_queue import ends_of
 from backend.store_watch import StoreWatch
-from backend.worker import FRUITLESS_MAX, serve
+from backend.traced import serving
+from backend.worker import FRUITLESS_MAX
 from common import effects
 from common.arena import Arena
 from common.atomics import store_release
-from common.compiled import direct
 from common.hypercall import Hypercalls
 from common.process import name_thread, sleep_to_the_point
 from common.ring import REQ
 from common.spinning import slept
 from common.steps import STEP
+from common.trace_log import Log
 from common.turns import (
     ASLEEP,
     HEARD,
@@ -75,7 +76,7 @@ class VcpuThread:
     """dom0's vCPU `cpu`; its thread begins with its first ring.
 
     running, dirty: the machine's u32 words by CPU; hypercalls: the thread's, this vCPU's; spin: the
-    thread's, and its rings'. A ring's number is less than `rings_max`, and given by the caller.
+    thread's, and its rings'; log: its trace's. A ring's number, below `rings_max`, is its caller's.
     """
 
     def __init__(
@@ -87,13 +88,14 @@ class VcpuThread:
         spin: np.ndarray,
         events: Events,
         rings_max: int,
+        log: Log | None = None,
     ) -> None:
         self.cpu, self.hypercalls, self.spin = cpu, hypercalls, spin
         self._running, self._dirty = running, dirty
         arena = Arena()
         self._rows = BLKBACK.rows(arena, rings_max)
         self._turns = new_turns(arena, rings_max, REQ, spin)
-        self._serve = direct(serve, self._turns, self._rows, NOBODY)
+        self._serve = serving(self._turns, self._rows, log)
         self._served: dict[int, _Served] = {}
         self._ending = NOBODY  # this ring is to stop between two requests
         self._naps: list[tuple[int, int]] = []  # until when (ns), which ring: a heap
@@ -101,8 +103,7 @@ class VcpuThread:
         self._stores, self._heard_ns = StoreWatch(self._poller), 0
         self._ring_of: dict[object, int] = {}  # by what is polled
         self._orders: deque[Callable[[], None]] = deque()
-        self._stopping = False
-        self._ordered = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping, self._ordered = False, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._ordered, select.POLLIN)
         self._thread = threading.Thread(target=self._main, name=f"blkback-{cpu}", daemon=True)
         self.run()  # booting a domain runs each of its vCPUs once
@@ -255,8 +256,7 @@ class VcpuThread:
         """A ring is to have turns: it is new, or its nap is over."""
         if (served := self._served.get(ring)) is None or ring in rings_of(self._turns):
             return
-        carrier = served.hands.channel.carrier
-        dev = served.hands.dev
+        dev, carrier = served.hands.dev, served.hands.channel.carrier
         take_in(self._turns, ring, looked_at(dev, ends_of(dev.queue)))
         if not carrier.hung_up:
             self._poller.register(carrier.polled, select.POLLIN)

@@ -92,13 +92,13 @@ def serve(turns: Turns, rings: np.ndarray, ending: int) -> np.int64:
         effect = work(rings, ring, 0 if ring == ending else LOOKS_A_TURN, stops)
         needed = note(turns, ring, effect) or ring == ending
         if effect == WAIT:
-            needed |= _was_woken_for_nothing(rings, ring)
+            needed |= was_woken_for_nothing(rings, ring)
         if needed:
             return np.int64(effect) << RING_BITS | ring
 
 
 @part
-def _was_woken_for_nothing(rings: np.ndarray, ring: int) -> bool:
+def was_woken_for_nothing(rings: np.ndarray, ring: int) -> bool:
     """A ring falls asleep: has that come without a request, or an answer, too often?"""
     dev = _view(rings, ring)
     back, counters = dev.back[0], dev.counters[0]

@@ -7,7 +7,7 @@ could be left behind. A guest is born with its own mapped, and asks for nothing.
 Segments of each domain: `ram` (its frames), `grant` (grant-table frames: domain and hypervisor
 only), `event` (shared-info page, then the far ends' words), `stats` (what the guest counts).
 Segments of the machine: `host` (what hypervisor and dom0 count, and the CPUs' state), `accessed`
-(four u64 a maptrack handle), `gate` (dom0's posted hypercalls).
+(four u64 a maptrack handle), `gate` (dom0's posted hypercalls), `trace` (`common/trace_log.py`).
 """
 
 import os
@@ -34,7 +34,7 @@ CPUS_MAX: Final = 256
 MAPTRACK_HANDLES_MAX: Final = 1024 * 256  # Xen's default: 1,024 frames of 256 entries
 
 DOMAIN_SEGMENTS: Final = ("ram", "grant", "event", "stats")  # in this order at a domain's birth
-MACHINE_SEGMENTS: Final = ("host", "accessed", "gate")
+MACHINE_SEGMENTS: Final = ("host", "accessed", "gate", "trace")
 
 # What a guest counts, by disk number.
 STATS: Final = np.dtype(

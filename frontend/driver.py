@@ -13,12 +13,12 @@ import numpy as np
 
 from common import effects
 from common.arena import Arena
-from common.compiled import direct
 from common.event_channel import FRUITLESS_MAX, FRUITLESS_NAP_S, EventChannel
 from common.faults import PeerFault
 from common.machine_memory import DISKS_MAX
 from common.ring import RSP
 from common.spinning import slept
+from common.trace_log import Log
 from common.turns import (
     any_pending,
     both_of,
@@ -33,7 +33,7 @@ from common.wakeups import Carrier
 from frontend.blkfront_info import BLKFRONT, BROKEN_REASONS, Blkfront
 from frontend.load import LOAD, Load
 from frontend.room import abandon
-from frontend.stepper import serve
+from frontend.traced import serving
 
 ARENA_BYTES: Final = 1 << 20
 MS: Final = 1_000_000  # nanoseconds
@@ -44,10 +44,10 @@ class Driver:
     """Runs loads on a guest's rings, which have one waiter, `spin`.
 
     poller: `new_poller`'s, on what else ends a sleep; rings: rows of BLKFRONT; failed: rings whose
-    jobs have failed, and why, until another begins there.
+    jobs have failed, and why, until another begins there; log: its trace's.
     """
 
-    def __init__(self, spin: np.ndarray, poller: Any) -> None:
+    def __init__(self, spin: np.ndarray, poller: Any, log: Log | None = None) -> None:
         arena = Arena(ARENA_BYTES)
         self.rings, self._jobs = BLKFRONT.rows(arena, DISKS_MAX), LOAD.rows(arena, DISKS_MAX)
         self._turns = new_turns(arena, DISKS_MAX, RSP, spin)
@@ -59,6 +59,7 @@ class Driver:
         self._shaped: dict[int, np.ndarray] = {}  # of jobs that may wait for a time
         self._poller = poller
         self._serve: Callable[..., int] | None = None
+        self._log = log
 
     def attach(self, ring: int, dev: Blkfront, channel: EventChannel) -> None:
         """From now on `ring` is this device's, on that channel; whatever was there is not used."""
@@ -91,7 +92,7 @@ class Driver:
         """
         given = self.rings, self._jobs, self._turns
         if self._serve is None:
-            self._serve = direct(serve, *given)
+            self._serve = serving(*given, self._log)
         try:
             if self._shaped:
                 self._stir_those_due()

@@ -37,6 +37,7 @@ from common.spinning import (
     spin_until_changed,
 )
 from hypervisor.hypercalls import Hypervisor
+from hypervisor.traced_calls import TracedCalls
 
 CALLS_PER_LOOK: Final = 256  # then the sockets get a turn
 NOBODY: Final = -1
@@ -75,10 +76,12 @@ class GateServer:
         nr_slots: int,
         threads: int = 1,
         domid: int = DOMID_0,
+        traced: TracedCalls | None = None,
     ) -> None:
         self._hypervisor, self._domid = hypervisor, domid
         self._bytes, self._words = segment, segment.view(np.uint32)
         self._nr_slots = nr_slots
+        self._traced = traced
         self._spin = new_spin(adaptive=True, threads=threads)
         self._next = 0
         self._asleep_since_ns = 0
@@ -106,6 +109,8 @@ class GateServer:
         number, cmd, nbytes = (
             int(load_acquire(words, header + field)) for field in (NUMBER, CMD, NBYTES)
         )
+        if self._traced is not None:
+            self._traced.begin()
         rc = -errno.EINVAL
         if nbytes <= PAYLOAD_MAX:
             start = int(payload_of(slot))
@@ -115,6 +120,8 @@ class GateServer:
             posted[:] = payload
         store_release(words, header + RC, rc & 0xFFFFFFFF)
         store_release(words, header + STATE, ANSWERED)
+        if self._traced is not None:
+            self._traced.end(slot, cmd)
 
     def empty(self) -> None:
         """Who posts here is dead: no call of its is made any more, and each slot is free."""

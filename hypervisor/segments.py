@@ -9,8 +9,9 @@ import os
 import numpy as np
 
 from common.abi import XEN_PAGE_SIZE
-from common.machine_memory import MACHINE_SEGMENTS, STATS, whole_pages
+from common.machine_memory import MACHINE_SEGMENTS, whole_pages
 from common.memory import create_segment, map_segment
+from common.trace_log import STATS_BYTES
 from hypervisor.domains import DomainMemory
 
 
@@ -35,7 +36,7 @@ class Segments:
         """
         try:
             if counts:
-                self.make(domid, "stats", STATS.itemsize)
+                self.make(domid, "stats", STATS_BYTES)
             return DomainMemory(
                 self.make(domid, "ram", ram_frames * XEN_PAGE_SIZE),
                 self.make(domid, "grant", grant_frames * XEN_PAGE_SIZE),

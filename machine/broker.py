@@ -26,6 +26,7 @@ from common.log_limit import log_to_terminal
 from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, host_of
 from common.memory import SharedMemoryError
 from common.shares import Shares
+from common.trace_log import trace_bytes, trace_logs
 from common.wakeups import Events
 from hypervisor.connections import Caller, Connections, close_all
 from hypervisor.domains import BACKEND, GUEST
@@ -33,6 +34,7 @@ from hypervisor.domctl import Domctl, Handed
 from hypervisor.event_calls import EventCalls
 from hypervisor.gate_server import GateServer
 from hypervisor.segments import Segments
+from hypervisor.traced_calls import TracedCalls
 from machine.hypervisor import HostMemory, build_hypervisor
 
 CALLS_BURST_NS: Final = 2_000_000  # a handshake's and more
@@ -81,7 +83,11 @@ class Broker:
             nr_cpus=config.nr_cpus,
             policy=config.flush_policy,
         )
-        self._gate = GateServer(self._hypervisor, gate, config.nr_cpus, config.threads)
+        trace = self._segments.make(DOMID_0, "trace", trace_bytes(config.nr_cpus))
+        calls = TracedCalls(trace_logs(trace, config.nr_cpus).calls, host["cpus"][0])
+        self._gate = GateServer(
+            self._hypervisor, gate, config.nr_cpus, config.threads, traced=calls
+        )
         self._events = EventCalls(self._hypervisor, with_lines=config.events == "pipe")
         self._domctl = Domctl(
             self._hypervisor,

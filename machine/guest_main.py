@@ -14,6 +14,7 @@ from common.memory import map_segment
 from common.napping import FRONT_SHARE
 from common.process import sleep_to_the_point
 from common.spinning import new_spin
+from common.trace_log import front_log
 from common.wakeups import new_poller
 from common.xenstore import XenStoreClient
 from frontend.driver import Driver
@@ -46,7 +47,7 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
         poller = new_poller(settings.events)
         for end in (control, client):
             poller.register(end.fileno(), select.POLLIN)
-        driver = Driver(spin, poller)
+        driver = Driver(spin, poller, front_log(stats))
         calls, timers = Hypercalls(hypercalls), Timers(time.monotonic)
         places = guest_disks(
             settings.domid,

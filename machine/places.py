@@ -13,6 +13,7 @@ from common.hypercall import Hypercalls
 from common.machine_memory import RINGS_MAX, MachineMemory, host_of
 from common.napping import BACK_SHARE
 from common.spinning import new_spin
+from common.trace_log import trace_logs
 from machine.connection import BackendOptions, Place
 
 
@@ -28,7 +29,8 @@ class Places:
         self._host["dirty"][: options.nr_vcpus] = 1  # booting a domain runs each of its vCPUs once
         self._vcpus: dict[int, VcpuThread] = {}
         self._ways: dict[int, Hypercalls] = {}
-        self._numbers = RingNumbers(self._host["backend"])
+        self._traces = trace_logs(memory.segment("trace"), options.nr_vcpus)
+        self._numbers = RingNumbers(self._host["backend"], self._traces.rings)
         self._turn = itertools.cycle(range(options.nr_vcpus))
 
     def take(self, key: Key) -> Place:
@@ -50,6 +52,7 @@ class Places:
             new_spin(self._options.adaptive_spin, self._options.threads, BACK_SHARE),
             self._options.events,
             RINGS_MAX,
+            self._traces.backs[cpu],
         )
 
     def close(self) -> None:

@@ -133,6 +133,14 @@ class AttachedMachine:
         """Its domains and disks as they are now (docs/staying.md)."""
         return dict(self._requests.ask("status"))
 
+    def open_trace(self, seconds: float) -> int:
+        """Have its logs written for so long; until when (toolstack/trace_windows.py)."""
+        return int(self._requests.ask("open_trace", seconds))
+
+    def take_trace(self) -> dict[str, Any]:
+        """What has been written to its logs since."""
+        return dict(self._requests.ask("take_trace"))
+
     def counters(self) -> dict[str, Any]:
         """What has been counted since every disk was Connected, by the names of the results."""
         connected = self.connected

@@ -17,6 +17,7 @@ from toolstack.look_command import look
 from toolstack.report_command import report
 from toolstack.simulate import simulate
 from toolstack.stay_commands import COMMANDS as STAY
+from toolstack.trace_command import trace
 
 __all__ = ["cli"]
 
@@ -118,5 +119,5 @@ def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) ->
     make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
-for command in (*STAY, *EYES, report, simulate, look, figure, compare, whatif):
+for command in (*STAY, *EYES, trace, report, simulate, look, figure, compare, whatif):
     cli.add_command(command)

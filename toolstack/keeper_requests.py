@@ -18,6 +18,8 @@ from toolstack.snapshot_wire import to_plain
 
 Request = Callable[..., None]
 
+TRACED_MAX_S: Final = 10.0
+
 DISK_WORDS: Final = (
     "read", "write", "read_many", "write_many", "flush", "discard", "judge", "versions"
 )  # fmt: skip
@@ -84,6 +86,16 @@ def snapshot(keeper: Keeper, client: Client, number: int, which: str = "now") ->
     client.answer(number, to_plain(taken[which] or machine.snapshot()))
 
 
+def open_trace(keeper: Keeper, client: Client, number: int, seconds: float) -> None:
+    """Have the logs of a trace written for so long: until when."""
+    client.answer(number, keeper.machine.trace.open(min(float(seconds), TRACED_MAX_S)))
+
+
+def take_trace(keeper: Keeper, client: Client, number: int) -> None:
+    """What has been written since."""
+    client.answer(number, keeper.machine.trace.take())
+
+
 def guest(keeper: Keeper, client: Client, number: int, domid: int, *message: Any) -> None:
     """A command about a disk, for the guest to answer (machine/guest.py)."""
     if domid not in keeper.machine.topology.domids:
@@ -112,6 +124,7 @@ def down(keeper: Keeper, client: Client, number: int, forced: bool = False) -> N
 
 
 REQUESTS: Final[dict[str, Request]] = {
-    each.__name__: each for each in (describe, status, snapshot, guest, load, stop, down)
+    each.__name__: each
+    for each in (describe, status, snapshot, open_trace, take_trace, guest, load, stop, down)
 }
 ALWAYS: Final = ("describe", "stop", "down")  # of a machine that has died, too

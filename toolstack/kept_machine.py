@@ -20,6 +20,7 @@ from toolstack.ring_fill import RingFills
 from toolstack.run_dir import RunDir
 from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot
+from toolstack.trace_windows import TraceWindows
 
 
 class KeptMachine(Machine):
@@ -105,6 +106,11 @@ class KeptMachine(Machine):
     @cached_property
     def _fills(self) -> RingFills:
         return RingFills(self._memory, self._store, self._ask_living)
+
+    @cached_property
+    def trace(self) -> TraceWindows:
+        """Its logs while it is traced."""
+        return TraceWindows(self._memory, list(self._domids), self.topology.dom0_vcpus)
 
     def domains(self, now: Snapshot) -> list[dict[str, Any]]:
         """What is to be said of each domain."""

@@ -17,7 +17,8 @@ from typing import Final, NamedTuple, Self
 
 from common.abi import BLKIF_MAX_SEGMENTS_PER_REQUEST, BLKIF_RING_SIZE, XEN_PAGE_SIZE
 from common.hypercall_gate import gate_bytes
-from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, STATS, whole_pages
+from common.machine_memory import HOST, MAPTRACK_HANDLES_MAX, whole_pages
+from common.trace_log import STATS_BYTES, trace_bytes
 from frontend.frames import grant_frames, ram_frames
 from hypervisor.domctl import GRANT_FRAMES_MAX
 from machine.connection import dom0_frames
@@ -119,10 +120,11 @@ def mappings_of_ring(kept: int, together: int) -> int:
 def _shared(machine: Settings, disks: Sequence[int]) -> int:
     """Bytes of the segments that the hypervisor makes (`hypervisor/segments.py`)."""
     frames = machine.buffer_frames
-    stats = whole_pages(STATS.itemsize) // XEN_PAGE_SIZE
+    stats = whole_pages(STATS_BYTES) // XEN_PAGE_SIZE
     pages = [ram_frames(nr, frames) + grant_frames(nr) + EVENT_PAGES + stats for nr in disks]
     dom0 = dom0_frames(sum(disks) if machine.grant_copy else 0) + 1 + EVENT_PAGES
-    whole = HOST.itemsize, gate_bytes(machine.dom0_vcpus), MAPTRACK_HANDLES_MAX * 32
+    nr_cpus = machine.dom0_vcpus
+    whole = HOST.itemsize, gate_bytes(nr_cpus), MAPTRACK_HANDLES_MAX * 32, trace_bytes(nr_cpus)
     return (sum(pages) + dom0) * XEN_PAGE_SIZE + sum(map(whole_pages, whole))
 
 

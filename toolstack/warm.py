@@ -13,6 +13,7 @@ from backend.doors import called_for
 from backend.foreign_memory import map_granted, unmap_slots
 from backend.queue_sleep import begin_sleep, end_sleep
 from backend.stores import RamStore
+from backend.traced import serving as serving_backs
 from backend.worker import serve as serve_backs
 from common import effects
 from common.abi import (
@@ -37,6 +38,7 @@ from common.hypercall_gate import PENDING, call, collect, gate_bytes, new_gate, 
 from common.machine_memory import DISKS_MAX, STATS
 from common.ring import REQ, RSP
 from common.spinning import new_spin
+from common.trace_log import STATS_BYTES, front_log, trace_bytes, trace_logs
 from common.turns import (
     ASLEEP,
     NOBODY,
@@ -57,6 +59,7 @@ from frontend.judge import judge, new_judgement
 from frontend.load import LOAD, Load, LoadPlan, new_load, no_load
 from frontend.room import abandon
 from frontend.stepper import run, serve
+from frontend.traced import serving
 from hypervisor.gate_server import GateServer
 from machine.back import build_back, in_table, slots_of
 from machine.front import build_front, channel_words, lay_out_buffers
@@ -167,6 +170,15 @@ def _warm_turns(machine: _TinyMachine) -> None:
     abandon(front)
 
 
+def _warm_traced(machine: _TinyMachine) -> None:
+    """The loops of both ends while they are traced."""
+    turns = new_turns(machine.arena, DISKS_MAX, RSP, machine.front.spin)
+    log = front_log(machine.arena.array(STATS_BYTES, np.uint8))
+    serving(machine.rings, machine.jobs, turns, log)
+    (log,) = trace_logs(machine.arena.array(trace_bytes(1), np.uint8), 1).backs
+    serving_backs(machine.turns, machine.backs, log)
+
+
 def _warm_journal(arena: Arena) -> None:
     """What a guest asks of one outside of a load."""
     page = arena.array((2, XEN_PAGE_SIZE), np.uint8)
@@ -200,6 +212,7 @@ def warm() -> None:
         _enqueue_first(machine.rings, 0, 1)
         machine.run(no_load(machine.arena))
     _warm_turns(machine)
+    _warm_traced(machine)
     end_every_access(front)
     _run_load(machine, PER_REQUEST)
     begin_close(back)

@@ -76,7 +76,7 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
-    monkeypatch.setattr(driver, "direct", lambda *_: world.effect)
+    monkeypatch.setattr(driver, "serving", lambda *_: world.effect)
     return world
 
 

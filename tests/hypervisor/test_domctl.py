@@ -26,11 +26,11 @@ from common.machine_memory import (
     HOST,
     MACHINE_SEGMENTS,
     MAPTRACK_HANDLES_MAX,
-    STATS,
     whole_pages,
 )
 from common.memory import SharedMemoryError
 from common.process import open_descriptors
+from common.trace_log import STATS_BYTES
 from frontend.grants import grant_access, new_grants
 from hypervisor import segments as segments_module
 from tests.hypervisor.running import DOM0_RAM_FRAMES, NR_CPUS, Born, Running, answers, running
@@ -65,7 +65,7 @@ def test_a_new_domain_has_one_connection_and_its_four_segments(machine: Running)
         "ram": 9 * 4096,
         "grant": 3 * 4096,
         "event": 2 * 4096,
-        "stats": whole_pages(STATS.itemsize),
+        "stats": whole_pages(STATS_BYTES),
     }
     size = np.zeros(1, abi.GNTTAB_QUERY_SIZE)
     size["dom"] = abi.DOMID_SELF

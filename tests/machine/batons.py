@@ -63,11 +63,11 @@ class Batons:
         front = driver.Driver(pair.spin, _Bed(self))
         front.attach(0, pair.front, cast(Any, Carrier()))
         try:
-            loop, real = lambda *_: stepped(None) << RING_BITS, driver.direct
-            driver.direct = lambda *_: loop  # type: ignore[assignment]
+            loop, real = lambda *_: stepped(None) << RING_BITS, driver.serving
+            driver.serving = lambda *_: loop  # type: ignore[assignment]
             front.run_one(0, job, lambda: None)
         finally:
-            driver.direct = real
+            driver.serving = real
             with self._turn:
                 self._over = True
                 self._turn.notify_all()
