@@ -154,6 +154,16 @@ def answer(control: Control, message: Message, commands: CommandTable) -> None:
         control.send("ok", result)
 
 
+def show(control: Control, message: Message, looks: CommandTable) -> bool:
+    """Answer ("look", number, word, argument...) with ("seen", number, value): no answer that
+    anybody waits for, in its place among others. False if the message is no such."""
+    if message[0] != "look":
+        return False
+    _, number, word, *arguments = message
+    control.send("seen", number, looks[word](*arguments))
+    return True
+
+
 class CommandError(Exception):
     """What was asked cannot be done; the text goes to the user."""
 

@@ -11,9 +11,10 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from common.control import Control, ControlLost, Message, one_line
+from toolstack.hold import Hold
 
 MESSAGES_A_LOOK: Final = 32
 ANSWERS_MAX: Final = 16  # that nobody has taken: more than is ever asked at once
@@ -32,8 +33,9 @@ def say_to_user(line: str) -> None:
 class Child:
     """A process by its name, pid, pidfd (this object's), and our end of its control connection.
 
-    ended_loads: by id, why each failed, or ""; death: why there is nothing more to expect of it, or
-    "".
+    ended_loads: by id, why each failed, or ""; looks: by number, where what it shows is to go, None
+    if nobody waits for it any more (`toolstack/looking_in.py`); hold: why it does not go on; death:
+    why there is nothing more to expect of it, or "".
     """
 
     def __init__(self, name: str, pid: int, pidfd: int, control: Control, log: Log) -> None:
@@ -41,6 +43,8 @@ class Child:
         self.answers: deque[tuple[str, Any]] = deque()
         self.told: deque[Message] = deque()  # what is no answer
         self.ended_loads: dict[int, str] = {}
+        self.looks: dict[int, list[Any] | None] = {}
+        self.hold = Hold(name)
         self.death = ""
         self.hung_up = False  # its end of the control connection is gone
         self._fault = ""
@@ -64,7 +68,7 @@ class Child:
             self.kill("" if str(error) == "is gone" else f"{self.name} {error}")
 
     def _take(self, message: Message) -> None:
-        kind, value = message[0], message[1] if len(message) > 1 else None
+        kind, value = message[0], cast(Any, message[1] if len(message) > 1 else None)
         if kind in ("ok", "error"):
             if len(self.answers) >= ANSWERS_MAX:
                 raise ControlLost("answers what it was not asked")
@@ -77,6 +81,9 @@ class Child:
                 self._log(f"{self.name}: (its further lines are not shown)")
             elif self._log_lines > LOG_LINES_HEARD and not self.essential:
                 raise ControlLost("logs without end")
+        elif self.essential and kind == "seen":
+            if (slot := self.looks.pop(value, None)) is not None:
+                slot.append(message[2])
         elif self.essential:
             self.told.append(message)
         elif kind == "ended":
@@ -93,8 +100,12 @@ class Child:
     def kill(self, fault: str = "") -> None:
         """End it now; `fault`: what it did, if it is to blame."""
         self._fault = self._fault or fault
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it still lives."""
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(self.pidfd, number)
 
     def has_ended(self) -> bool:
         """Has the process ended?"""

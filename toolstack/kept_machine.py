@@ -7,14 +7,17 @@ a machine to who comes to it.
 from collections.abc import Callable
 from typing import Any
 
+from common.control import one_line
 from common.xenbus import STATE_NAMES, backend_path, parse_state
 from common.xenstore import XenStoreError
 from toolstack.crew import RunningLoad
-from toolstack.disks import Disk
+from toolstack.disks import Disk, device_of
 from toolstack.failures import MachineError
 from toolstack.jobs import jobs_on
-from toolstack.loadspec import LoadSpec
+from toolstack.loadspec import ConfigError, LoadSpec
+from toolstack.looking_in import Looking
 from toolstack.machine import Machine
+from toolstack.pausing import letters
 from toolstack.run_dir import RunDir
 from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot
@@ -40,6 +43,14 @@ class KeptMachine(Machine):
             self._supervisor.check()
             self._crew.living()
 
+    def listen(self) -> None:
+        """Take in what comes of one that has died: what is left may be looked at."""
+        self._supervisor.listen()
+
+    def clock_s(self, guest: str) -> float:
+        """A guest's own time: see Hold."""
+        return self._supervisor.children[guest].hold.clock_s()
+
     def tell(self, guest: str, *message: Any) -> None:
         """Send a guest a command. Raises GuestFailed, MachineError."""
         self._supervisor.send(guest, *message)
@@ -60,6 +71,7 @@ class KeptMachine(Machine):
         MachineError."""
         with self._blamed():
             jobs = jobs_on(load, self.topology.every_disk())
+            self._crew.require_free(jobs, "load")
             for job in jobs:  # some guests are asked before it begins
                 if job.after is not None or job.spec.trace is not None:
                     for disk in filter(None, (job.disk, job.after)):
@@ -67,6 +79,14 @@ class KeptMachine(Machine):
                             raise MachineError(f"{disk} is in use: try again")
             self._prepare(jobs)
             return self._begin(jobs)
+
+    def begin_look(self, domid: int, vdev: str) -> Looking:
+        """Begin to look at a disk. Raises ConfigError, and what its clients raise."""
+        there = [disk.vdev for disk in self.topology.every_disk() if disk.domid == domid]
+        if vdev not in there:
+            raise ConfigError(f"look: {domid}:{one_line(vdev)} is no disk there is")
+        children = self._supervisor.children
+        return Looking(children, self._memory, self._store, domid, device_of(vdev))
 
     def abandon(self) -> None:
         """Kill all of it: who closes it then has nobody to ask."""
@@ -106,12 +126,17 @@ class KeptMachine(Machine):
                 "domid": domid,
                 "name": name,
                 "pid": pids.get(name),
-                "state": "running" if name in pids else "dead",
+                "state": self._state_of(name),
+                "letters": letters(self._supervisor.children[name]),
                 "failure": failures.get(name, ""),
                 "grants_mapped": int(now.hypervisor[domid]["grants_mapped"][0]),
             }
             for domid, name in self._names.items()
         ]
+
+    def _state_of(self, guest: str) -> str:
+        child = self._supervisor.children[guest]
+        return "dead" if child.death else (child.hold.why or ["running"])[-1]
 
     def _state(self, disk: Disk) -> str:
         """Its backend's, as the store has it."""

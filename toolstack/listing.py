@@ -78,7 +78,7 @@ def print_machine(console: Console, machine: dict[str, Any]) -> None:
         table.add_row(
             str(domain["domid"]),
             domain["name"],
-            domain["failure"] or domain["state"],
+            f"{domain['letters']} {domain['failure'] or domain['state']}",
             str(domain["pid"] or "-"),
             number(domain["grants_mapped"]),
         )
