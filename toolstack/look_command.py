@@ -1,5 +1,4 @@
-"""`./run.sh look`: show what lies in the memory of a machine that is up; or start one for it, and run
-a load.
+"""`./run.sh look`: show what lies in a machine's memory, of one that is up or is started for it.
 
 Owns: the command's own flags, and how much of a load is run where nothing is said.
 """

@@ -3,10 +3,12 @@
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -16,7 +18,12 @@ from tests.system.test_stay import eventually, processes_of, runs
 from toolstack import LoadSpec, Topology, attach
 from toolstack.attached import AttachedMachine, up
 from toolstack.failures import GuestFailed, MachineError
-from toolstack.names import machine_names
+from toolstack.keeper import Keeper
+from toolstack.keeper_requests import obey
+from toolstack.kept_machine import KeptMachine
+from toolstack.loadspec import ConfigError
+from toolstack.names import directory_of, listen, machine_names, take_name
+from toolstack.run_dir import RunDir
 from toolstack.snapshot import Snapshot
 
 pytestmark = pytest.mark.system
@@ -26,14 +33,40 @@ PAUSED = r"^guest 1 is paused$"
 SUSPENDED = r"^guest 1 is suspended$"
 
 
+class Shared(NamedTuple):
+    """A machine that stays through all tests that leave it as it was."""
+
+    machine: AttachedMachine
+    base: str
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Shared]:
+    with tempfile.TemporaryDirectory(prefix="gl-", dir="/tmp") as base:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", base)
+            up(SMALL, "lives", lambda _: None)
+            machine = attach("lives")
+        yield Shared(machine, base)
+        machine.down()
+        assert os.listdir(base) == []
+
+
 @pytest.fixture
-def machine(run_base: str) -> Iterator[AttachedMachine]:
-    """A machine that `up` has started, and that is put down if the test has not done so."""
-    up(SMALL, "lives", lambda _: None)
-    with attach("lives") as machine:
+def machine(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> AttachedMachine:
+    """It, from this process."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", shared.base)
+    return shared.machine
+
+
+@pytest.fixture
+def doomed(run_base: str) -> Iterator[AttachedMachine]:
+    """One of the test's own."""
+    up(SMALL, "doomed", lambda _: None)
+    with attach("doomed") as machine:
         yield machine
-    if "lives" in machine_names():
-        attach("lives").down()
+    if "doomed" in machine_names():
+        attach("doomed").down()
 
 
 def done(snapshot: Snapshot, domid: int) -> int:
@@ -65,11 +98,11 @@ def no_harm(machine: AttachedMachine) -> None:
 
 
 def test_a_paused_guest_stands_still_and_nobody_else_and_goes_on(
-    machine: AttachedMachine, run_base: str
+    machine: AttachedMachine, shared: Shared
 ) -> None:
     load = machine.load(LoadSpec(rw="randrw", runtime_s=600), every_s=0.02)
     next(load)
-    done_ = grantlab("pause", "lives", "1", run_base=run_base)
+    done_ = grantlab("pause", "lives", "1", run_base=shared.base)
     assert (done_.returncode, done_.stdout, done_.stderr) == (0, "guest 1 is paused\n", "")
     assert threads_of(machine, 1) == {"T"}
     before = done(machine.snapshot(), 1)
@@ -86,10 +119,10 @@ def test_a_paused_guest_stands_still_and_nobody_else_and_goes_on(
             with pytest.raises(MachineError, match=PAUSED):
                 asked()
     assert shown(machine)[0] == ("paused", "--p---")
-    assert "--p--- paused" in grantlab("ls", "lives", run_base=run_base).stdout
-    again = grantlab("pause", "lives", "1", run_base=run_base)
+    assert "--p--- paused" in grantlab("ls", "lives", run_base=shared.base).stdout
+    again = grantlab("pause", "lives", "1", run_base=shared.base)
     assert (again.returncode, again.stderr) == (1, "grantlab: error: lives: guest 1 is paused\n")
-    assert grantlab("unpause", "lives", "1", run_base=run_base).returncode == 0
+    assert grantlab("unpause", "lives", "1", run_base=shared.base).returncode == 0
     assert goes_on(machine, 1)
     assert shown(machine)[0][0] == "running"
     load.close()
@@ -97,33 +130,46 @@ def test_a_paused_guest_stands_still_and_nobody_else_and_goes_on(
     no_harm(machine)
 
 
-def test_deadlines_of_a_guest_stand_still_with_it(
-    machine: AttachedMachine, monkeypatch: pytest.MonkeyPatch
+def test_a_guests_deadlines_stand_still_with_it(
+    run_base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runtime goes on, as fio's would: what is late after a pause ends at once, and is no failure.
-
-    The keeper's patience is as it is; what is shown is that nobody is given up, or asked, in it.
-    """
-    load = machine.load(LoadSpec(runtime_s=0.5, domid=1), every_s=0.02)
-    next(load)
-    machine.guest(1).pause()
-    time.sleep(0.7)
-    assert machine.status()["loads"] == 1
-    machine.guest(1).unpause()
-    list(load)
-    assert machine.status()["loads"] == 0
-    no_harm(machine)
+    """A keeper with no patience, in this process: an answer and a load's end come late."""
+    monkeypatch.setattr("toolstack.keeper.ASK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("toolstack.crew.LOAD_GRACE_S", 0.5)
+    run_dir = RunDir(directory_of("k"), take_name("k"))
+    kept = KeptMachine(SMALL, "k", lambda _: None, run_dir).start()
+    keeper = Keeper(kept, listen(kept.run_dir), lambda _: None)
+    serves = threading.Thread(target=keeper.serve, args=(obey,))
+    serves.start()
+    try:
+        with attach("k") as machine:
+            load = machine.load(LoadSpec(runtime_s=0.1, domid=1, vdev="xvdb"), every_s=0.02)
+            next(load)
+            os.kill(machine.pids["guest-1"], signal.SIGSTOP)  # before it can answer
+            asked = machine._requests.begin("guest", 1, "read", 0, 0, 512)
+            machine.guest(1).pause()
+            time.sleep(1.2)
+            machine.guest(1).unpause()
+            assert list(machine._requests.results(asked)) == [bytes(512)]
+            list(load)  # its runtime has gone on, as fio's does
+            no_harm(machine)
+            machine._requests.begin("down")
+            serves.join(30)
+            assert not serves.is_alive()
+    finally:
+        keeper.close()
+        run_dir.remove()
 
 
 def test_a_load_that_is_left_while_its_guest_is_paused_ends_later(
-    machine: AttachedMachine, run_base: str
+    machine: AttachedMachine, shared: Shared
 ) -> None:
     load = subprocess.Popen(
         ["./run.sh", "load", "lives", "1", "--runtime", "600"],
-        cwd=ROOT, env=environment(run_base), text=True, start_new_session=True,
+        cwd=ROOT, env=environment(shared.base), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert eventually(lambda: done(machine.snapshot(), 1) > 1000)
+    assert eventually(lambda: machine.status()["loads"] == 1) and goes_on(machine, 1)
     machine.guest(1).pause()
     os.killpg(load.pid, signal.SIGINT)
     _, err = load.communicate(timeout=60)
@@ -136,24 +182,10 @@ def test_a_load_that_is_left_while_its_guest_is_paused_ends_later(
     no_harm(machine)
 
 
-def test_a_paused_guest_may_die_and_a_machine_with_one_be_put_down(
-    machine: AttachedMachine,
-) -> None:
-    for domid in (1, 2):
-        machine.guest(domid).pause()
-    os.kill(machine.pids["guest-1"], signal.SIGKILL)
-    assert eventually(lambda: shown(machine)[0] == ("dead", "----c-"))
-    with pytest.raises(GuestFailed, match=r"^guest-1 was killed by SIGKILL$"):
-        machine.guest(1).unpause()
-    machine.down()
-    assert machine.closed is not None and machine.close_failure == ""
-    assert machine.closed.hypervisor[2]["grants_mapped"][0] == 0
-
-
-def test_a_keepers_death_leaves_no_stopped_process(machine: AttachedMachine) -> None:
-    machine.guest(1).pause()
-    everybody = processes_of(machine)
-    os.kill(machine.described["pid"], signal.SIGKILL)
+def test_a_keepers_death_leaves_no_stopped_process(doomed: AttachedMachine) -> None:
+    doomed.guest(1).pause()
+    everybody = processes_of(doomed)
+    os.kill(doomed.described["pid"], signal.SIGKILL)
     assert eventually(lambda: not any(map(runs, everybody)))
 
 
@@ -161,13 +193,14 @@ def test_a_keepers_death_leaves_no_stopped_process(machine: AttachedMachine) -> 
 
 
 def test_a_guest_is_suspended_and_resumed_by_others_under_load(
-    machine: AttachedMachine, run_base: str
+    machine: AttachedMachine, shared: Shared
 ) -> None:
     load = machine.load(LoadSpec(rw="randrw", iodepth=8, runtime_s=600), every_s=0.02)
     next(load)
     for _ in range(3):
         assert (
-            grantlab("suspend", "lives", "1", run_base=run_base).stdout == "guest 1 is suspended\n"
+            grantlab("suspend", "lives", "1", run_base=shared.base).stdout
+            == "guest 1 is suspended\n"
         )
         view = machine.look(1)
         assert view.ring is None and view.grants.grants == () and view.maptrack.mappings == ()
@@ -184,45 +217,49 @@ def test_a_guest_is_suspended_and_resumed_by_others_under_load(
         machine.guest(1).resume()
     load.close()
     no_harm(machine)
-    machine.guest(1).suspend()
-    machine.down()
-    assert machine.close_failure == ""
 
 
-def test_a_guest_that_hangs_holds_nobody_up(machine: AttachedMachine) -> None:
-    """It neither suspends nor stops; who has ordered that waits alone, and may go."""
-    os.kill(machine.pids["guest-1"], signal.SIGSTOP)  # by somebody else
-    with attach("lives") as other:
-        waits = threading.Thread(target=_fails, args=(other,))
-        waits.start()
-        assert eventually(lambda: shown(machine)[0][0] == "being suspended")
+def test_a_guest_that_hangs_holds_nobody_up_and_one_that_is_paused_may_die_or_leave(
+    doomed: AttachedMachine,
+) -> None:
+    """It neither suspends nor stops; who has ordered that waits alone."""
+    guest = doomed.pids["guest-1"]
+    os.kill(guest, signal.SIGSTOP)  # by somebody else
+    with attach("doomed") as other:
+        number = other._requests.begin("suspend", 1)
+        assert eventually(lambda: shown(doomed)[0][0] == "being suspended")
         with pytest.raises(MachineError, match=r"^guest 1 is being suspended$"):
-            machine.guest(1).suspend()
-        assert len(machine.guest(2).disk.read(0, 512)) == 512
-        assert machine.look(1).ring is not None
-        os.kill(machine.pids["guest-1"], signal.SIGKILL)
-        waits.join(30)
-        assert not waits.is_alive()
-    assert len(machine.guest(2).disk.read(0, 512)) == 512
-
-
-def _fails(machine: AttachedMachine) -> None:
+            doomed.guest(1).suspend()
+        assert len(doomed.guest(2).disk.read(0, 512)) == 512
+        assert doomed.look(1).ring is not None
+        os.kill(guest, signal.SIGCONT)
+        list(other._requests.results(number))
+    doomed.guest(1).resume()
+    for domid in (1, 2):
+        doomed.guest(domid).pause()
+    os.kill(guest, signal.SIGKILL)
+    assert eventually(lambda: shown(doomed)[0] == ("dead", "----c-"))
     with pytest.raises(GuestFailed, match=r"^guest-1 was killed by SIGKILL$"):
-        machine.guest(1).suspend()
+        doomed.guest(1).unpause()
+    doomed.down()
+    assert doomed.closed is not None and doomed.close_failure == ""
+    assert doomed.closed.hypervisor[2]["grants_mapped"][0] == 0
 
 
 # --- look -----------------------------------------------------------------------------------------
 
 
-def test_others_see_what_who_holds_it_would(machine: AttachedMachine, run_base: str) -> None:
+def test_others_see_what_who_holds_it_would(machine: AttachedMachine, shared: Shared) -> None:
+    before = machine.look(1, "xvdb").ring
     list(machine.load(LoadSpec(ios=40, iodepth=4, rw="randwrite", domid=1)))
     view = machine.look(1, "xvdb")
-    assert view.ring is not None and (view.ring.req_prod, view.ring.rsp_prod) == (40, 40)
+    assert before is not None and view.ring is not None
+    assert view.ring.req_prod == view.ring.rsp_prod == before.req_prod + 40
     assert view.tree is not None and len(view.tree.nodes) > 0
     mapped = {grant.gref for grant in view.grants.grants if "reading" in grant.flags}
     assert {mapping.ref for mapping in view.maptrack.mappings} == mapped
     assert {node.gref for node in view.tree.nodes} < mapped
-    said = grantlab("look", "lives", "--at", "1:xvdb", "--show", "ring,tree", run_base=run_base)
+    said = grantlab("look", "lives", "--at", "1:xvdb", "--show", "ring,tree", run_base=shared.base)
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith(
         "lives, persistent, guest 1's xvdb, running\n\nring: req_prod 40 "
@@ -271,7 +308,6 @@ def test_what_is_preserved_can_be_looked_at(run_base: str) -> None:
     assert "died: dom0 was killed by SIGKILL\n\nring: req_prod" in said.stdout
     with pytest.raises(MachineError, match=r"^dom0 was killed by SIGKILL$"):
         machine.guest(1).pause()
-    os.kill(machine.pids["hypervisor"], signal.SIGKILL) if machine.pids else None
     with pytest.raises(MachineError):
         machine.down()
 
@@ -297,8 +333,16 @@ def test_a_wrong_command_is_one_line(command: str, line: str, run_base: str) -> 
     assert said.stderr.startswith(f"grantlab: error: {line}") and said.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("domid", [0, 3, 4095])
-def test_a_guest_that_is_not_there_is_one_line(domid: int, machine: AttachedMachine) -> None:
-    for word in ("pause", "unpause", "suspend", "resume"):
-        with pytest.raises(Exception, match=rf"^guest: {domid} is not one of this machine's$"):
-            machine.order(word, domid)
+def test_a_guest_that_is_not_there_is_one_line(machine: AttachedMachine, shared: Shared) -> None:
+    for domid in (0, 3, 4095):
+        for word in ("pause", "unpause", "suspend", "resume"):
+            with pytest.raises(
+                ConfigError, match=rf"^guest: {domid} is not one of this machine's$"
+            ):
+                machine.order(word, domid)
+    done_ = grantlab("unpause", "lives", "2", run_base=shared.base)
+    line = "grantlab: error: lives: guest 2 is not paused\n"
+    assert (done_.returncode, done_.stderr) == (1, line)
+    for domid, vdev in ((1, "xvdc"), (3, "xvda"), ("x", "xvda"), (1, 5)):
+        with pytest.raises(ConfigError, match=r"^look: .* is no disk there is$"):
+            machine.look(domid, vdev)  # type: ignore[arg-type]
