@@ -154,13 +154,16 @@ def answer(control: Control, message: Message, commands: CommandTable) -> None:
         control.send("ok", result)
 
 
-def show(control: Control, message: Message, looks: CommandTable) -> bool:
-    """Answer ("look", number, word, argument...) with ("seen", number, value): no answer that
-    anybody waits for, in its place among others. False if the message is no such."""
-    if message[0] != "look":
+def carry_out(control: Control, message: Message, commands: CommandTable) -> bool:
+    """Answer ("order", number, word, argument...) with ("done", number, value, why not): nobody
+    waits for that in its place among other answers. False if the message is no order."""
+    if message[0] != "order":
         return False
     _, number, word, *arguments = message
-    control.send("seen", number, looks[word](*arguments))
+    try:
+        control.send("done", number, commands[word](*arguments), "")
+    except CommandError as error:
+        control.send("done", number, None, one_line(str(error)))
     return True
 
 

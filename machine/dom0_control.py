@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from backend.stores import RamStores
-from common.control import CommandError, CommandTable, Control, answer, show
+from common.control import CommandError, CommandTable, Control, answer, carry_out
 
 Kept = Callable[[int, int, int], list[bytes] | None]
 
@@ -44,7 +44,7 @@ class Dom0Control:
                 **self._commands,
                 "store": partial(self._keep, descriptors),
             }
-            if not show(self._control, message, commands):
+            if not carry_out(self._control, message, commands):
                 answer(self._control, message, commands)
         finally:
             for fd in descriptors:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from common.control import Control, ControlLost, Message, one_line
+from common.machine_memory import DISKS_MAX
 from toolstack.hold import Hold
 
 MESSAGES_A_LOOK: Final = 32
@@ -33,9 +34,10 @@ def say_to_user(line: str) -> None:
 class Child:
     """A process by its name, pid, pidfd (this object's), and our end of its control connection.
 
-    ended_loads: by id, why each failed, or ""; looks: by number, where what it shows is to go, None
-    if nobody waits for it any more (`toolstack/looking_in.py`); hold: why it does not go on; death:
-    why there is nothing more to expect of it, or "".
+    ended_loads: by id, why each failed, or ""; orders: by number, where an answer is to go, None if
+    nobody waits for it any more (`toolstack/conversation.py`); sizes: of its disks by number, as a
+    guest has told them when they changed; hold: why it does not go on; death: why there is nothing
+    more to expect of it, or "".
     """
 
     def __init__(self, name: str, pid: int, pidfd: int, control: Control, log: Log) -> None:
@@ -43,7 +45,8 @@ class Child:
         self.answers: deque[tuple[str, Any]] = deque()
         self.told: deque[Message] = deque()  # what is no answer
         self.ended_loads: dict[int, str] = {}
-        self.looks: dict[int, list[Any] | None] = {}
+        self.orders: dict[int, list[Any] | None] = {}
+        self.sizes: dict[int, int] = {}
         self.hold = Hold(name)
         self.death = ""
         self.hung_up = False  # its end of the control connection is gone
@@ -81,13 +84,15 @@ class Child:
                 self._log(f"{self.name}: (its further lines are not shown)")
             elif self._log_lines > LOG_LINES_HEARD and not self.essential:
                 raise ControlLost("logs without end")
-        elif self.essential and kind == "seen":
-            if (slot := self.looks.pop(value, None)) is not None:
-                slot.append(message[2])
+        elif self.essential and kind == "done":
+            if (slot := self.orders.pop(value, None)) is not None:
+                slot.append(message[2:])
         elif self.essential:
             self.told.append(message)
         elif kind == "ended":
             self._take_end(*message[1:3])
+        elif kind == "size":
+            self._take_size(*message[1:3])
         else:
             raise ControlLost(f"sent a message of no kind it may send: {one_line(kind)}")
 
@@ -96,6 +101,12 @@ class Child:
         if not isinstance(load, int) or len(self.ended_loads) >= ENDED_MAX:
             raise ControlLost("ends loads that it does not run")
         self.ended_loads[load] = "" if why is None else one_line(why) or "it failed"
+
+    def _take_size(self, disk: Any = None, nbytes: Any = None) -> None:
+        """A guest says that a disk of its has another size. Raises ControlLost."""
+        if not isinstance(disk, int) or not isinstance(nbytes, int) or disk not in range(DISKS_MAX):
+            raise ControlLost("tells a size that is none")
+        self.sizes[disk] = nbytes
 
     def kill(self, fault: str = "") -> None:
         """End it now; `fault`: what it did, if it is to blame."""

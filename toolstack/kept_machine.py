@@ -10,12 +10,13 @@ from typing import Any
 from common.control import one_line
 from common.xenbus import STATE_NAMES, backend_path, parse_state
 from common.xenstore import XenStoreError
+from toolstack.conversation import Conversation
 from toolstack.crew import RunningLoad
 from toolstack.disks import Disk, device_of
 from toolstack.failures import MachineError
 from toolstack.jobs import jobs_on
 from toolstack.loadspec import ConfigError, LoadSpec
-from toolstack.looking_in import Looking
+from toolstack.look import asking
 from toolstack.machine import Machine
 from toolstack.pausing import letters
 from toolstack.run_dir import RunDir
@@ -80,13 +81,13 @@ class KeptMachine(Machine):
             self._prepare(jobs)
             return self._begin(jobs)
 
-    def begin_look(self, domid: int, vdev: str) -> Looking:
+    def begin_look(self, domid: int, vdev: str) -> Conversation:
         """Begin to look at a disk. Raises ConfigError, and what its clients raise."""
         there = [disk.vdev for disk in self.topology.every_disk() if disk.domid == domid]
         if vdev not in there:
             raise ConfigError(f"look: {domid}:{one_line(vdev)} is no disk there is")
-        children = self._supervisor.children
-        return Looking(children, self._memory, self._store, domid, device_of(vdev))
+        asked = asking(self._memory, self._store, domid, device_of(vdev))
+        return Conversation(self._supervisor.children, asked)
 
     def abandon(self) -> None:
         """Kill all of it: who closes it then has nobody to ask."""

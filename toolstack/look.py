@@ -7,8 +7,7 @@ they may not agree. A `Raw` is what was copied, in plain bytes: it goes from pro
 Rule: the guest's part is the guest's to write: what it claims is checked before it is followed.
 """
 
-from collections.abc import Generator
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -22,12 +21,10 @@ from looking.events import Events, events
 from looking.grants import GrantTable, Maptrack, granted_entries, maptrack
 from looking.ring_page import RingPage, ring_page
 from looking.tree import Tree, tree
+from toolstack.conversation import Asking
+from toolstack.failures import MachineError
 
 PARTS: Final = ("ring", "grants", "maptrack", "tree", "events")
-
-# Who is asked, and what; the answer is None if it is dead.
-Question = tuple[str, tuple[str | int, ...]]
-Asking = Generator[Question, Any, Any]
 
 
 class Raw(NamedTuple):
@@ -143,10 +140,14 @@ def _joined(pieces: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
 
 
 def _tree(domid: int, device: int) -> Asking:
-    """What dom0 keeps mapped for the disk, if it has a ring."""
+    """What dom0 keeps mapped for the disk, if it has a ring, and dom0 lives."""
     head, pieces, cap = b"", list[bytes](), 1
     while sum(map(len, pieces)) < cap * NODE.itemsize:
-        answered = yield "dom0", ("tree", domid, device, sum(map(len, pieces)) // NODE.itemsize)
+        first = sum(map(len, pieces)) // NODE.itemsize
+        try:
+            answered = yield "dom0", ("tree", domid, device, first)
+        except MachineError:
+            return None
         if answered is None:
             return None
         head, piece = answered

@@ -15,6 +15,7 @@ from common.hypercall import HypercallError
 from common.xenstore import XenStoreError
 from toolstack.birth import ANSWER_TIMEOUT_S, Builder
 from toolstack.child import say_to_user
+from toolstack.conversation import TIMEOUT_S, Conversation
 from toolstack.crew import Crew, RunningLoad
 from toolstack.disk import Guest
 from toolstack.disks import device_of
@@ -24,8 +25,7 @@ from toolstack.jobs import Job, jobs_on, load_of, region_of
 from toolstack.latecomers import Latecomers
 from toolstack.life import Life, LivingGuest
 from toolstack.loadspec import LoadSpec
-from toolstack.look import View, view_of
-from toolstack.looking_in import TIMEOUT_S, Looking
+from toolstack.look import View, asking, view_of
 from toolstack.recovery import Recovery
 from toolstack.results import counters
 from toolstack.run_dir import RunDir
@@ -230,8 +230,8 @@ class Machine:
     def look(self, domid: int, vdev: str = "xvda") -> View:
         """What lies in memory for a guest's disk now: see `toolstack/look.py`."""
         with self._blamed():
-            given = self._supervisor.children, self._memory, self._store
-            looking = Looking(*given, domid, device_of(vdev))
+            asked = asking(self._memory, self._store, domid, device_of(vdev))
+            looking = Conversation(self._supervisor.children, asked)
             self._supervisor.wait(looking.look, TIMEOUT_S, ["hypervisor"])
             return view_of(looking.value)
 
