@@ -98,13 +98,20 @@ class Done:
 
 
 @dataclass(frozen=True)
+class Resized:
+    """A backend's disk has so many sectors now: its frontend is to be told."""
+
+    nr_sectors: int
+
+
+@dataclass(frozen=True)
 class Timeout:
     """A Timer's time is up."""
 
     number: int
 
 
-Asked = Leave | Suspend | Resume
+Asked = Leave | Suspend | Resume | Resized
 Event = Stirred | Asked | Seen | Committed | Again | Gone | Done | Timeout
 Answer = Seen | Committed | Again | Gone | Done
 

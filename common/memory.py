@@ -63,15 +63,15 @@ def create_segment(name: str, nbytes: int) -> int:
     return int(segment.fd)
 
 
-def sealed_memory(name: str, nbytes: int) -> int:
+def sealed_memory(name: str, nbytes: int, grows: bool = False) -> int:
     """The descriptor of `nbytes` of new memory, zeros, whose size nobody can change: who has it
     mapped need not fear that somebody else who holds a descriptor makes it shorter (SIGBUS). A page
-    is taken from the host when it is first used. Raises OSError.
+    is taken from the host when it is first used. grows: it may become longer. Raises OSError.
     """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, nbytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS & ~fcntl.F_SEAL_GROW if grows else SEALS)
     except BaseException:
         os.close(fd)
         raise
@@ -118,12 +118,13 @@ def map_segment(fd: int) -> np.ndarray:
         os.close(fd)
 
 
-def map_shared(fd: int) -> np.ndarray:
+def map_shared(fd: int, room: int = 0) -> np.ndarray:
     """The same of sealed memory, whose descriptor stays open. Raises OSError.
 
-    Where it is large it lies so that pages of 2 MiB can be had (`backend/huge_pages.py`).
+    Where it is large it lies so that pages of 2 MiB can be had (`backend/huge_pages.py`). room: so
+    many bytes, if it is less: what lies beyond the memory's end may be used once that has grown.
     """
-    nbytes = os.fstat(fd).st_size
+    nbytes = max(room, os.fstat(fd).st_size)
     return np.asarray(_Mapping(fd, nbytes, HUGE_PAGE if nbytes >= HUGE_PAGE else mmap.PAGESIZE))
 
 

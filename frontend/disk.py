@@ -4,7 +4,7 @@ Owns: which keys say what of it, and what they may say. Sans-I/O.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from common import abi, xenbus
@@ -76,6 +76,14 @@ def disk_of(values: Mapping[str, bytes], path: str) -> Disk:
     read_only = bool(info & abi.VDISK_READONLY)
     special = (bool(flush), bool(barrier), bool(discard), granularity, alignment, bool(secure))
     return Disk(sectors, sector_size, kept, read_only, *special)
+
+
+def resized(disk: Disk, values: Mapping[str, bytes], path: str) -> tuple[Disk, str]:
+    """`disk` with the size that its backend announces now; and what is wrong with that, or ""."""
+    try:
+        return replace(disk, nr_sectors=disk_of(values, path).nr_sectors), ""
+    except PeerFault as fault:
+        return disk, str(fault)
 
 
 def number_of(

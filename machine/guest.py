@@ -8,7 +8,7 @@ the loads, the store and the disks' ends go on.
 
 Commands, with disks by number: connect, trace (some of the next load's), read, write, read_many,
 write_many, flush, discard, judge, versions, disconnect, exit. Their form is `common/control.py`'s.
-Not answered are ("load", id, jobs: each a disk and LoadPlan's fields) and ("stop", id); each load's
+A disk that has another size is told of: ("size", disk, bytes). Not answered are ("load", id, jobs: each a disk and LoadPlan's fields) and ("stop", id); each load's
 end is told: ("ended", id, why it failed or None). Nor are suspend and resume, of all disks: the
 store says when they are done.
 """
@@ -107,6 +107,9 @@ class Guest:
             self._take(message)
         if self._store.fileno() in ready:
             take_events(self._store, [disk.vbd for disk in self._disks])
+            for disk in self._disks:
+                if nbytes := disk.resized():
+                    self._control.send("size", disk.number, nbytes)
         self._timers.ring()
 
     def _take(self, message: Message) -> None:
