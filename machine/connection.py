@@ -146,7 +146,7 @@ class Connection:
         log.warning("vbd %d/%d: %s", self._place.domid, self._place.device, reason)
 
     def resize(self, nr_sectors: int) -> None:
-        """The store has so many now: what lies beyond is answered ERROR from the next request on."""
+        """The store has so many now: what lies beyond is answered ERROR from now on."""
         if self._dev is not None:
             self._dev.back["nr_sectors"] = nr_sectors
 

@@ -8,9 +8,9 @@ the loads, the store and the disks' ends go on.
 
 Commands, with disks by number: connect, trace (some of the next load's), read, write, read_many,
 write_many, flush, discard, judge, versions, disconnect, exit. Their form is `common/control.py`'s.
-A disk that has another size is told of: ("size", disk, bytes). Not answered are ("load", id, jobs: each a disk and LoadPlan's fields) and ("stop", id); each load's
+Not answered are ("load", id, jobs: each a disk and LoadPlan's fields) and ("stop", id); each load's
 end is told: ("ended", id, why it failed or None). Nor are suspend and resume, of all disks: the
-store says when they are done.
+store says when they are done. A disk's new size is told, too: ("size", disk, bytes).
 """
 
 import functools

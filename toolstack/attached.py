@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from common.control import ControlLost, control_pair
+from toolstack.config import bytes_of
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.jobs import jobs_on, load_of
 from toolstack.loadspec import LoadSpec
@@ -164,10 +165,25 @@ class AttachedMachine:
 
         return view_of(Raw(*self._requests.ask("look", domid, vdev)))
 
+    def resize(self, domid: int, vdev: str, size: int | str) -> None:
+        """Give a disk another size: bytes, or as "32m". Its guest knows it on return, or a
+        MachineError says that it does not take it."""
+        self._requests.ask("resize", domid, vdev, bytes_of(size))
+        self._look_again()
+        if guest := self._guests.get(domid):
+            for disk in guest.disks:
+                disk.size = dict(self.described["sizes"])[domid][disk.number]
+
+    def _look_again(self) -> None:
+        """Others may have changed what disks there are."""
+        self.described = self._requests.ask("describe")
+        self.topology = Topology(**self.described["topology"])
+
     def load(
         self, load: LoadSpec | Sequence[LoadSpec], every_s: float = 0.5
     ) -> Generator[Snapshot, None, None]:
         """See Machine.load. Others' loads run meanwhile, and are in the snapshots."""
+        self._look_again()
         spec = load_of(load)
         jobs_on(spec, self.topology.every_disk())  # refused here, before anybody is asked
         plain = spec.model_dump(mode="json", exclude_unset=True)

@@ -68,7 +68,8 @@ class Crew:
         already, and then none has begun."""
         self.require_free(jobs, "load")
         for load in list(self._running):
-            if (both := load.disks & {job.disk for job in jobs}) and not load.look():
+            both = [job.disk for job in jobs if (job.disk.domid, job.disk.number) in load.places]
+            if both and not load.look():
                 raise MachineError(f"{min(both, key=str)} has a load, and has one at a time")
         plans: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for job in jobs:
@@ -137,7 +138,7 @@ class RunningLoad:
         limit_s: float,
     ) -> None:
         self._crew, self._supervisor, self._number = crew, supervisor, number
-        self.disks = disks
+        self.places = {(disk.domid, disk.number) for disk in disks}
         self._ramp_over_at, self._limit_s = time.monotonic() + ramp_s, limit_s
         self._late_at: dict[str, float] = {}  # by each one's own clock
         self._stopping = False

@@ -4,7 +4,8 @@ Owns: what `toolstack/machine.py` does by waiting, cut into an order and a look.
 a machine to who comes to it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from common.control import one_line
@@ -19,6 +20,7 @@ from toolstack.loadspec import ConfigError, LoadSpec
 from toolstack.look import asking
 from toolstack.machine import Machine
 from toolstack.pausing import letters
+from toolstack.resizing import Resize, checked_size, sharing, with_disks, with_size
 from toolstack.run_dir import RunDir
 from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot
@@ -88,6 +90,33 @@ class KeptMachine(Machine):
             raise ConfigError(f"look: {domid}:{one_line(vdev)} is no disk there is")
         asked = asking(self._memory, self._store, domid, device_of(vdev))
         return Conversation(self._supervisor.children, asked)
+
+    def begin_resize(self, domid: int, vdev: str, size: object) -> Conversation:
+        """Begin to give a disk so many bytes. Raises ConfigError, MachineError."""
+        every = self.topology.every_disk()
+        found = [disk for disk in every if (disk.domid, disk.vdev) == (domid, vdev)]
+        if not found or self.topology.verify_state:
+            why = "has a state file" if found else "is no disk there is"
+            raise ConfigError(f"resize: {domid}:{one_line(vdev)} {why}")
+        (disk,) = found
+        nbytes = checked_size(disk, size)
+        self._stores.check_room(disk, nbytes)
+        disks = sharing(disk, every)
+        for each in disks:
+            if (state := self._state(each)) != "Connected":
+                raise MachineError(f"{each} is not Connected but {state}")
+        before = self._guests[domid].disks[disk.number].size
+        note = partial(self._note_size, disks, nbytes)
+        given = self._supervisor.children, self._store, self._stores
+        resize = Resize(*given, disks, before, nbytes, note)
+        return Conversation(self._supervisor.children, resize.asking())
+
+    def _note_size(self, disks: Sequence[Disk], nbytes: int) -> None:
+        changed = {(disk.domid, disk.number): with_size(disk, nbytes) for disk in disks}
+        self.topology = with_disks(self.topology, changed)
+        for (domid, number), disk in changed.items():
+            self._disks[domid][number] = disk
+            self._guests[domid].disks[number].size = nbytes
 
     def abandon(self) -> None:
         """Kill all of it: who closes it then has nobody to ask."""

@@ -1,4 +1,5 @@
-"""`pause`, `unpause`, `suspend`, `resume`: a guest of a machine that stays, from the command line.
+"""`pause`, `unpause`, `suspend`, `resume`, `resize`: guests of a machine that stays, from the
+command line.
 
 Owns: their arguments, and what is said when one is done.
 """
@@ -9,10 +10,11 @@ from typing import Any, Final
 import click
 
 from toolstack.attached import attach
+from toolstack.config import bytes_of, size_text
 from toolstack.door import Command, RunEnded
 from toolstack.failures import MachineError
 from toolstack.hold import PAUSED, SUSPENDED
-from toolstack.loadspec import ConfigError, shown
+from toolstack.loadspec import VDEVS, ConfigError, shown
 from toolstack.names import checked_name
 
 WHAT: Final = {
@@ -62,6 +64,19 @@ def _order(word: str) -> Callable[..., Any]:
     return order
 
 
+def _resize(name: str, disk: str, size: str) -> None:
+    written, _, vdev = disk.partition(":")
+    if vdev not in VDEVS:
+        raise ConfigError(f"disk: {shown(disk)} is not GUEST:VDEV, as 1:xvda")
+    domid, nbytes = domid_of(written), bytes_of(size)
+    try:
+        with attach(name) as machine:
+            machine.resize(domid, vdev, nbytes)
+    except MachineError as error:
+        raise RunEnded(f"{name}: {error}") from None
+    click.echo(f"guest {domid}'s {vdev} has {size_text(nbytes)} bytes")
+
+
 COMMANDS: Final = [
     Command(
         word,
@@ -71,4 +86,19 @@ COMMANDS: Final = [
         short_help=short_help,
     )
     for word, (_, help_, short_help) in WHAT.items()
+] + [
+    Command(
+        "resize",
+        callback=_resize,
+        params=[
+            name_argument(),
+            click.Argument(["disk"], metavar="GUEST:VDEV"),
+            click.Argument(["size"]),
+        ],
+        help="Give a disk of a machine that is up another size, larger or smaller: its store's"
+        " changes, its backend announces it, its guest takes it, with what runs on it going on. A"
+        " ram disk may grow to 16 times what it was born with; a block device has the size that it"
+        " has, which is announced.",
+        short_help="Give a disk another size.",
+    )
 ]

@@ -1,7 +1,7 @@
 """What a machine that stays can be asked of a guest as a whole, and what lies in its memory.
 
-Owns: the requests pause, unpause, suspend, resume and look (docs/lives.md). Each is an order, and
-answered when it is done: nobody waits for a guest here.
+Owns: the requests pause, unpause, suspend, resume, look and resize (docs/lives.md). Each is an
+order, and answered when it is done: nobody waits for a guest here.
 """
 
 from collections.abc import Callable
@@ -32,4 +32,14 @@ def look(keeper: Keeper, client: Client, number: int, domid: int, vdev: str) -> 
     keeper.orders.add(client, number, keeper.machine.begin_look(domid, vdev))
 
 
-LIFE: Final[dict[str, Request]] = {**{word: _of_guest(word) for word in WORDS}, "look": look}
+def resize(keeper: Keeper, client: Client, number: int, domid: int, vdev: str, nbytes: int) -> None:
+    """A disk is to have so many bytes."""
+    keeper.orders.require_room()
+    keeper.orders.add(client, number, keeper.machine.begin_resize(domid, vdev, nbytes))
+
+
+LIFE: Final[dict[str, Request]] = {
+    **{word: _of_guest(word) for word in WORDS},
+    "look": look,
+    "resize": resize,
+}
