@@ -87,10 +87,7 @@ class Gone:
 
 @dataclass(frozen=True)
 class Done:
-    """A Hypercall's answer, or that what a Start began has ended.
-
-    refused: why the call was refused; why it ended, if it was not asked to.
-    """
+    """A Hypercall's answer, or that what a Start began has ended; refused: why not, or why unasked."""
 
     number: int
     value: int = 0
