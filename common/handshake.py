@@ -87,7 +87,7 @@ class Gone:
 
 @dataclass(frozen=True)
 class Done:
-    """A Hypercall's answer, or that what a Start began has ended; refused: why not, or why unasked."""
+    """A Hypercall's answer; what a Start began has ended. refused: why not; why, if unasked."""
 
     number: int
     value: int = 0

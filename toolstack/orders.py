@@ -11,9 +11,11 @@ from common.hypercall import HypercallError
 from common.xenstore import XenStoreError
 from toolstack.client import Client
 from toolstack.failures import MachineError
+from toolstack.loadspec import ConfigError
 
 EVERY_S: Final = 0.002  # between two looks
 ORDERS_MAX: Final = 64  # at once
+TOLD: Final = (ConfigError, MachineError, HypercallError, XenStoreError, OSError)
 
 
 class Order(Protocol):
@@ -58,9 +60,8 @@ class Orders:
                 if not order.look():
                     continue
                 client.answer(number, order.value)
-            except (MachineError, HypercallError, XenStoreError, OSError) as error:
-                refused = error if isinstance(error, MachineError) else MachineError(str(error))
-                client.refuse(number, refused)
+            except TOLD as error:
+                client.refuse(number, error)
             self._under_way.remove(each)
 
     def end(self, why: str) -> None:

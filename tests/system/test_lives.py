@@ -153,10 +153,11 @@ def test_a_guests_deadlines_stand_still_with_it(
             assert list(machine._requests.results(asked)) == [bytes(512)]
             list(load)  # its runtime has gone on, as fio's does
             no_harm(machine)
+    finally:
+        with attach("k") as machine:
             machine._requests.begin("down")
             serves.join(30)
-            assert not serves.is_alive()
-    finally:
+        assert not serves.is_alive()
         keeper.close()
         run_dir.remove()
 
@@ -164,18 +165,23 @@ def test_a_guests_deadlines_stand_still_with_it(
 def test_a_load_that_is_left_while_its_guest_is_paused_ends_later(
     machine: AttachedMachine, shared: Shared
 ) -> None:
+    mine = machine.load(LoadSpec(runtime_s=600, domid=1, vdev="xvdb"), every_s=0.02)
+    next(mine)
     load = subprocess.Popen(
-        ["./run.sh", "load", "lives", "1", "--runtime", "600"],
+        ["./run.sh", "load", "lives", "1:xvda", "--runtime", "600"],
         cwd=ROOT, env=environment(shared.base), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert eventually(lambda: machine.status()["loads"] == 1) and goes_on(machine, 1)
+    assert eventually(lambda: machine.status()["loads"] == 2)
+    before = machine.snapshot().frontend[1]["ios"][0]
+    assert eventually(lambda: machine.snapshot().frontend[1]["ios"][0] > before)
     machine.guest(1).pause()
     os.killpg(load.pid, signal.SIGINT)
     _, err = load.communicate(timeout=60)
     assert load.returncode == 130
     assert err == "grantlab: error: interrupted; the load has ended, lives stays\n"
-    assert machine.status()["loads"] == 1  # its last I/Os are on their way
+    mine.close()
+    assert machine.status()["loads"] == 2  # their last I/Os are on their way
     machine.guest(1).unpause()
     assert eventually(lambda: machine.status()["loads"] == 0)
     assert len(machine.guest(1).disk.read(0, 512)) == 512
@@ -197,11 +203,12 @@ def test_a_guest_is_suspended_and_resumed_by_others_under_load(
 ) -> None:
     load = machine.load(LoadSpec(rw="randrw", iodepth=8, runtime_s=600), every_s=0.02)
     next(load)
-    for _ in range(3):
-        assert (
-            grantlab("suspend", "lives", "1", run_base=shared.base).stdout
-            == "guest 1 is suspended\n"
-        )
+    for turn in range(4):
+        if turn:
+            machine.guest(1).suspend()
+        else:
+            said = grantlab("suspend", "lives", "1", run_base=shared.base)
+            assert said.stdout == "guest 1 is suspended\n"
         view = machine.look(1)
         assert view.ring is None and view.grants.grants == () and view.maptrack.mappings == ()
         before = done(machine.snapshot(), 1)
