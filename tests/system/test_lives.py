@@ -268,9 +268,8 @@ def test_others_see_what_who_holds_it_would(machine: AttachedMachine, shared: Sh
     assert {node.gref for node in view.tree.nodes} < mapped
     said = grantlab("look", "lives", "--at", "1:xvdb", "--show", "ring,tree", run_base=shared.base)
     assert said.returncode == 0, said.stderr
-    assert said.stdout.startswith(
-        "lives, persistent, guest 1's xvdb, running\n\nring: req_prod 40 "
-    )
+    head = "lives, persistent, guest 1's xvdb, running"
+    assert said.stdout.startswith(f"{head}\n\nring: req_prod {view.ring.req_prod} ")
     assert f"tree: {view.tree.nr_nodes} of at most" in said.stdout
     load = machine.load(LoadSpec(runtime_s=600), every_s=0.02)
     next(load)
@@ -315,8 +314,7 @@ def test_what_is_preserved_can_be_looked_at(run_base: str) -> None:
     assert "died: dom0 was killed by SIGKILL\n\nring: req_prod" in said.stdout
     with pytest.raises(MachineError, match=r"^dom0 was killed by SIGKILL$"):
         machine.guest(1).pause()
-    with pytest.raises(MachineError):
-        machine.down()
+    machine.down(force=True)
 
 
 # --- what a user gets wrong -----------------------------------------------------------------------
