@@ -78,12 +78,13 @@ def disk_of(values: Mapping[str, bytes], path: str) -> Disk:
     return Disk(sectors, sector_size, kept, read_only, *special)
 
 
-def resized(disk: Disk, values: Mapping[str, bytes], path: str) -> tuple[Disk, str]:
-    """`disk` with the size that its backend announces now; and what is wrong with that, or ""."""
-    try:
-        return replace(disk, nr_sectors=disk_of(values, path).nr_sectors), ""
-    except PeerFault as fault:
-        return disk, str(fault)
+def resized(disk: Disk, values: Mapping[str, bytes], path: str) -> Disk:
+    """`disk` with the size that its backend announces now. What is no size is passed over, as
+    Linux's blkfront does."""
+    sectors = xenbus.parse_number(values.get(f"{path}/sectors"), SECTORS_MAX)
+    if sectors is None or sectors % (disk.sector_size // abi.SECTOR_SIZE):
+        return disk
+    return replace(disk, nr_sectors=sectors)
 
 
 def number_of(

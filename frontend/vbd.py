@@ -127,9 +127,7 @@ class FrontendVbd(End):
         """Take the step that is due."""
         other = xenbus.parse_state(values.get(f"{self.other}/state"))
         if self.serving and self.disk and self.state == other == xenbus.CONNECTED:
-            self.disk, self._fault = resized(self.disk, values, self.other)
-            if self._fault:
-                return True
+            self.disk = resized(self.disk, values, self.other)
         step = self._due(other, values)
         if step is None or (self.stuck_grants and step.action == "publish_ring"):
             if self.stuck_grants:
