@@ -109,18 +109,26 @@ class Resize:
 
     def asking(self) -> Asking:
         """See Conversation. Raises MachineError."""
-        if self._nbytes >= self._before:
+        grows = self._nbytes >= self._before
+        if grows:  # if dom0 dies from here on, the next one finds it grown
             self._change_store()
+            self._write_params()
         for disk in self._disks:
             self._guest_of(disk).sizes.pop(disk.number, None)
-            self._write_params(disk)
-        for disk in self._disks:
-            yield "dom0", ("resize", disk.domid, disk.device, self._nbytes // SECTOR_SIZE)
+        try:
+            for disk in self._disks:
+                yield "dom0", ("resize", disk.domid, disk.device, self._nbytes // SECTOR_SIZE)
+        except MachineError:
+            if grows:
+                self._note()
+            raise
         self._note()
+        if not grows:  # not before: to a guest that has more, the next dom0 may not offer less
+            self._write_params()
         deadline = time.monotonic() + TAKEN_S
         while (waiting := self._waiting()) and time.monotonic() < deadline:
             yield None
-        if self._nbytes < self._before:
+        if not grows:
             self._change_store()
         if waiting:
             raise MachineError(
@@ -142,11 +150,12 @@ class Resize:
             if not guest.hold.why
         ]
 
-    def _write_params(self, disk: Disk) -> None:
-        """So a dom0 that is started again opens it as it is."""
-        params = with_size(disk, self._nbytes).spec.params
-        path = backend_path(disk.domid, disk.device)
-        self._store.run(write_if_there(path, {"params": params}, whole=False))
+    def _write_params(self) -> None:
+        """So a dom0 that is started again opens them as they are."""
+        for disk in self._disks:
+            params = with_size(disk, self._nbytes).spec.params
+            path = backend_path(disk.domid, disk.device)
+            self._store.run(write_if_there(path, {"params": params}, whole=False))
 
     def _change_store(self) -> None:
         disk = self._disks[0]

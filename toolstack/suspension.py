@@ -23,6 +23,8 @@ from toolstack.hold import SUSPENDED, TO_RESUME, TO_SUSPEND
 from toolstack.supervisor import Supervisor
 
 TIMEOUT_S: Final = 30.0
+PAUSE_S: Final = 0.002  # between two looks into the store at first,
+PAUSE_S_MAX: Final = 0.05  # and later
 
 
 class Suspending:
@@ -44,6 +46,7 @@ class Suspending:
         supervisor.send(guest, self.word)
         self._child.hold.begin(self.being)
         self._deadline = time.monotonic() + TIMEOUT_S
+        self._next_s, self._pause_s = 0.0, PAUSE_S
         self._left = [
             f"{path(disk.domid, disk.device)}/state"
             for disk in disks
@@ -65,6 +68,10 @@ class Suspending:
     def _look(self) -> bool:
         if death := self._supervisor.death_of(self._guest):
             raise GuestFailed(death)
+        if time.monotonic() < self._next_s:
+            return False
+        self._pause_s = min(self._pause_s * 1.5, PAUSE_S_MAX)
+        self._next_s = time.monotonic() + self._pause_s
         while self._left and self._is_so(self._left[0]):
             self._left.pop(0)
         if self._left and time.monotonic() > self._deadline:
