@@ -106,6 +106,8 @@ class Resize:
             if child.death:
                 raise GuestFailed(child.death)
             child.hold.allow("resize")
+        if disks[0].spec.kind == "file":
+            _check_file(_path_of(disks[0]), nbytes)
 
     def asking(self) -> Asking:
         """See Conversation. Raises MachineError."""
@@ -165,18 +167,32 @@ class Resize:
             _resize_file(_path_of(disk), self._nbytes)
 
 
+def _is_device(path: str) -> bool:
+    return stat.S_ISBLK(os.stat(path).st_mode)
+
+
+def _check_file(path: str, nbytes: int) -> None:
+    """Can it be made so long, or is it a device of that size? Raises MachineError."""
+    try:
+        if not _is_device(path):
+            if not os.access(path, os.W_OK):
+                raise MachineError(f"{path}: may not be written, and so not be resized")
+            return
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            there = os.lseek(fd, 0, os.SEEK_END)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise MachineError(f"{path}: {error.strerror}") from None
+    if there != nbytes:
+        raise MachineError(f"{path} is a block device of {there} bytes, and not {nbytes}")
+
+
 def _resize_file(path: str, nbytes: int) -> None:
     """Raises MachineError."""
     try:
-        if stat.S_ISBLK(os.stat(path).st_mode):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                there = os.lseek(fd, 0, os.SEEK_END)
-            finally:
-                os.close(fd)
-            if there != nbytes:
-                raise MachineError(f"{path} is a block device of {there} bytes, and not {nbytes}")
-        else:
+        if not _is_device(path):
             os.truncate(path, nbytes)
     except OSError as error:
         raise MachineError(f"{path}: {error.strerror}") from None

@@ -19,7 +19,7 @@ from toolstack.attached import AttachedMachine, up
 from toolstack.disks import Disk, DiskSpec, device_of
 from toolstack.failures import MachineError
 from toolstack.loadspec import ConfigError
-from toolstack.resizing import checked_size
+from toolstack.resizing import _check_file, _resize_file, checked_size
 
 pytestmark = pytest.mark.system
 
@@ -195,3 +195,19 @@ def test_an_nbd_disks_size_is_its_servers() -> None:
     disk = Disk(1, 0, "xvda", DiskSpec.of("nbd://localhost/x"))
     with pytest.raises(ConfigError, match=r"^resize: guest 1's xvda is an NBD server's; ram, null"):
         checked_size(disk, MIB)
+
+
+def test_a_block_device_has_the_size_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is one is all that is pretended: there is none without root."""
+    path = tmp_path / "device"
+    path.write_bytes(bytes(MIB))
+    monkeypatch.setattr("toolstack.resizing._is_device", lambda path: True)
+    _check_file(str(path), MIB)
+    _resize_file(str(path), 2 * MIB)
+    assert path.stat().st_size == MIB
+    with pytest.raises(MachineError, match=r"is a block device of 1048576 bytes, and not 2097152$"):
+        _check_file(str(path), 2 * MIB)
+    with pytest.raises(MachineError, match=r"nowhere: No such file or directory$"):
+        _check_file(str(tmp_path / "nowhere"), MIB)
