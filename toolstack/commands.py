@@ -12,6 +12,7 @@ from rich.console import Console
 from toolstack.cli import cli
 from toolstack.door import Command, Numbers, Within, output_directory
 from toolstack.eye_commands import COMMANDS as EYES
+from toolstack.life_commands import COMMANDS as LIFE
 from toolstack.loadspec import ConfigError
 from toolstack.look_command import look
 from toolstack.report_command import report
@@ -119,5 +120,5 @@ def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) ->
     make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
-for command in (*STAY, *EYES, trace, report, simulate, look, figure, compare, whatif):
+for command in (*STAY, *LIFE, *EYES, trace, report, simulate, look, figure, compare, whatif):
     cli.add_command(command)
