@@ -19,7 +19,7 @@ from common.hypercall import HypercallError, Hypercalls
 from common.wakeups import Events, carrier_of
 from common.xenbus import frontend_path
 from common.xenstore import XenStoreClient
-from common.xenstore_talks import ask, unwatch
+from common.xenstore_talks import ask, unwatch, watch
 from frontend.frames import Domain
 from frontend.vbd import FrontendVbd
 from machine.seat import Seat, Timers
@@ -97,8 +97,9 @@ class Line:
 
 
 class FrontDisk(FrontendVbd):
-    """The driver on a guest's own store and channel. Reads its first key, and sets its watch, at
-    once. timers: the guest's, if it has other disks.
+    """The driver on a guest's own store and channel. timers: the guest's, if it has other disks;
+    backend: the other end's directory, if that is known: else it is read at once. Its watch is set
+    at once, too; its first event comes then.
     """
 
     def __init__(
@@ -109,16 +110,18 @@ class FrontDisk(FrontendVbd):
         device: int,
         persistent: bool,
         timers: Timers | None = None,
+        backend: str = "",
     ) -> None:
-        path = frontend_path(domain.domid, device)
-        backend = store.read(f"{path}/backend").decode("latin-1")
+        if not backend:
+            path = frontend_path(domain.domid, device)
+            backend = store.read(f"{path}/backend").decode("latin-1")
         super().__init__(domain, device, persistent, backend, itertools.count(1))
         self.timers = timers or Timers(time.monotonic)
         self._store, self._line = store, line
         self._seat = Seat(self, store, line, self.timers)
         self.token = f"backend-{device}"  # its watch's
         self._watch: tuple[str, str] | None = (f"{backend}/state", self.token)
-        store.watch(*self._watch)
+        store.hold(ask(watch(*self._watch)), lambda _: None)
 
     @property
     def channel(self) -> EventChannel | None:

@@ -62,6 +62,16 @@ def plug(domid: int, target: str, device: int = XVDA, read_only: bool = False) -
         value_of(reply)
 
 
+def own_directory(domid: int) -> Talk[None]:
+    """A new domain's own directory, which it may read (libxl's `roperm`): it watches there which
+    devices come and go."""
+    path = f"/local/domain/{domid}"
+    perms = pack_strings(b"n0", b"r%d" % domid)
+    requests = [Request(MessageType.MKDIR, path), Request(MessageType.SET_PERMS, path, perms)]
+    for reply in (yield requests):
+        value_of(reply)
+
+
 def plug_again(domid: int, device: int) -> Talk[Outcome]:
     """A disk's backend has died: have another begin with it, and its frontend begin again.
 

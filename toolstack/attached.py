@@ -145,7 +145,7 @@ class AttachedMachine:
             raise KeyError(f"guest {domid} is not one of 1..{self.topology.guests}")
         if domid not in self._guests:
             disks = self.topology.disks_of(domid)
-            self._guests[domid] = Guest(self._ask, disks, sizes[domid])
+            self._guests[domid] = Guest(self._ask, domid, disks, sizes[domid])
         return self._guests[domid]
 
     def _ask(self, name: str, *message: Any) -> Any:
@@ -182,7 +182,7 @@ class AttachedMachine:
     def judge(self) -> list[Verdict]:
         """See Machine.judge."""
         disks = kept_of(self.topology.every_disk()) if self.topology.verify_state else []
-        return [self.guest(disk.domid).disks[disk.number].judge(disk) for disk in disks]
+        return [self.guest(disk.domid).numbered(disk.number).judge(disk) for disk in disks]
 
     # --- the end ----------------------------------------------------------------------------
 

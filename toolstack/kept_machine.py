@@ -89,7 +89,7 @@ class KeptMachine(Machine):
                     "device": disk.device,
                     "target": disk.spec.params,
                     "access": disk.spec.access,
-                    "size": self._guests[disk.domid].disks[disk.number].size,
+                    "size": self._guests[disk.domid].numbered(disk.number).size,
                     "state": self._state(disk),
                     "grants_kept": int(back["persistent_now"][disk.number]),
                     "ios": int(front["ios"][disk.number]),

@@ -63,6 +63,7 @@ class Machine:
         self.xenstore_path = os.path.join(self.run_dir, "xenstored")
         self._domids = topology.domids
         self._disks = {domid: topology.disks_of(domid) for domid in self._domids}
+        self._places = {domid: topology.places_of(domid) for domid in self._domids}
         self._names = {domid: f"guest-{domid}" for domid in self._domids}
         self._stores = Stores(self._supervisor)
         self._crew = Crew(self._supervisor, self._names)
@@ -90,7 +91,7 @@ class Machine:
 
     def _guest(self, domid: int, sizes: Sequence[int]) -> SuspendableGuest:
         disks, given = self._disks[domid], (self._supervisor, self._store, self._blamed)
-        return SuspendableGuest(self.ask, disks, sizes, Suspension(*given, domid, disks))
+        return SuspendableGuest(self.ask, domid, disks, sizes, Suspension(*given, domid, disks))
 
     def _boot(self) -> None:
         topology, supervisor = self.topology, self._supervisor
@@ -101,9 +102,9 @@ class Machine:
         self._crew.store = self._store
         self._latecomers = Latecomers(self._builder, supervisor, self._store, self._stores)
         descriptors = {}
-        for domid, disks in self._disks.items():
-            descriptors[domid] = self._builder.create_domain(domid, len(disks))
-            self._stats[domid] = self._builder.stats(domid, len(disks))
+        for domid in self._domids:
+            descriptors[domid] = self._builder.create_domain(domid, self._places[domid])
+            self._stats[domid] = self._builder.stats(domid, topology.rows_of(domid))
         recovery = Recovery(self._builder, supervisor, self._stores, topology.on_crash)
         recovery.start()
         supervisor.survives = recovery.survives
@@ -115,7 +116,8 @@ class Machine:
             self._stores.give(disks)
             plug_in(self._store, disks)
             states = self._states.take(domid)
-            self._builder.start_guest(domid, self._names[domid], disks, descriptors[domid], states)
+            given = domid, self._names[domid], disks, descriptors[domid], states
+            self._builder.start_guest(*given, places=self._places[domid])
         for name in self._names.values():
             supervisor.expect(name, ANSWER_TIMEOUT_S)
 
@@ -215,8 +217,8 @@ class Machine:
     def _begin(self, jobs: Sequence[Job]) -> RunningLoad:
         for job in jobs:
             if job.after is not None:
-                writer = self._guests[job.after.domid].disks[job.after.number]
-                reader = self._guests[job.disk.domid].disks[job.disk.number]
+                writer = self._guests[job.after.domid].numbered(job.after.number)
+                reader = self._guests[job.disk.domid].numbered(job.disk.number)
                 reader.expect(writer, job.after.domid)
         return self._crew.begin(jobs)
 
@@ -224,7 +226,7 @@ class Machine:
         """What each disk that has a state file holds, by that. Raises MachineError."""
         with self._blamed():
             disks = kept_of(self.topology.every_disk()) if self.topology.verify_state else []
-            return [self._guests[disk.domid].disks[disk.number].judge(disk) for disk in disks]
+            return [self._guests[disk.domid].numbered(disk.number).judge(disk) for disk in disks]
 
     def look(self, domid: int, vdev: str = "xvda") -> View:
         """What lies in memory for a guest's disk now: see `toolstack/look.py`."""

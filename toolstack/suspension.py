@@ -77,9 +77,10 @@ class SuspendableGuest(Guest):
     def __init__(
         self,
         ask: Callable[..., Any],
+        domid: int,
         disks: Sequence[Disk],
         sizes: Sequence[int],
         suspension: Suspension,
     ) -> None:
-        super().__init__(ask, disks, sizes)
+        super().__init__(ask, domid, disks, sizes)
         self.suspend, self.resume = suspension.suspend, suspension.resume
