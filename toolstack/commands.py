@@ -14,6 +14,7 @@ from toolstack.door import Command, Within, output_directory
 from toolstack.loadspec import ConfigError
 from toolstack.look_command import look
 from toolstack.simulate import simulate
+from toolstack.plug_commands import COMMANDS as PLUG
 from toolstack.stay_commands import COMMANDS as STAY
 
 __all__ = ["cli"]
@@ -107,5 +108,5 @@ def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) ->
     make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
-for command in (*STAY, simulate, look, figure, compare, whatif):
+for command in (*STAY, *PLUG, simulate, look, figure, compare, whatif):
     cli.add_command(command)

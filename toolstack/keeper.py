@@ -22,6 +22,7 @@ from common.control import MESSAGE_MAX, one_line
 from toolstack.client import Client
 from toolstack.crew import RunningLoad
 from toolstack.failures import GuestFailed, MachineError
+from toolstack.hotplug import Plugging
 from toolstack.kept_machine import KeptMachine
 from toolstack.names import own_uid, peer_of
 from toolstack.snapshot_wire import to_plain
@@ -66,6 +67,7 @@ class Keeper:
         self._clients: dict[int, Client] = {}
         self._asked: dict[str, deque[Asked]] = {}
         self._loads: list[Attached] = []
+        self._plugs: list[tuple[Client, int, Plugging]] = []
 
     @property
     def nr_loads(self) -> int:
@@ -102,6 +104,7 @@ class Keeper:
     def _pause_ms(self) -> int:
         now = time.monotonic()
         until = [each.next_at for each in self._loads]
+        until += [plugging.late_at for _, _, plugging in self._plugs]
         until += [asked[0].late_at for asked in self._asked.values() if asked]
         return max(0, round((min(until, default=now + 60.0) - now) * 1000))
 
@@ -132,6 +135,7 @@ class Keeper:
             self.machine.watch()
             self._take_answers()
             self._look_at_loads()
+            self._look_at_plugs()
         except MachineError as error:
             self._machine_died(str(error))
 
@@ -143,8 +147,11 @@ class Keeper:
                 each.client.refuse(each.number, MachineError(how))
         for attached in self._loads:
             attached.client.refuse(attached.number, MachineError(how))
+        for client, number, _ in self._plugs:
+            client.refuse(number, MachineError(how))
         self._asked.clear()
         self._loads.clear()
+        self._plugs.clear()
         if self.machine.topology.on_crash != "preserve":
             self.machine.close()
 
@@ -202,6 +209,18 @@ class Keeper:
             if ended:
                 self._loads.remove(each)
                 each.client.answer(each.number, each.load.failures)
+
+    def plug(self, client: Client, number: int, plugging: Plugging) -> None:
+        """A disk is on its way: the client is told when it has arrived, or gone."""
+        self._plugs.append((client, number, plugging))
+
+    def _look_at_plugs(self) -> None:
+        for client, number, plugging in [each for each in self._plugs if each[2].ended]:
+            self._plugs.remove((client, number, plugging))
+            if plugging.failure:
+                client.refuse(number, MachineError(plugging.failure))
+            else:
+                client.answer(number, {"vdev": plugging.vdev, "size": plugging.size})
 
     # --- the end ----------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from common.control import one_line
 from toolstack.client import Client
+from toolstack.disks import DiskSpec
 from toolstack.failures import MachineError
 from toolstack.keeper import Keeper
 from toolstack.loadspec import ConfigError, LoadSpec
@@ -49,6 +50,8 @@ def describe(keeper: Keeper, client: Client, number: int) -> None:
     """What machine it is: all that does not change, and who lives."""
     machine = keeper.machine
     died = bool(keeper.died)
+    if not died:
+        machine.follow()
     client.answer(
         number,
         {
@@ -105,6 +108,18 @@ def stop(keeper: Keeper, client: Client, number: int, of: int) -> None:
     keeper.stop_load(client, of)
 
 
+def attach_disk(keeper: Keeper, client: Client, number: int, domid: int, disk: str) -> None:
+    """Give a guest one more disk; answered when it is Connected: its vdev and size."""
+    keeper.plug(client, number, keeper.machine.begin_attach(domid, DiskSpec.of(disk)))
+
+
+def detach_disk(
+    keeper: Keeper, client: Client, number: int, domid: int, vdev: str, force: bool = False
+) -> None:
+    """Take a disk from a guest; answered when nothing of it is left."""
+    keeper.plug(client, number, keeper.machine.begin_detach(domid, vdev, bool(force)))
+
+
 def down(keeper: Keeper, client: Client, number: int, forced: bool = False) -> None:
     """Put the machine down; answered when nothing is left of it. forced: without its consent."""
     keeper.forced = keeper.forced or bool(forced)
@@ -112,6 +127,7 @@ def down(keeper: Keeper, client: Client, number: int, forced: bool = False) -> N
 
 
 REQUESTS: Final[dict[str, Request]] = {
-    each.__name__: each for each in (describe, status, snapshot, guest, load, stop, down)
+    each.__name__: each
+    for each in (describe, status, snapshot, guest, load, stop, attach_disk, detach_disk, down)
 }
 ALWAYS: Final = ("describe", "stop", "down")  # of a machine that has died, too

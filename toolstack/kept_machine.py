@@ -7,6 +7,7 @@ a machine to who comes to it.
 from collections.abc import Callable
 from typing import Any
 
+from common.abi import SECTOR_SIZE
 from common.xenbus import STATE_NAMES, backend_path, parse_state
 from common.xenstore import XenStoreError
 from toolstack.crew import RunningLoad
@@ -14,13 +15,13 @@ from toolstack.disks import Disk
 from toolstack.failures import MachineError
 from toolstack.jobs import jobs_on
 from toolstack.loadspec import LoadSpec
-from toolstack.machine import Machine
+from toolstack.plugged_machine import Other, PluggedMachine
 from toolstack.run_dir import RunDir
 from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot
 
 
-class KeptMachine(Machine):
+class KeptMachine(PluggedMachine):
     """Called `name`; see Machine."""
 
     def __init__(
@@ -31,7 +32,7 @@ class KeptMachine(Machine):
 
     def descriptors(self) -> list[int]:
         """What becomes readable when there is something to `watch`."""
-        return self._supervisor.descriptors()
+        return [*self._supervisor.descriptors(), self._store.fileno()]
 
     def watch(self) -> None:
         """Take in what has come; a guest that has died is mourned. Raises MachineError if the
@@ -39,6 +40,7 @@ class KeptMachine(Machine):
         with self._blamed():
             self._supervisor.check()
             self._crew.living()
+            self.look_at_plugs()
 
     def tell(self, guest: str, *message: Any) -> None:
         """Send a guest a command. Raises GuestFailed, MachineError."""
@@ -79,7 +81,7 @@ class KeptMachine(Machine):
 
     def disks(self, now: Snapshot) -> list[dict[str, Any]]:
         """What is to be said of each disk, for people and for programs."""
-        found = []
+        found, others = [], self.follow()
         for disk in self.topology.every_disk():
             front, back = now.frontend[disk.domid], now.backend[disk.domid]
             found.append(
@@ -96,7 +98,24 @@ class KeptMachine(Machine):
                     "at_s": now.at_s,
                 }
             )
-        return found
+        return [*found, *(self._of_another(other, now) for other in others)]
+
+    @staticmethod
+    def _of_another(other: Other, now: Snapshot) -> dict[str, Any]:
+        """What the store says of a disk that is not the machine's, or not yet."""
+        sectors = other.values["sectors"]
+        return {
+            "domid": other.domid,
+            "vdev": other.vdev,
+            "device": other.device,
+            "target": other.values["params"],
+            "access": "ro" if other.values["mode"] == "r" else "rw",
+            "size": int(sectors) * SECTOR_SIZE if sectors.isdecimal() else 0,
+            "state": STATE_NAMES[parse_state(other.values["state"].encode("latin-1"))],
+            "grants_kept": 0,
+            "ios": 0,
+            "at_s": now.at_s,
+        }
 
     def domains(self, now: Snapshot) -> list[dict[str, Any]]:
         """What is to be said of each domain."""

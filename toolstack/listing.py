@@ -44,9 +44,11 @@ def _told(
 ) -> dict[str, Any]:
     described = machine.described
     disks = []
-    for one, other in zip(before["disks"], after["disks"], strict=True):
-        seconds = other.pop("at_s") - one["at_s"]
-        disks.append({**other, "iops": (other["ios"] - one["ios"]) / seconds})
+    ios = {(disk["domid"], disk["vdev"]): (disk["ios"], disk["at_s"]) for disk in before["disks"]}
+    for disk in after["disks"]:  # one may have come, or gone, meanwhile
+        at_s = disk.pop("at_s")
+        since, since_s = ios.get((disk["domid"], disk["vdev"]), (disk["ios"], at_s - MOMENT_S))
+        disks.append({**disk, "iops": (disk["ios"] - since) / (at_s - since_s)})
     return {
         "name": machine.name,
         "state": described["state"],

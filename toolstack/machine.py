@@ -101,10 +101,8 @@ class Machine:
         self._store, self._memory = self._builder.store, self._builder.memory
         self._crew.store = self._store
         self._latecomers = Latecomers(self._builder, supervisor, self._store, self._stores)
-        descriptors = {}
-        for domid in self._domids:
-            descriptors[domid] = self._builder.create_domain(domid, self._places[domid])
-            self._stats[domid] = self._builder.stats(domid, topology.rows_of(domid))
+        descriptors = {d: self._builder.create_domain(d, n) for d, n in self._places.items()}
+        self._stats = {d: self._builder.stats(d, topology.rows_of(d)) for d in self._domids}
         recovery = Recovery(self._builder, supervisor, self._stores, topology.on_crash)
         recovery.start()
         supervisor.survives = recovery.survives
