@@ -74,8 +74,10 @@ class GuestDisks(Mapping[int, GuestDisk]):
         self._disks: dict[int, GuestDisk] = {}
         self._free, self._taken = list(range(places)), dict[int, Place]()  # by number
         self._coming, self._looked_at = set[int](), set[int]()  # by number
-        self._looking, self._again = set[int](), set[int]()  # devices, as is what follows
-        self._refused = set[int]()  # that have no place
+        # Devices, with the disk that was there when the look began and said more than Initialising.
+        self._looking = dict[int, GuestDisk | None]()
+        self._again = set[int]()  # devices
+        self._refused = set[int]()  # devices that have no place
         self.born: list[GuestDisk] = []
         self.missing: list[str] = []  # of those it was to be born with
 
@@ -176,24 +178,29 @@ class GuestDisks(Mapping[int, GuestDisk]):
         if device in self._looking:
             self._again.add(device)
             return
-        self._looking.add(device)
+        disk = self._disks.get(number) if (number := number_of(device)) is not None else None
+        said = disk is not None and disk.at_rest and disk.vbd.state != INITIALISING
+        self._looking[device] = disk if said else None
         path = frontend_path(self._domid, device)
         paths = [f"{path}/backend", f"{path}/state"]
         self._store.hold(look(paths), partial(self._seen, device))
 
     def _seen(self, device: int, values: dict[str, bytes] | None) -> None:
-        self._looking.discard(device)
+        said = self._looking.pop(device)
+        if values is not None:
+            self._act_on(device, values, said)
         if device in self._again or values is None:
             self._again.discard(device)
             self._look(device)
-        if values is None:
-            return
+
+    def _act_on(self, device: int, values: dict[str, bytes], said: GuestDisk | None) -> None:
         path, number = frontend_path(self._domid, device), number_of(device)
         state, backend = values.get(f"{path}/state"), values.get(f"{path}/backend")
         begins = backend is not None and parse_state(state) == INITIALISING
         if number in self._disks:
             disk = self._disks[number]
-            if state is not None and (not begins or disk.vbd.state == INITIALISING):
+            made_anew = begins and said is disk
+            if state is not None and not made_anew:
                 return
             if not self._has_ended(disk):
                 disk.vbd.closed_because = disk.vbd.closed_because or "it was taken away"

@@ -13,8 +13,8 @@ from toolstack.cli import cli
 from toolstack.door import Command, Within, output_directory
 from toolstack.loadspec import ConfigError
 from toolstack.look_command import look
-from toolstack.simulate import simulate
 from toolstack.plug_commands import COMMANDS as PLUG
+from toolstack.simulate import simulate
 from toolstack.stay_commands import COMMANDS as STAY
 
 __all__ = ["cli"]

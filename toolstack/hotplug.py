@@ -168,7 +168,7 @@ class Attaching(Plugging):
             self.fail(f"{self} cannot be: {theirs.decode('latin-1')}")
         elif its is not None or front in (CLOSING, CLOSED):
             why = f": {its.decode('latin-1', 'replace')!r}" if its is not None else ""
-            self.fail(f"{self} is not taken by its guest{why}")
+            self.fail(f"{self} is not taken{why}: {self._ends()}")
 
     def late(self) -> str:
         """See Plugging."""
