@@ -24,6 +24,7 @@ from frontend.frames import Domain
 from frontend.vbd import FrontendVbd
 from machine.seat import Seat, Timers
 
+GONE: Final = "/gone"  # no disk has such a directory
 FAR_END_S: Final = 5  # it is Connected: its wake-up is on the way
 
 
@@ -159,6 +160,14 @@ class FrontDisk(FrontendVbd):
 
     def detach(self) -> None:
         """Begin to close, as a guest does that unplugs its disk."""
+        self.tell(Leave())
+
+    def lose_directory(self) -> None:
+        """It was taken away, or is another disk's by now: close, and neither look there again nor
+        write there."""
+        self.closed_because = self.closed_because or "it was taken away"
+        if not self.path.endswith(GONE):
+            self.path = self.other = f"{self.path}{GONE}"
         self.tell(Leave())
 
     def fail(self, reason: str) -> None:

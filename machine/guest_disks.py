@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from common.control import CommandError
-from common.handshake import Leave, Stirred
+from common.handshake import Stirred
 from common.machine_memory import DISKS_MAX
 from common.xenbus import (
     CLOSED,
@@ -203,8 +203,7 @@ class GuestDisks(Mapping[int, GuestDisk]):
             if state is not None and not made_anew:
                 return
             if not self._has_ended(disk):
-                disk.vbd.closed_because = disk.vbd.closed_because or "it was taken away"
-                disk.vbd.tell(Leave())
+                disk.vbd.lose_directory()
                 return
             self._drop(number)
         if begins and backend is not None:

@@ -55,7 +55,6 @@ class DiskSpec(Config):
             if not isinstance(written, str):
                 raise ConfigError(f"is not {FORM}")
             target, *rest = (part.strip() for part in split_target(written))
-            rest = [f"access={part}" if part in ("ro", "rw") else part for part in rest]
             pairs = [part.partition("=")[::2] for part in rest]
             known = {*OPTIONS, "vdev", "access"}
             if len(known & {key for key, value in pairs if value}) < len(pairs):  # or twice

@@ -33,8 +33,10 @@ from common.xenstore import XenStoreClient
 from common.xenstore_talks import Outcome, ask, look, unwatch, watch
 from machine.plug import Plugged, ask_to_unplug, forget_disk, plug_new
 from toolstack.disks import device_of
+from toolstack.failures import GuestFailed, MachineError
 
 PLUG_TIMEOUT_S: Final = 10.0  # libxl's LIBXL_DESTROY_TIMEOUT
+UNDO_TIMEOUT_S: Final = 1.0  # of a guest that was to have it: it may have seen it
 SECTORS_MAX: Final = (1 << 60) // SECTOR_SIZE
 
 _serials = itertools.count(1)
@@ -50,6 +52,7 @@ class Plugging:
         self.device = device_of(vdev)
         self.late_at = time.monotonic() + PLUG_TIMEOUT_S
         self.ended, self.failure, self.size = False, "", 0
+        self._guest_died = False
         self._store = store
         self._front, self._back = (
             frontend_path(domid, self.device),
@@ -61,6 +64,15 @@ class Plugging:
 
     def __str__(self) -> str:
         return f"guest {self.domid}'s {self.vdev}"
+
+    def guest_died(self, how: str) -> None:
+        """It will not be, or go."""
+        self._guest_died = True
+        self.fail(how)
+
+    def error(self) -> MachineError:
+        """What its failure is."""
+        return (GuestFailed if self._guest_died else MachineError)(self.failure)
 
     def stir(self) -> None:
         """Something has changed in its directories."""
@@ -144,19 +156,32 @@ class Attaching(Plugging):
         self._store.hold(talk, self._plugged)
 
     def _plugged(self, outcome: Plugged) -> None:
-        if outcome == "again" and not self._ending:
+        if outcome == "again" and not self.failure:
             self._plug()
+        elif outcome == "again":
+            self._has_ended()
         elif outcome == "there":
             self.failure = f"{self} is there already"
             self._has_ended()
-        elif self._ending:
-            self._undo()
         else:
             self._begin_to_watch()
+            if self.failure:
+                self._undo()
+
+    def look_at_clock(self) -> None:
+        """See Plugging."""
+        if not self.failure:
+            super().look_at_clock()
+        elif not self._ending and time.monotonic() >= self.late_at:
+            self._take_away()
 
     def judge(self, values: dict[str, bytes]) -> None:
         """Has it arrived, or will it never?"""
         back, front = self._states
+        if self.failure:
+            if back in (UNKNOWN, CLOSED) or (back == CLOSING and front in (UNKNOWN, CLOSED)):
+                self._take_away()
+            return
         theirs, its = (values.get(f"{path}/error") for path in (self._back, self._front))
         if (back, front) == (CONNECTED, CONNECTED):
             sectors = parse_number(values.get(f"{self._back}/sectors"), SECTORS_MAX)
@@ -176,17 +201,16 @@ class Attaching(Plugging):
 
     def fail(self, why: str) -> None:
         """Take away what is there of it."""
-        if self._ending:
+        if self.failure:
             return
-        self.failure, self._ending = why, True
-        if self._watched:  # else its directories are being written: then they are taken away
+        self.failure, self.late_at = why, time.monotonic() + UNDO_TIMEOUT_S
+        if self._watched:  # else its directories are being written
             self._undo()
 
     def _undo(self) -> None:
-        talk = ask_to_unplug(self.domid, self.device, force=True)
-        self._store.hold(
-            talk, lambda outcome: self._undo() if outcome == "again" else self._take_away()
-        )
+        """As one that is to go: who has seen it lets go of it."""
+        talk = ask_to_unplug(self.domid, self.device, force=False)
+        self._store.hold(talk, lambda outcome: self._undo() if outcome == "again" else self.stir())
 
 
 class Detaching(Plugging):
@@ -221,7 +245,10 @@ class Detaching(Plugging):
         return f"{self} is not let go within {PLUG_TIMEOUT_S:g} s: {self._ends()}{advice}"
 
     def fail(self, why: str) -> None:
-        """It stays, told to go."""
+        """It stays, told to go; one that is forced goes from the store even so."""
         if not self._ending:
             self.failure = why
-            self._has_ended()
+            if self._force and self._watched:
+                self._take_away()
+            else:
+                self._has_ended()

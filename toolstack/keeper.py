@@ -218,7 +218,7 @@ class Keeper:
         for client, number, plugging in [each for each in self._plugs if each[2].ended]:
             self._plugs.remove((client, number, plugging))
             if plugging.failure:
-                client.refuse(number, MachineError(plugging.failure))
+                client.refuse(number, plugging.error())
             else:
                 client.answer(number, {"vdev": plugging.vdev, "size": plugging.size})
 

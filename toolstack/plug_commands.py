@@ -3,6 +3,7 @@
 Owns: their arguments. What they do is `toolstack/plugged_machine.py`'s.
 """
 
+import re
 from typing import Final
 
 import click
@@ -27,7 +28,7 @@ def _guest(ctx: click.Context, param: click.Parameter, value: str) -> int:
 
 
 def _attach(name: str, guest: int, disk: str) -> None:
-    spec = DiskSpec.of(disk)
+    spec = DiskSpec.of(re.sub(",(r[ow])$", r",access=\1", disk))
     with attach(name) as machine:
         try:
             arrived = machine.attach_disk(guest, spec)
@@ -59,7 +60,7 @@ COMMANDS: Final = [
         callback=_attach,
         params=_arguments("disk"),
         help="Give a guest of a machine that is up one more disk, as `xl block-attach` does, and"
-        f" return when it is Connected. A disk is {FORM}; `ro` is short for access=ro.",
+        f" return when it is Connected. A disk is {FORM}; `ro` at its end is short for access=ro.",
         short_help="Give a running guest one more disk.",
     ),
     Command(

@@ -88,7 +88,7 @@ class PluggedMachine(Machine):
         tokens = {token for _, token in self._store.events()}
         for plugging, disk in list(self._plugs):
             if death := self._supervisor.death_of(self._names[plugging.domid]):
-                plugging.fail(death)
+                plugging.guest_died(death)
             if plugging.token in tokens:
                 plugging.stir()
             plugging.look_at_clock()
@@ -120,14 +120,14 @@ class PluggedMachine(Machine):
     def _new_disk(self, domid: int, spec: DiskSpec, others: Sequence[Other]) -> Disk:
         coming = [p.vdev for p, _ in self._plugs if p.domid == domid]
         taken = {*(disk.vdev for disk in self._disks[domid]), *(o.vdev for o in others), *coming}
+        if spec.vdev in taken:
+            raise ConfigError(f"disk: guest {domid} has an {spec.vdev} already")
         if len(taken) >= (room := self._places[domid]):
             raise ConfigError(
                 f"disk: guest {domid} has room for {room} disks, and they are there; one may be"
                 " detached, or `up --spare-disks` make room"
             )
         vdev = spec.vdev or next(vdev for vdev in VDEVS if vdev not in taken)
-        if vdev in taken:
-            raise ConfigError(f"disk: guest {domid} has an {vdev} already")
         return Disk(domid, VDEVS.index(vdev), vdev, spec)
 
     # --- what disks there are -----------------------------------------------------------------
@@ -145,7 +145,7 @@ class PluggedMachine(Machine):
                 self._supervisor.check()
                 self.look_at_plugs()
         if plugging.failure:
-            raise MachineError(plugging.failure)
+            raise plugging.error()
         return plugging
 
     def _settle(self, plugging: Plugging, disk: Disk | None) -> None:

@@ -131,7 +131,8 @@ def _snapshot(counts: "Counts", topology: Topology) -> Snapshot:
         found = {}
         for domid, rows in blocks.items():
             found[domid] = np.zeros((topology.rows_of(domid), *rows.shape[1:]), rows.dtype)
-            found[domid][[disk.number for disk in topology.disks_of(domid)]] = rows
+            for disk, row in zip(topology.disks_of(domid), rows, strict=False):
+                found[domid][disk.number] = row
         return found
 
     return Snapshot(
