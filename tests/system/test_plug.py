@@ -26,7 +26,7 @@ from toolstack.vbd_config import plug_in
 
 pytestmark = pytest.mark.system
 
-XVDB, XVDC = device_of("xvdb"), device_of("xvdc")
+XVDB, XVDC, XVDE = map(device_of, ("xvdb", "xvdc", "xvde"))
 PORTS = 64  # more than any domain here has
 
 
@@ -143,9 +143,14 @@ def test_what_cannot_be_is_one_line(machine: PluggedMachine, tmp_path: Path) -> 
         machine.attach_disk(2, f"file:{image}")
     with pytest.raises(ConfigError, match="guest 1 has room for 3 disks, and they are there"):
         machine.attach_disk(1, "null:1g")
+    front, path = frontend_path(1, XVDE), machine.xenstore_path
+    plug_by_hand(path, 1, XVDE, "null:1m")  # who does not ask is told by the guest
+    assert awaited(path, f"{front}/error", "no room for another disk: all 3 places are taken")
     with pytest.raises(MachineError, match=r"error|read-only"):
         machine.guest(1).numbered(3).write(0, bytes(512))
     machine.detach_disk(1, "xvdb")
+    assert awaited(path, f"{front}/state", "4")  # and has the room that comes
+    machine.detach_disk(1, "xvde")
     machine.detach_disk(1, "xvdd")
     assert eventually_held(machine, before) == before
 
@@ -247,10 +252,11 @@ def plug_by_hand(path: str, domid: int, device: int, target: str) -> None:
 
 def awaited(path: str, node: str, value: str) -> bool:
     deadline = time.monotonic() + 20
-    while by_hand(path, "xenstore-read", node) != value:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
+    with XenStoreClient(path) as store:
+        while store.read_or_none(node) != value.encode():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
     return True
 
 
