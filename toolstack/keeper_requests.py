@@ -73,8 +73,9 @@ def describe(keeper: Keeper, client: Client, number: int) -> None:
 
 def status(keeper: Keeper, client: Client, number: int) -> None:
     """What changes: domains and disks."""
-    machine, now = keeper.machine, keeper.machine.snapshot()
-    found = {"domains": machine.domains(now), "disks": machine.disks(now)}
+    machine, others = keeper.machine, keeper.machine.follow()
+    now = machine.snapshot()
+    found = {"domains": machine.domains(now), "disks": machine.disks(now, others)}
     client.answer(number, {**found, "loads": keeper.nr_loads})
 
 

@@ -4,7 +4,7 @@ Owns: what `toolstack/machine.py` does by waiting, cut into an order and a look.
 a machine to who comes to it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from common.abi import SECTOR_SIZE
@@ -79,9 +79,9 @@ class KeptMachine(PluggedMachine):
         """The bytes of each guest's disks."""
         return {domid: [disk.size for disk in guest.disks] for domid, guest in self._guests.items()}
 
-    def disks(self, now: Snapshot) -> list[dict[str, Any]]:
-        """What is to be said of each disk, for people and for programs."""
-        found, others = [], self.follow()
+    def disks(self, now: Snapshot, others: Iterable[Other]) -> list[dict[str, Any]]:
+        """What is to be said of each disk, for people and for programs. others: see `follow`."""
+        found = []
         for disk in self.topology.every_disk():
             front, back = now.frontend[disk.domid], now.backend[disk.domid]
             found.append(

@@ -173,6 +173,8 @@ class PluggedMachine(Machine):
     def _have(self, domid: int, sizes: dict[Disk, int]) -> None:
         self.topology = self.topology.with_disks_of(domid, list(sizes))
         self._disks[domid] = self.topology.disks_of(domid)
+        rows = self._sight.rows
+        rows[domid] = max(rows[domid], self.topology.rows_of(domid))
         self._guests[domid] = self._guest(domid, list(sizes.values()))
 
     def _let_go_of_store(self, disk: Disk) -> None:

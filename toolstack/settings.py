@@ -131,9 +131,8 @@ class Settings(Config):
         return min(DISKS_MAX, max(1, len(self.disks_of(domid)) + self.spare_disks))
 
     def rows_of(self, domid: int) -> int:
-        """Of what is counted for a guest's disks: one for each number that there may be."""
-        numbers = [disk.number for disk in self.disks_of(domid)]
-        return DISKS_MAX if self.spare_disks else 1 + max(numbers, default=0)
+        """Of what is counted for a guest's disks: one for each number up to the largest."""
+        return 1 + max((disk.number for disk in self.disks_of(domid)), default=0)
 
     def with_disks_of(self, domid: int, disks: Sequence[Disk]) -> Self:
         """The same machine where that guest has these. Raises ConfigError."""

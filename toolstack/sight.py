@@ -19,30 +19,32 @@ from toolstack.snapshot import Snapshot, host_tlb_shootdowns
 
 
 class Sight:
-    """Of a machine of this shape. stats: what its guests count, by domid."""
+    """Of a machine of this shape. stats: what its guests count, by domid; rows: how many of a
+    guest's disks are looked at, by number: as many as it has had, so that sums only grow.
+    """
 
     def __init__(
         self, memory: MachineMemory, topology: Settings, stats: Mapping[int, GuestStats]
     ) -> None:
         self._memory, self._stats = memory, stats
         self._nr_cpus = topology.dom0_vcpus
-        self._rows = {domid: topology.rows_of(domid) for domid in topology.domids}
+        self.rows = {domid: topology.rows_of(domid) for domid in topology.domids}
         self._cpu_time = CpuTime()
 
     def snapshot(self, pids: Sequence[int]) -> Snapshot:
         """Every counter as it stands; pids: whose CPU time counts."""
         host = host_of(self._memory.segment("host"))[0]
-        stats = {domid: self._stats[domid].read() for domid in self._rows}
+        stats = {domid: self._stats[domid].read() for domid in self.rows}
         return Snapshot(
             at_s=time.monotonic(),
-            frontend={d: stats[d].counters for d in self._rows},
-            backend={d: self._backend(host, d, rows) for d, rows in self._rows.items()},
-            hypervisor={d: host["hypervisor"][d : d + 1].copy() for d in self._rows},
-            latency={d: stats[d].latency for d in self._rows},
+            frontend={d: stats[d].counters[:rows] for d, rows in self.rows.items()},
+            backend={d: self._backend(host, d, rows) for d, rows in self.rows.items()},
+            hypervisor={d: host["hypervisor"][d : d + 1].copy() for d in self.rows},
+            latency={d: stats[d].latency[:rows] for d, rows in self.rows.items()},
             cpus=host["cpus"][: self._nr_cpus].copy(),
             host_tlb_shootdowns=host_tlb_shootdowns(),
             cpu_seconds=self._cpu_time.seconds(list(pids)),
-            suspects=frozenset(d for d in self._rows if self._stats[d].suspect),
+            suspects=frozenset(d for d in self.rows if self._stats[d].suspect),
         )
 
     @staticmethod
