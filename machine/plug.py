@@ -57,37 +57,38 @@ def plug_new(domid: int, target: str, device: int, read_only: bool) -> Talk[Plug
     return "committed" if isinstance(ended, bytes) else "again"
 
 
-def ask_to_unplug(domid: int, device: int, force: bool) -> Talk[Outcome]:
+def ask_to_unplug(domid: int, device: int, force: bool, whole: bool = True) -> Talk[Outcome]:
     """Tell a disk's backend to close, and that it is not to come back, as libxl does. force: and
-    take the frontend's directory away, whether that answers or not. "gone": it is not there."""
+    take the frontend's directory away, whether that answers or not. "gone": it is not there.
+
+    not whole: in no transaction, which whoever writes there all the time could spoil for ever.
+    """
     front, back = frontend_path(domid, device), backend_path(domid, device)
-    tx_id = transaction_id((yield [BEGIN])[0])
-    asked = [Request(MessageType.READ, f"{path}/state", tx_id=tx_id) for path in (back, front)]
-    state, there = yield asked
+    tx_id = transaction_id((yield [BEGIN])[0]) if whole else 0
+    (state,) = yield [Request(MessageType.READ, f"{back}/state", tx_id=tx_id)]
     if not isinstance(state, bytes):
-        yield [end(tx_id, "F")]
+        if whole:
+            yield [end(tx_id, "F")]
         return "gone"
     changes = [Request(MessageType.WRITE, f"{back}/online", b"0", tx_id)]
     if _state(state) != CLOSED:
         changes.append(Request(MessageType.WRITE, f"{back}/state", str(CLOSING).encode(), tx_id))
-    if force and isinstance(there, bytes):
-        changes.append(Request(MessageType.RM, front, tx_id=tx_id))
-    *_, ended = yield [*changes, end(tx_id, "T")]
-    return "committed" if isinstance(ended, bytes) else "again"
+    if force:
+        changes.append(Request(MessageType.RM, front, tx_id=tx_id))  # it may be gone
+    return (yield from _all(changes, tx_id))
 
 
-def forget_disk(domid: int, device: int) -> Talk[Outcome]:
-    """Remove both directories of a disk, as far as they are there."""
-    tx_id = transaction_id((yield [BEGIN])[0])
+def forget_disk(domid: int, device: int, whole: bool = True) -> Talk[Outcome]:
+    """Remove both directories of a disk, as far as they are there. whole: see `ask_to_unplug`."""
+    tx_id = transaction_id((yield [BEGIN])[0]) if whole else 0
     ends = (frontend_path(domid, device), backend_path(domid, device))
-    found = yield [Request(MessageType.READ, path, tx_id=tx_id) for path in ends]
-    gone = [
-        Request(MessageType.RM, path, tx_id=tx_id)
-        for path, reply in zip(ends, found, strict=True)
-        if isinstance(reply, bytes)
-    ]
-    *_, ended = yield [*gone, end(tx_id, "T")]
-    return "committed" if isinstance(ended, bytes) else "again"
+    return (yield from _all([Request(MessageType.RM, path, tx_id=tx_id) for path in ends], tx_id))
+
+
+def _all(changes: list[Request], tx_id: int) -> Talk[Outcome]:
+    """Make them, and end the transaction, if they are in one."""
+    *_, ended = yield [*changes, *([end(tx_id, "T")] if tx_id else [])]
+    return "committed" if isinstance(ended, bytes) or not tx_id else "again"
 
 
 def _plugging(domid: int, target: str, device: int, read_only: bool) -> list[Request]:

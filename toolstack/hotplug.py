@@ -28,6 +28,7 @@ from common.xenbus import (
     frontend_path,
     parse_number,
     parse_state,
+    shown,
 )
 from common.xenstore import XenStoreClient
 from common.xenstore_talks import Outcome, ask, look, unwatch, watch
@@ -37,6 +38,7 @@ from toolstack.failures import GuestFailed, MachineError
 
 PLUG_TIMEOUT_S: Final = 10.0  # libxl's LIBXL_DESTROY_TIMEOUT
 UNDO_TIMEOUT_S: Final = 1.0  # of a guest that was to have it: it may have seen it
+AGAIN_MAX: Final = 50  # transactions of it that somebody else's writing may spoil
 SECTORS_MAX: Final = (1 << 60) // SECTOR_SIZE
 
 _serials = itertools.count(1)
@@ -59,6 +61,7 @@ class Plugging:
             backend_path(domid, self.device),
         )
         self._looking, self._again, self._ending = False, False, False
+        self._again_left = AGAIN_MAX
         self._watched: list[tuple[str, str]] = []
         self._states = INITIALISING, INITIALISING
 
@@ -111,12 +114,17 @@ class Plugging:
         self._looking = False
         if self._ending:
             return
-        if values is None or self._again:
+        if self._again or (values is None and self._whole()):
             self.stir()
         if values is not None:
             back, front = values.get(f"{self._back}/state"), values.get(f"{self._front}/state")
             self._states = parse_state(back), parse_state(front)
             self.judge(values)
+
+    def _whole(self) -> bool:
+        """May another transaction be tried? Its guest could spoil any number of them."""
+        self._again_left -= 1
+        return self._again_left > 0
 
     def _has_ended(self) -> None:
         self._ending = True
@@ -128,7 +136,8 @@ class Plugging:
     def _take_away(self) -> None:
         """Both directories; then it has ended."""
         self._ending = True
-        self._store.hold(forget_disk(self.domid, self.device), self._taken_away)
+        talk = forget_disk(self.domid, self.device, self._whole())
+        self._store.hold(talk, self._taken_away)
 
     def _taken_away(self, outcome: Outcome) -> None:
         if outcome == "again":
@@ -192,7 +201,7 @@ class Attaching(Plugging):
         elif theirs is not None and back in (INITIALISING, CLOSING, CLOSED):
             self.fail(f"{self} cannot be: {theirs.decode('latin-1')}")
         elif its is not None or front in (CLOSING, CLOSED):
-            why = f": {its.decode('latin-1', 'replace')!r}" if its is not None else ""
+            why = f": {shown(its)}" if its is not None else ""
             self.fail(f"{self} is not taken{why}: {self._ends()}")
 
     def late(self) -> str:
@@ -209,7 +218,7 @@ class Attaching(Plugging):
 
     def _undo(self) -> None:
         """As one that is to go: who has seen it lets go of it."""
-        talk = ask_to_unplug(self.domid, self.device, force=False)
+        talk = ask_to_unplug(self.domid, self.device, force=False, whole=self._whole())
         self._store.hold(talk, lambda outcome: self._undo() if outcome == "again" else self.stir())
 
 
@@ -222,7 +231,8 @@ class Detaching(Plugging):
         self._unplug()
 
     def _unplug(self) -> None:
-        self._store.hold(ask_to_unplug(self.domid, self.device, self._force), self._asked)
+        talk = ask_to_unplug(self.domid, self.device, self._force, self._whole())
+        self._store.hold(talk, self._asked)
 
     def _asked(self, outcome: Outcome) -> None:
         if self._ending:

@@ -1,5 +1,6 @@
 """Disks that come to running guests and go, as `xl` does it, and by xenstore-write alone."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -72,6 +73,7 @@ def mappings(pid: int) -> int:
 
 def held(machine: PluggedMachine) -> dict[str, object]:
     """What the machine holds, each as exactly as it can be counted."""
+    gc.collect()  # what an earlier machine has left to Python
     pids = {name: machine.pids[name] for name in ("hypervisor", "xenstored", "dom0", "guest-1")}
     grants = [block["grants_mapped"][0] for block in machine.snapshot().hypervisor.values()]
     sockets = [str(path) for path in Path(machine.run_dir).rglob("*")]
@@ -245,9 +247,10 @@ def plug_by_hand(path: str, domid: int, device: int, target: str) -> None:
         f"{front}/state": "1",
         f"{front}/backend": back,
     }
+    by_hand(path, "xenstore-write", front, "", back, "")
+    by_hand(path, "xenstore-chmod", front, f"n{domid}", "r0")
+    by_hand(path, "xenstore-chmod", back, "n0", f"r{domid}")
     by_hand(path, "xenstore-write", *(word for pair in pairs.items() for word in pair))
-    by_hand(path, "xenstore-chmod", "-r", front, f"n{domid}", "r0")
-    by_hand(path, "xenstore-chmod", "-r", back, "n0", f"r{domid}")
 
 
 def awaited(path: str, node: str, value: str) -> bool:

@@ -100,7 +100,7 @@ def test_what_is_there_stays_as_it_is(store: XenStoreClient) -> None:
     ("path", "key", "value", "why"),
     [
         (BACK, "error", b"no such file", "guest 1's xvdb cannot be: no such file"),
-        (FRONT, "error", b"no room", "guest 1's xvdb is not taken: 'no room': its frontend is"),
+        (FRONT, "error", b"no room", "guest 1's xvdb is not taken: b'no room': its frontend is"),
         (FRONT, "state", b"6", "guest 1's xvdb is not taken: its frontend is Closed"),
     ],
 )
