@@ -6,7 +6,7 @@ guest have one connection to the store, and one for hypercalls.
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -14,14 +14,14 @@ import numpy as np
 from common import abi
 from common.event_channel import EventChannel, channel_address
 from common.faults import LocalFault
-from common.handshake import Event, Intent, Leave, Op, Stirred
+from common.handshake import Answer, Event, Intent, Leave, Op, Stirred
 from common.hypercall import HypercallError, Hypercalls
 from common.wakeups import Events, carrier_of
-from common.xenbus import frontend_path
+from common.xenbus import INIT_WAIT, INITIALISING, frontend_path, parse_state
 from common.xenstore import XenStoreClient
 from common.xenstore_talks import ask, unwatch, watch
 from frontend.frames import Domain
-from frontend.vbd import FrontendVbd
+from frontend.vbd import OURS, FrontendVbd
 from machine.seat import Seat, Timers
 
 GONE: Final = "/gone"  # no disk has such a directory
@@ -103,6 +103,8 @@ class FrontDisk(FrontendVbd):
     at once, too; its first event comes then.
     """
 
+    ours = (*OURS, "ring-ref")
+
     def __init__(
         self,
         store: XenStoreClient,
@@ -133,6 +135,16 @@ class FrontDisk(FrontendVbd):
     def usable(self) -> bool:
         """Connected, and not about to be closed."""
         return self._line.ended is not None
+
+    def step(self, values: Mapping[str, bytes]) -> Generator[Intent, Answer, bool]:
+        """As any driver. But a new backend beneath a directory without our ring is not dom0 started
+        again, and that directory is another disk's: it was made anew before we have looked."""
+        theirs = parse_state(values.get(f"{self.other}/state"))
+        begins = theirs in (INITIALISING, INIT_WAIT)
+        if self.port and begins and f"{self.path}/ring-ref" not in values:
+            self.lose_directory()
+            return False
+        return (yield from super().step(values))
 
     def handle(self, event: Event) -> list[Intent]:
         """As any driver; and who is finished needs its watch no more."""

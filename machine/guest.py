@@ -268,9 +268,7 @@ class Guest:
             self._used = None
 
     def _disk(self, number: int) -> GuestDisk:
-        if number not in self._disks:
-            raise CommandError(f"there is no disk {number}: this guest has {list(self._disks)}")
-        return self._disks[number]
+        return self._disks.numbered(number)
 
     def command_disconnect(self) -> int:
         """Close all disks; how many grants could not be ended (0 unless dom0 misbehaves)."""

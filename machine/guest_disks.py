@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Final, NamedTuple
 
-from common.control import CommandError
+from common.control import CommandError, one_line
 from common.handshake import Stirred
 from common.machine_memory import DISKS_MAX
 from common.xenbus import (
@@ -89,6 +89,15 @@ class GuestDisks(Mapping[int, GuestDisk]):
 
     def __len__(self) -> int:
         return len(self._disks)
+
+    def numbered(self, number: object) -> GuestDisk:
+        """The disk of that number. Raises CommandError if there is none, or none any more."""
+        if isinstance(number, int) and number in self._disks:
+            return self._disks[number]
+        if number not in range(DISKS_MAX):
+            raise CommandError(f"disk {one_line(number)} is not one of 0..{DISKS_MAX - 1}")
+        name = disk_name(XVD_MAJOR << 8 | int(str(number)) << 4)
+        raise CommandError(f"domain {self._domid}: {name}: not Connected: there is no such disk")
 
     def begin(self, devices: list[int]) -> None:
         """Have the disks that the guest is born with, and from now on those that come."""

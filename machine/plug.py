@@ -60,6 +60,7 @@ def plug_new(domid: int, target: str, device: int, read_only: bool) -> Talk[Plug
 def ask_to_unplug(domid: int, device: int, force: bool, whole: bool = True) -> Talk[Outcome]:
     """Tell a disk's backend to close, and that it is not to come back, as libxl does. force: and
     take the frontend's directory away, whether that answers or not. "gone": it is not there.
+    One that is Initialising nobody has promised anything of: it is Closed.
 
     not whole: in no transaction, which whoever writes there all the time could spoil for ever.
     """
@@ -72,7 +73,8 @@ def ask_to_unplug(domid: int, device: int, force: bool, whole: bool = True) -> T
         return "gone"
     changes = [Request(MessageType.WRITE, f"{back}/online", b"0", tx_id)]
     if _state(state) != CLOSED:
-        changes.append(Request(MessageType.WRITE, f"{back}/state", str(CLOSING).encode(), tx_id))
+        then = CLOSED if _state(state) == INITIALISING else CLOSING
+        changes.append(Request(MessageType.WRITE, f"{back}/state", str(then).encode(), tx_id))
     if force:
         changes.append(Request(MessageType.RM, front, tx_id=tx_id))  # it may be gone
     return (yield from _all(changes, tx_id))
