@@ -144,6 +144,9 @@ def test_it_goes_in_xen_s_order(store: XenStoreClient) -> None:
     assert follows(store, plugging, lambda: plugging.ended)
     assert plugging.failure == ""
     assert not store.exists(FRONT) and not store.exists(BACK)
+    is_told(store, plugging)
+    store.write(f"{FRONT}/state", b"1")
+    assert store.wait_event(0.1) is None  # it watches no more
 
 
 def test_forced_it_asks_no_guest(store: XenStoreClient) -> None:
