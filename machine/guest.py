@@ -161,7 +161,9 @@ class Guest:
         self._disks.require_born()
         self._await_far_ends()
         self._disks.require_born()
-        return [disk.use(self._between_slices_of_a_command) for disk in born]
+        told = [disk.use(self._between_slices_of_a_command) for disk in born]
+        born.clear()  # from now on they go as any
+        return told
 
     def _await_far_ends(self) -> None:
         """Until the backends can be woken."""

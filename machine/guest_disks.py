@@ -148,8 +148,9 @@ class GuestDisks(Mapping[int, GuestDisk]):
                 self._look(self._taken[number].device)
 
     def _has_ended(self, disk: GuestDisk) -> bool:
-        running = disk.number in self._driver.running or self.busy(disk)
-        return disk.vbd.finished and disk.at_rest and not running
+        if not disk.vbd.finished or not disk.at_rest or self.busy(disk):
+            return False
+        return disk.number not in self._driver.running
 
     @property
     def pause_s(self) -> float | None:
