@@ -2,7 +2,8 @@
 
 Owns: the order of one siege. The attackers come; the honest guests run a load beside them; another
 guest comes and shakes hands, several times; the attackers go, and all is to be as it was. A
-guest that its attack has ended is replaced by the next: then its births and deaths are the attack.
+guest that its attack has ended is replaced by the next: then its births and deaths are the attack,
+and the siege is not over before there has been one.
 """
 
 import time
@@ -19,6 +20,7 @@ ATTACKER: Final = 32  # domids: out of the way of the honest guests
 NEWCOMER: Final = 48
 LOOK_S: Final = 0.05
 SETTLE_S: Final = 10.0
+DEATH_S: Final = 20.0  # a CPU that others want may take it that long to do what it dies of
 # What a heap and thread arenas keep for the next time, and neighbours that Linux has not merged.
 MEMORY_SLACK: Final = 8 << 20
 MAPPINGS_SLACK: Final = 64
@@ -105,6 +107,13 @@ class _Attackers:
         if death := self._machine.remove_guest(domid):
             self.deaths.append(death)
 
+    def await_death(self, look: Callable[[], None]) -> None:
+        """Until one has died of what it does, if that is what it is to do."""
+        deadline = time.monotonic() + DEATH_S
+        while self._fatal and not self.deaths and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+            look()
+
     def leave(self) -> None:
         """All of them, now."""
         for domid in self._domids:
@@ -137,6 +146,7 @@ def besiege(
     try:
         iops = _loaded(machine, spec, look)
         handshakes = list(_newcomers(machine, newcomers, look))
+        attackers.await_death(look)
     finally:
         attackers.leave()
     most = {name: highest(each) for name, each in seen.items()}

@@ -32,7 +32,7 @@ INLINE = re.compile(r"`((?:\w+=\S+ )?\./run\.sh[^`]*)`")
 # What is added to a command, by how it begins: the first that fits.
 SHORTER = {
     "./run.sh test": "tests/test_tidy.py",  # lint, types and tests, but not this test again
-    "./run.sh figure": "--runtime 0.0005",
+    "./run.sh figure": "--runtime 0.0005 --guests 1,5,10",
     "./run.sh whatif": "--quick",
     "./run.sh bench company": "--guests 1 --rounds 1 --seconds 0.1",
     "./run.sh bench disks": "--pairs 1 --seconds 0.1",

@@ -50,7 +50,8 @@ def environment(**changes: str) -> dict[str, str]:
 
 def start(root: Path, *args: str, **changes: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [str(root / "run.sh"), *args],
+        # As in a terminal: a shell's background job ignores it, and so would all that it starts.
+        ["env", "--default-signal=INT", str(root / "run.sh"), *args],
         env=environment(**changes),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -10,10 +10,11 @@ import click
 from rich.console import Console
 
 from toolstack.cli import cli
-from toolstack.door import Command, Within, output_directory
+from toolstack.door import Command, Numbers, Within, output_directory
 from toolstack.loadspec import ConfigError
 from toolstack.look_command import look
 from toolstack.plug_commands import COMMANDS as PLUG
+from toolstack.report_command import report
 from toolstack.simulate import simulate
 from toolstack.stay_commands import COMMANDS as STAY
 
@@ -48,13 +49,22 @@ WORKERS = click.option(
     type=Within(float, 0, 10, above=True),
     help="Virtual time of each point (default: 0.01).",
 )
-def figure(out: str, scheduler: str | None, workers: int | None, runtime: float) -> None:
+@click.option(
+    "--guests",
+    default="1-15",
+    metavar="N,...",
+    type=Numbers(1, 64),
+    help="How many guests, each point's: 1-15, or 5,10 (default: 1-15).",
+)
+def figure(
+    out: str, scheduler: str | None, workers: int | None, runtime: float, guests: list[int]
+) -> None:
     """Simulate guests 1..15 x {persistent, non-persistent, backend without the feature, grant copy,
     precise flush} as in 2012 and as today, and draw it: PNG, SVG, traces and one HTML report. A
     sweep that was stopped goes on where it was."""
     from toolstack.figure import make_figure  # noqa: PLC0415
 
-    make_figure(output_directory(out), scheduler, workers, runtime)
+    make_figure(output_directory(out), scheduler, workers, runtime, guests)
 
 
 @click.command(
@@ -108,5 +118,5 @@ def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) ->
     make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
-for command in (*STAY, *PLUG, simulate, look, figure, compare, whatif):
+for command in (*STAY, *PLUG, report, simulate, look, figure, compare, whatif):
     cli.add_command(command)

@@ -5,6 +5,7 @@ Rules: status 2 for what the user got wrong, before anything has started; 1 for 
 no traceback for either. A name is suggested only if it is really close; else all names are given.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -62,6 +63,34 @@ class Within(click.ParamType[float]):
         if self._above:
             return f"above {self._least:g}, at most {self._most:g}"
         return f"in {self._least:g}..{self._most:g}"
+
+
+class Numbers(click.ParamType[list[int]]):
+    """Whole numbers from `least` to `most`, each once and in order: 5,10 or 1-15 or 1-4,8."""
+
+    name = "numbers"
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least, self._most = least, most
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
+        """The numbers. Raises click.BadParameter."""
+        if isinstance(value, list):
+            return value
+        found: set[int] = set()
+        for piece in str(value).split(","):
+            match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", piece.strip())
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if not self._least <= first <= last <= self._most:
+                self.fail(
+                    f"{value!r} is not numbers in {self._least}..{self._most}, as 5,10 or 1-15",
+                    param,
+                    ctx,
+                )
+            found |= set(range(first, last + 1))
+        return sorted(found)
 
 
 def output_directory(out: str | Path) -> Path:

@@ -5,7 +5,9 @@ writes: sweep.parquet, PNG and SVG of each picture, trace files, report.html.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,22 +49,29 @@ class Detail:
     matrix: np.ndarray
 
 
-def figure_points(runtime_s: float = experiment.RUNTIME_S) -> list[Point]:
-    """Guests 1..15, five lines, two eras."""
+def figure_points(
+    runtime_s: float = experiment.RUNTIME_S, guests: Sequence[int] = GUESTS
+) -> list[Point]:
+    """So many guests, five lines, two eras."""
     return [
-        Point(line, mode, policy or POLICIES[era], era, guests, runtime_s=runtime_s)
+        Point(line, mode, policy or POLICIES[era], era, count, runtime_s=runtime_s)
         for era in POLICIES
         for line, (mode, policy) in LINES.items()
-        for guests in GUESTS
+        for count in guests
     ]
 
 
 def make_figure(
-    directory: Path, scheduler: str | None, workers: int | None, runtime_s: float
+    directory: Path,
+    scheduler: str | None,
+    workers: int | None,
+    runtime_s: float,
+    guests: Sequence[int],
 ) -> pd.DataFrame:
-    """Sweep, draw, write everything into `directory`; the sweep's table."""
+    """Sweep, draw, write everything into `directory`; the sweep's table. guests: how many, each
+    point's, in order."""
     console = Console()
-    points = figure_points(runtime_s)
+    points = figure_points(runtime_s, guests)
     frame = sweep(points, directory / "sweep.parquet", scheduler, workers, console)
     details = [
         _detail("2012", "non-persistent"),
@@ -87,6 +96,7 @@ def make_figure(
 def predictions(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """What was published, what the model says, and by how much it is off."""
     era = frame[frame.era == "2012"]
+    counts = sorted(era.guests.unique().tolist())
     lines = {line: era[era.line == line].set_index("guests") for line in LINES}
     without, kept = lines["non-persistent"].iops, lines["persistent"].iops
     rows = [
@@ -98,17 +108,18 @@ def predictions(frame: pd.DataFrame) -> list[dict[str, Any]]:
             "kind": "fitted" if guests == experiment.PEAK_GUESTS else "prediction",
         }
         for guests, published in experiment.PUBLISHED.items()
+        if guests in counts
     ]
     peak = int(without.idxmax())
     rows.append(_row("peak, non-persistent: guests", experiment.PEAK_GUESTS, peak, "fitted"))
-    falls = [guests for guests in GUESTS[1:] if kept[guests] < 0.99 * kept[guests - 1]]
+    falls = [more for fewer, more in pairwise(counts) if kept[more] < 0.99 * kept[fewer]]
     rows.append(_row("persistent: falls at (guests)", "nowhere", falls or "nowhere"))
-    below = [guests for guests in GUESTS[1:] if kept[guests] <= without[guests]]
+    below = [guests for guests in counts if guests > 1 and kept[guests] <= without[guests]]
     rows.append(_row("persistent not above non-persistent, from 2 guests on", "never",
                      below or "never"))  # fmt: skip
-    last = lines["persistent"].loc[GUESTS[-1]]
-    rows.append(_row("persistent, 15 guests: saturated", "-", last.saturated or "nothing"))
-    rows.append(_row("persistent, 15 guests: IOPS", "-", f"{last.iops:,.0f}"))
+    last, most = lines["persistent"].loc[counts[-1]], f"{counts[-1]} guests"
+    rows.append(_row(f"persistent, {most}: saturated", "-", last.saturated or "nothing"))
+    rows.append(_row(f"persistent, {most}: IOPS", "-", f"{last.iops:,.0f}"))
     return rows
 
 

@@ -3,16 +3,14 @@
 Owns: what goes into the template (`toolstack/templates/figure.html.j2`).
 """
 
-import base64
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from simulator.costs import TABLE
+from toolstack.html import embedded, rendered
 
-TEMPLATES: Final = Path(__file__).with_name("templates")
 PICTURES: Final = {
     "iops": "Throughput against guests. The stars are what was published.",
     "ipis": "Interrupts that TLB flushes send, for each request.",
@@ -26,8 +24,8 @@ def write_report(
 ) -> None:
     """Write `directory`/report.html, with the pictures and traces that lie beside it inside."""
     table = frame.pivot_table(index="guests", columns=["era", "line"], values="iops")
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape())
-    text = environment.get_template("figure.html.j2").render(
+    text = rendered(
+        "figure",
         predictions=predictions,
         pictures=[
             {"name": name, "caption": caption, "data": _encoded(directory / f"{name}.png")}
@@ -45,4 +43,4 @@ def write_report(
 
 
 def _encoded(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+    return embedded(path.read_bytes())

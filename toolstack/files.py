@@ -75,10 +75,15 @@ def write(path: str | Path, option: str, runs: Sequence[Run]) -> None:
     Raises ConfigError.
     """
     check_writable(path, option.removesuffix("+"))
+    write_whole(path, option, WRITERS[option](runs))
+
+
+def write_whole(path: str | Path, option: str, data: bytes) -> None:
+    """Write `data` to `path` whole or not at all. option: whose value it is. Raises ConfigError."""
     target = Path(os.path.realpath(path))
     temporary = _temporary(target)
     try:
-        temporary.write_bytes(WRITERS[option](runs))
+        temporary.write_bytes(data)
         temporary.replace(target)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ every moment, so that a sweep which was stopped goes on where it was.
 
 import gc
 import hashlib
+import logging
 import tempfile
 import time
 from collections.abc import Sequence
@@ -125,7 +126,12 @@ def _compute(points: list[Point], scheduler: str | None, workers: int | None) ->
     with (
         tempfile.TemporaryDirectory(prefix="grantlab-") as scratch,  # Dask leaves its own behind
         dask.config.set(temporary_directory=scratch),
-        LocalCluster(workers, threads_per_worker=1, dashboard_address=":0") as cluster,
+        LocalCluster(
+            workers,
+            threads_per_worker=1,
+            dashboard_address=":0",
+            silence_logs=logging.CRITICAL,  # what fails is raised; the rest is how it takes leave
+        ) as cluster,
         Client(cluster) as client,
     ):
         yield from _results(client, points)

@@ -59,6 +59,10 @@ class Server:
         """SIGSTOP and SIGCONT, and not waited for."""
         self._process.send_signal(what)
 
+    def died(self) -> int | None:
+        """How it has ended, if it has: minus the signal, or its status."""
+        return self._process.poll()
+
     def wait(self) -> None:
         """Until it has ended."""
         self._process.wait(60)

@@ -166,12 +166,15 @@ def test_files_and_servers_are_opened_again(tmp_path: Path, run_base: str) -> No
     image = tmp_path / "image"
     image.write_bytes(bytes(4 << 20))
     path = Path(run_base) / "nbd"
-    with served(nbdkit(path, "memory", "4m"), path):
+    with served(nbdkit(path, "memory", "4m"), path) as server:
         disks = (f"file:{image},cache=writeback", uri_of(path))
         with started(disks=disks) as machine:
             running = machine.load(LoadSpec(rw="randrw", runtime_s=60, fsync=8), every_s=0.02)
             next(running)
-            recoveries(machine, running, 4)
+            try:
+                recoveries(machine, running, 4)
+            finally:
+                assert server.died() is None, "not dom0's fault: the server's"
             running.close()
             no_harm(machine)
     path.unlink()

@@ -9,14 +9,14 @@ from click.testing import CliRunner
 
 from bench.__main__ import cli as bench
 from toolstack.commands import cli
-from toolstack.door import OF_RUN_SH
+from toolstack.door import OF_RUN_SH, Numbers
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    "run, up, ls, load, logs, down, attach, detach, simulate, look, figure, compare, whatif, bench,"
-    " test, python"
+    "run, up, ls, load, logs, down, attach, detach, report, simulate, look, figure, compare, whatif,"
+    " bench, test, python"
 )
-FLAGS_OF_FIGURE = "--out, --scheduler, --workers, --runtime, --help"
+FLAGS_OF_FIGURE = "--out, --scheduler, --workers, --runtime, --guests, --help"
 FLAGS_OF_BENCH = "--rounds, --seconds, --quick, --out, --help"
 
 
@@ -34,8 +34,12 @@ def refused(program: click.Command, *args: str) -> str:
     ("args", "line"),
     [
         # A flag of another command is not "nearly" one of this.
-        ("figure --guests 20", f"figure: no such flag --guests; its flags are {FLAGS_OF_FIGURE}"),
-        ("figure --guests=20", f"figure: no such flag --guests; its flags are {FLAGS_OF_FIGURE}"),
+        ("figure --bs 4k", f"figure: no such flag --bs; its flags are {FLAGS_OF_FIGURE}"),
+        ("figure --bs=4k", f"figure: no such flag --bs; its flags are {FLAGS_OF_FIGURE}"),
+        ("figure --guests 9-5", "figure: guests: '9-5' is not numbers in 1..64, as 5,10 or 1-15"),
+        ("figure --guests 0", "figure: guests: '0' is not numbers in 1..64, as 5,10 or 1-15"),
+        ("figure --guests 1-65", "figure: guests: '1-65' is not numbers in 1..64, as 5,10 or 1-15"),
+        ("figure --guests 1,", "figure: guests: '1,' is not numbers in 1..64, as 5,10 or 1-15"),
         ("figure -g", f"figure: no such flag -g; its flags are {FLAGS_OF_FIGURE}"),
         ("figure --worker 2", "figure: no such flag --worker; did you mean --workers?"),
         ("figure --Out x", "figure: no such flag --Out; did you mean --out?"),
@@ -64,6 +68,10 @@ def refused(program: click.Command, *args: str) -> str:
 )
 def test_one_line_names_what_was_wrong_and_what_would_do(args: str, line: str) -> None:
     assert refused(cli, *args.split()) == line
+
+
+def test_numbers_are_each_once_and_in_order() -> None:
+    assert Numbers(1, 64).convert("8,1-3, 2", None, None) == [1, 2, 3, 8]
 
 
 def test_an_empty_word_is_no_command_either() -> None:

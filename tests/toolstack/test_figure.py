@@ -39,6 +39,17 @@ def test_predictions_say_how_far_they_are_off(frame: pd.DataFrame) -> None:
     assert below["simulated"] == "[2, 3, 4, 5]"
 
 
+def test_fewer_guests_are_a_figure_too(frame: pd.DataFrame) -> None:
+    fewer = frame[frame.guests.isin([3, 10, 12])]
+    rows = {row["what"]: row for row in predictions(fewer)}
+    assert "5 guests, non-persistent: IOPS" not in rows
+    assert rows["10 guests, non-persistent: IOPS"]["off"] == "-40.0%"
+    assert rows["peak, non-persistent: guests"]["simulated"] == "3"
+    assert rows["persistent not above non-persistent, from 2 guests on"]["simulated"] == "[3]"
+    assert rows["persistent, 12 guests: IOPS"]["simulated"] == "1,200,000"
+    assert {point.guests for point in figure_points(guests=[3, 10])} == {3, 10}
+
+
 def test_the_report_is_one_file_that_needs_nothing_else(
     frame: pd.DataFrame, tmp_path: Path
 ) -> None:
