@@ -121,6 +121,7 @@ class ZmqCarrier:
         self._socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_MAX)
         self._socket.setsockopt(zmq.RCVHWM, WAKES_QUEUED_MAX)
         self._socket.setsockopt(zmq.SNDHWM, WAKES_QUEUED_MAX)
+        self._bound = address.removeprefix("ipc://") if allocated_here else ""
         if allocated_here:
             self._socket.bind(address)
         else:
@@ -169,8 +170,11 @@ class ZmqCarrier:
         return any(isinstance(item, int) for item, _ in ready)
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket, and remove what it was bound to: ZeroMQ does not."""
         self._socket.close()
+        if self._bound:
+            with contextlib.suppress(OSError):
+                os.unlink(self._bound)
 
 
 def new_poller(events: Events) -> Any:

@@ -55,6 +55,7 @@ class Driver:
         self._polled: dict[Any, Carrier] = {}
         self._suspended = set[int]()  # rings whose jobs wait for another ring
         self.failed: dict[int, str] = {}
+        self.nap_ms: int | None = None  # a sleep at most, while its guest waits for something else
         self._fruitless = 0  # sleeps in a row that no event has ended
         self._shaped: dict[int, np.ndarray] = {}  # of jobs that may wait for a time
         self._poller = poller
@@ -65,6 +66,12 @@ class Driver:
         """From now on `ring` is this device's, on that channel; whatever was there is not used."""
         BLKFRONT.write(self.rings[ring], dev)
         self._ends[ring] = dev, channel
+
+    def detach(self, ring: int) -> None:
+        """The device of `ring`, whose job has ended, is gone."""
+        assert ring not in self.running
+        self._ends.pop(ring, None)
+        self.failed.pop(ring, None)
 
     def dev(self, ring: int) -> Blkfront:
         """The device."""
@@ -192,8 +199,10 @@ class Driver:
         poll(2) knows milliseconds only: what is left of one is slept, if no answer is awaited.
         """
         if not due_ns:
-            return list(self._poller.poll(SUSPENDED_MS if self._suspended else None))
+            return list(self._poller.poll(SUSPENDED_MS if self._suspended else self.nap_ms))
         left_ns = max(0, due_ns - time.monotonic_ns())
+        if self.nap_ms is not None:
+            left_ns = min(left_ns, self.nap_ms * MS)
         if self._any_under_way():
             left_ns += MS - 1
         elif left_ns < MS:

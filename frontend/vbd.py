@@ -50,7 +50,7 @@ NR_IOS: Final = 256
 RETRY_S: Final = 0.1  # between two tries to end access to what is still mapped
 LATE_S: Final = 2.0  # from when on a backend that says why it does not begin is believed
 THEIRS: Final = ("state", "error", *DISK_KEYS)
-OURS: Final = ("backend-id", "state")
+OURS: Final[tuple[str, ...]] = ("backend-id", "state")
 PUBLISHED: Final = (
     xenbus.INITIALISED,
     xenbus.INIT_WAIT,

@@ -4,6 +4,7 @@ Owns: what a guest's disks have in common, and what each has of it: the grant ta
 theirs, the frames and the counters are each one's own.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -82,10 +83,40 @@ def guest_disks(
     counters: FRONTEND_COUNTERS, by disk number; buffer_frames: each disk's; arena: where its
     devices' state is to lie; each has one of its own, if there is none.
     """
+    given = domid, ram, grant, event, counters, spin
+    place = disk_places(
+        *given,
+        buffer_frames=buffer_frames,
+        nr_ios=nr_ios,
+        pool_pages=pool_pages,
+        notes_wakes=notes_wakes,
+        arena=arena,
+    )
+    return [place(disk, disk) for disk in range(nr_disks)]
+
+
+def disk_places(
+    domid: int,
+    ram: np.ndarray,
+    grant: np.ndarray,
+    event: np.ndarray,
+    counters: np.ndarray,
+    spin: np.ndarray,
+    *,
+    buffer_frames: int = 0,
+    nr_ios: int = NR_IOS,
+    pool_pages: int = POOL_PAGES,
+    notes_wakes: bool = False,
+    arena: Arena | None = None,
+) -> Callable[[int, int], Domain]:
+    """What a disk has of its guest, for a place in its RAM, from 0 on, and the disk's number.
+
+    The rest is `guest_disks`'s.
+    """
     grants = new_grants(arena or Arena(), grant)
 
-    def place(disk: int) -> Domain:
-        frames = disk_frames(disk, buffer_frames, pool_pages)
+    def place(which: int, disk: int) -> Domain:
+        frames = disk_frames(which, buffer_frames, pool_pages)
 
         def build(backend_domid: int, handle: int) -> Blkfront:
             own = arena or Arena()
@@ -105,4 +136,4 @@ def guest_disks(
 
         return Domain(domid, ram, frames, build)
 
-    return [place(disk) for disk in range(nr_disks)]
+    return place

@@ -6,7 +6,7 @@ guest have one connection to the store, and one for hypercalls.
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -14,16 +14,17 @@ import numpy as np
 from common import abi
 from common.event_channel import EventChannel, channel_address
 from common.faults import LocalFault
-from common.handshake import Event, Intent, Leave, Op, Stirred
+from common.handshake import Answer, Event, Intent, Leave, Op, Stirred
 from common.hypercall import HypercallError, Hypercalls
 from common.wakeups import Events, carrier_of
-from common.xenbus import frontend_path
+from common.xenbus import INIT_WAIT, INITIALISING, frontend_path, parse_state
 from common.xenstore import XenStoreClient
-from common.xenstore_talks import ask, unwatch
+from common.xenstore_talks import ask, unwatch, watch
 from frontend.frames import Domain
-from frontend.vbd import FrontendVbd
+from frontend.vbd import OURS, FrontendVbd
 from machine.seat import Seat, Timers
 
+GONE: Final = "/gone"  # no disk has such a directory
 FAR_END_S: Final = 5  # it is Connected: its wake-up is on the way
 
 
@@ -97,9 +98,12 @@ class Line:
 
 
 class FrontDisk(FrontendVbd):
-    """The driver on a guest's own store and channel. Reads its first key, and sets its watch, at
-    once. timers: the guest's, if it has other disks.
+    """The driver on a guest's own store and channel. timers: the guest's, if it has other disks;
+    backend: the other end's directory, if that is known: else it is read at once. Its watch is set
+    at once, too; its first event comes then.
     """
+
+    ours = (*OURS, "ring-ref")
 
     def __init__(
         self,
@@ -109,16 +113,18 @@ class FrontDisk(FrontendVbd):
         device: int,
         persistent: bool,
         timers: Timers | None = None,
+        backend: str = "",
     ) -> None:
-        path = frontend_path(domain.domid, device)
-        backend = store.read(f"{path}/backend").decode("latin-1")
+        if not backend:
+            path = frontend_path(domain.domid, device)
+            backend = store.read(f"{path}/backend").decode("latin-1")
         super().__init__(domain, device, persistent, backend, itertools.count(1))
         self.timers = timers or Timers(time.monotonic)
         self._store, self._line = store, line
         self._seat = Seat(self, store, line, self.timers)
         self.token = f"backend-{device}"  # its watch's
         self._watch: tuple[str, str] | None = (f"{backend}/state", self.token)
-        store.watch(*self._watch)
+        store.hold(ask(watch(*self._watch)), lambda _: None)
 
     @property
     def channel(self) -> EventChannel | None:
@@ -129,6 +135,16 @@ class FrontDisk(FrontendVbd):
     def usable(self) -> bool:
         """Connected, and not about to be closed."""
         return self._line.ended is not None
+
+    def step(self, values: Mapping[str, bytes]) -> Generator[Intent, Answer, bool]:
+        """As any driver. But a new backend beneath a directory without our ring is not dom0 started
+        again, and that directory is another disk's: it was made anew before we have looked."""
+        theirs = parse_state(values.get(f"{self.other}/state"))
+        begins = theirs in (INITIALISING, INIT_WAIT)
+        if self.port and begins and f"{self.path}/ring-ref" not in values:
+            self.lose_directory()
+            return False
+        return (yield from super().step(values))
 
     def handle(self, event: Event) -> list[Intent]:
         """As any driver; and who is finished needs its watch no more."""
@@ -156,6 +172,14 @@ class FrontDisk(FrontendVbd):
 
     def detach(self) -> None:
         """Begin to close, as a guest does that unplugs its disk."""
+        self.tell(Leave())
+
+    def lose_directory(self) -> None:
+        """It was taken away, or is another disk's by now: close, and neither look there again nor
+        write there."""
+        self.closed_because = self.closed_because or "it was taken away"
+        if not self.path.endswith(GONE):
+            self.path = self.other = f"{self.path}{GONE}"
         self.tell(Leave())
 
     def fail(self, reason: str) -> None:

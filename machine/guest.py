@@ -19,7 +19,7 @@ import math
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -32,8 +32,9 @@ from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
 from frontend.load import LoadPlan
-from machine.front_disk import FAR_END_S, take_events
+from machine.front_disk import FAR_END_S
 from machine.guest_disk import GuestDisk
+from machine.guest_disks import GuestDisks, all_of
 from machine.guest_loads import GuestLoads
 from machine.seat import Timers
 
@@ -53,13 +54,15 @@ class Guest:
         self,
         control: Control,
         store: XenStoreClient,
-        disks: Sequence[GuestDisk],
+        disks: GuestDisks,
         driver: Driver,
         timers: Timers,
     ) -> None:
         self._control, self._store = control, store
         self._disks, self._driver, self._timers = disks, driver, timers
         self._loads = GuestLoads(disks, driver)
+        self._used: GuestDisk | None = None  # by a command
+        disks.busy = lambda disk: disk is self._used or disk in self._loads
         self._deferred: deque[Message] = deque()  # came during an I/O, answered after it
         self._exiting = False
         self._poller = select.poll()
@@ -99,23 +102,25 @@ class Guest:
 
     def _turn(self, timeout_s: float | None) -> None:
         """Sleep until something comes (None: as long as that takes), and take it in."""
-        if timeout_s != 0 and (pause_s := self._timers.pause_s()) is not None:
-            timeout_s = pause_s if timeout_s is None else min(timeout_s, pause_s)
+        for pause_s in (self._timers.pause_s(), self._disks.pause_s):
+            if timeout_s != 0 and pause_s is not None:
+                timeout_s = pause_s if timeout_s is None else min(timeout_s, pause_s)
         timeout_ms = None if timeout_s is None else math.ceil(timeout_s * 1000)
         ready = {fd for fd, _ in self._poller.poll(timeout_ms)}
         if self._control.fileno() in ready and (message := self._control.receive(0)):
             self._take(message)
         if self._store.fileno() in ready:
-            take_events(self._store, [disk.vbd for disk in self._disks])
-            for disk in self._disks:
+            self._disks.take_events()
+            for disk in self._disks.values():
                 if nbytes := disk.resized():
                     self._control.send("size", disk.number, nbytes)
         self._timers.ring()
+        self._disks.look_after(self._between_slices_of_a_command)
 
     def _take(self, message: Message) -> None:
         """suspend and resume are told and not asked: what runs goes on through both."""
         if message[0] in ("suspend", "resume"):
-            for disk in self._disks:
+            for disk in self._disks.values():
                 disk.vbd.tell(Suspend() if message[0] == "suspend" else Resume())
         else:
             self._deferred.append(message)
@@ -148,35 +153,34 @@ class Guest:
         return translated
 
     def command_connect(self) -> list[dict[str, Any]]:
-        """Shake hands until all disks are Connected; what each is."""
-        ends = (xenbus.CONNECTED, xenbus.CLOSED)
-        for disk in self._disks:
+        """Shake hands until all disks that the guest was born with are Connected; what each is."""
+        ends, born = (xenbus.CONNECTED, xenbus.CLOSED), self._disks.born
+        for disk in born:
             disk.vbd.tell(Stirred())
         self._await(
-            lambda: all(disk.at_rest and disk.vbd.state in ends for disk in self._disks),
+            lambda: all(disk.at_rest and disk.vbd.state in ends for disk in born),
             CONNECT_TIMEOUT_S,
         )
-        self._require_usable()
+        self._disks.require_born()
         self._await_far_ends()
-        self._require_usable()
-        return [disk.use(self._between_slices_of_a_command) for disk in self._disks]
-
-    def _require_usable(self) -> None:
-        if failed := [disk for disk in self._disks if not disk.vbd.usable]:
-            raise _all_of(disk.told(f"not Connected but {disk.state()}") for disk in failed)
+        self._disks.require_born()
+        told = [disk.use(self._between_slices_of_a_command) for disk in born]
+        born.clear()  # from now on they go as any
+        return told
 
     def _await_far_ends(self) -> None:
         """Until the backends can be woken."""
-        fds = [disk.vbd.channel.carrier.fileno() for disk in self._disks if disk.vbd.channel]
+        born = self._disks.born
+        fds = [disk.vbd.channel.carrier.fileno() for disk in born if disk.vbd.channel]
         for fd in fds:
             self._poller.register(fd, select.POLLIN)
         self._await(
-            lambda: all(not disk.vbd.usable or disk.vbd.far_end_shows() for disk in self._disks),
+            lambda: all(not disk.vbd.usable or disk.vbd.far_end_shows() for disk in born),
             FAR_END_S,
         )
         for fd in fds:
             self._poller.unregister(fd)
-        for disk in self._disks:
+        for disk in born:
             if disk.vbd.usable and not disk.vbd.far_end_shows():
                 what = "the backend's end of its event channel is not there"
                 logging.warning("%s", disk.told(what))
@@ -206,11 +210,10 @@ class Guest:
         self._between_slices()
         self._heed_exit()
 
-    def _failure(self, failed: Iterable[int]) -> CommandError:
-        """What is told when these have failed: once they are at rest, they know why."""
-        disks = [self._disks[number] for number in failed]
-        self._await(lambda: all(disk.at_rest for disk in disks), CONNECT_TIMEOUT_S)
-        return _all_of(disk.failure() for disk in disks)
+    def _failure(self, disk: GuestDisk) -> CommandError:
+        """What is told when it has failed: once it is at rest, it knows why."""
+        self._await(lambda: disk.at_rest, CONNECT_TIMEOUT_S)
+        return CommandError(disk.failure())
 
     def command_read(self, disk: int, offset: int, nbytes: int) -> bytes:
         """BlockDevice.read."""
@@ -246,7 +249,11 @@ class Guest:
         return self._disk(disk).versions(*arguments)
 
     def _await_ring(self, number: int) -> None:
-        """Until the disk has a ring, if it waits for another."""
+        """Until the disk has a ring, if it waits for another, or has come just now."""
+        late_at = time.monotonic() + CONNECT_TIMEOUT_S
+        while self._disks.is_coming(self._disk(number)) and time.monotonic() < late_at:
+            self._pass_time(LOOK_S)
+            self._heed_exit()
         while not self._disk(number).goes_on():
             self._pass_time(LOOK_S)
             self._heed_exit()
@@ -257,40 +264,38 @@ class Guest:
         self._await_ring(number)
         if not disk.vbd.usable:
             self._await(lambda: disk.at_rest, CONNECT_TIMEOUT_S)
+        self._used = disk
         try:
             return do(disk.connected())
         except PeerFault as fault:
-            raise self._failure([number]) from fault
+            raise self._failure(disk) from fault
+        finally:
+            self._used = None
 
     def _disk(self, number: int) -> GuestDisk:
-        if number not in range(len(self._disks)):
-            raise CommandError(f"there is no disk {number}: this guest has {len(self._disks)}")
-        return self._disks[number]
+        return self._disks.numbered(number)
 
     def command_disconnect(self) -> int:
         """Close all disks; how many grants could not be ended (0 unless dom0 misbehaves)."""
-        for disk in self._disks:
+        disks = list(self._disks.values())
+        for disk in disks:
             disk.vbd.detach()
             disk.device = None
         if not self._await(
-            lambda: all(disk.vbd.state == xenbus.CLOSED for disk in self._disks), CONNECT_TIMEOUT_S
+            lambda: all(disk.vbd.state == xenbus.CLOSED for disk in disks), CONNECT_TIMEOUT_S
         ):
-            kept = [disk for disk in self._disks if disk.vbd.state != xenbus.CLOSED]
-            raise _all_of(disk.told("the backend does not let go") for disk in kept)
+            kept = [disk for disk in disks if disk.vbd.state != xenbus.CLOSED]
+            raise all_of(disk.told("the backend does not let go") for disk in kept)
         self._await(
-            lambda: all(disk.at_rest and disk.vbd.finished for disk in self._disks),
+            lambda: all(disk.at_rest and disk.vbd.finished for disk in disks),
             UNMAP_TIMEOUT_S,
         )
-        for disk in self._disks:
+        for disk in disks:
             if stuck := disk.vbd.stuck_grants:
                 what = f"{stuck} pages stay granted: the backend has them mapped"
                 logging.warning("%s", disk.told(what))
-        return sum(disk.vbd.stuck_grants for disk in self._disks)
+        return sum(disk.vbd.stuck_grants for disk in disks)
 
     def command_exit(self) -> None:
         """End the process once this is answered."""
         self._exiting = True
-
-
-def _all_of(failures: Iterable[object]) -> CommandError:
-    return CommandError("; ".join(map(str, failures)))

@@ -27,3 +27,4 @@ class GuestConfig:
     events: Events
     events_dir: str
     threads: int = 1  # see common/spinning.py
+    places: int = 1  # disks that it has room for

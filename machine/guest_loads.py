@@ -5,7 +5,7 @@ and know why. The I/O is `frontend/driver.py`'s.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,7 +30,7 @@ class _Running:
 class GuestLoads:
     """Of a guest with these `disks`, whose rings `driver` runs."""
 
-    def __init__(self, disks: Sequence[GuestDisk], driver: Driver) -> None:
+    def __init__(self, disks: Mapping[int, GuestDisk], driver: Driver) -> None:
         self._disks, self._driver = disks, driver
         self._loads: dict[int, _Running] = {}
 

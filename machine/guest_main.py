@@ -1,6 +1,7 @@
 """A guest's process: what it is born with is mapped, it is sealed, and its disks are made."""
 
 import contextlib
+import itertools
 import logging
 import select
 import socket
@@ -19,11 +20,12 @@ from common.wakeups import new_poller
 from common.xenstore import XenStoreClient
 from frontend.driver import Driver
 from frontend.seal import seal
-from machine.front import guest_disks
+from machine.front import disk_places
 from machine.front_disk import FrontDisk, Line
 from machine.guest import Guest
 from machine.guest_config import GuestConfig
 from machine.guest_disk import GuestDisk
+from machine.guest_disks import GuestDisks, Place, number_of
 from machine.last_words import LogToControl, last_words
 from machine.seat import Timers
 
@@ -49,22 +51,29 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
             poller.register(end.fileno(), select.POLLIN)
         driver = Driver(spin, poller, front_log(stats))
         calls, timers = Hypercalls(hypercalls), Timers(time.monotonic)
-        places = guest_disks(
+        room = disk_places(
             settings.domid,
             ram,
             grant,
             event,
             record["counters"][0],
             spin,
-            nr_disks=len(settings.disks),
             buffer_frames=settings.buffer_frames,
         )
-        disks = []
-        for number, device in enumerate(settings.disks):
-            state = states.pop(0) if settings.kept[number] else None
+        numbers = list(map(number_of, settings.disks))
+        fresh = set(itertools.compress(numbers, settings.fresh))
+        state_of = dict(zip(itertools.compress(numbers, settings.kept), states, strict=True))
+
+        def make(place: Place) -> GuestDisk:
+            """What is known of its contents is of the first disk of that number only."""
+            which, number, device, backend = place
             line = Line(calls, event, settings.events, settings.events_dir)
-            vbd = FrontDisk(client, places[number], line, device, settings.persistent, timers)
+            given = client, room(which, number), line, device, settings.persistent, timers, backend
             counted = record["counters"][0, number : number + 1], record["latency"][0, number]
-            known = settings.fresh[number], state
-            disks.append(GuestDisk(settings.domid, number, vbd, driver, *counted, *known))
+            known = number in fresh, state_of.pop(number, None)
+            fresh.discard(number)
+            return GuestDisk(settings.domid, number, FrontDisk(*given), driver, *counted, *known)
+
+        disks = GuestDisks(settings.domid, settings.places, client, driver, make)
+        disks.begin(settings.disks)
         Guest(control, client, disks, driver, timers).serve()

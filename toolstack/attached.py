@@ -10,26 +10,30 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from common.control import ControlLost, control_pair
 from toolstack.config import bytes_of
+from toolstack.disk_checks import size_there
+from toolstack.disks import Disk, DiskSpec
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.jobs import jobs_on, load_of
-from toolstack.loadspec import LoadSpec
+from toolstack.loadspec import VDEVS, LoadSpec
 from toolstack.names import DEFAULT, checked_name, connect_to, peer_of
 from toolstack.programs import start_program
 from toolstack.results import counters
+from toolstack.settings import SPARE_DISKS
 from toolstack.snapshot import Snapshot, only
 from toolstack.snapshot_wire import from_plain
-from toolstack.topology import Topology
+from toolstack.topology import ConfigError, Topology
 from toolstack.verify_state import Verdict, kept_of
 from toolstack.wire import ERRORS, ConnectionLost, Requests
 
 if TYPE_CHECKING:
     from toolstack.attached_guest import AttachedGuest
+    from toolstack.disk import GuestDisk
     from toolstack.look import View
 
 UP_TIMEOUT_S: Final = 900.0
@@ -42,6 +46,7 @@ def up(topology: Topology, name: str, say: Callable[[str], None]) -> None:
     Raises ConfigError, MachineError.
     """
     checked_name(name)
+    topology = with_spare_disks(topology)
     topology.check_host()
     topology.check_disks()
     control, theirs = control_pair()
@@ -60,6 +65,19 @@ def up(topology: Topology, name: str, say: Callable[[str], None]) -> None:
         raise ERRORS.get(message[1], MachineError)(message[2])
     if message[0] != "up":
         raise MachineError(f"machine {name!r} does not start within {UP_TIMEOUT_S:g} s")
+
+
+def with_spare_disks(topology: Topology) -> Topology:
+    """The same with room for disks that come later, where nothing was said of that: as many as this
+    host has room for."""
+    if "spare_disks" in topology.model_fields_set:
+        return topology
+    for spare in range(SPARE_DISKS, 0, -1):
+        with contextlib.suppress(ConfigError):
+            roomy = Topology(**{**topology.given(), "spare_disks": spare})
+            roomy.check_host()
+            return roomy
+    return topology
 
 
 def attach(name: str = DEFAULT, timeout_s: float | None = None) -> "AttachedMachine":
@@ -155,13 +173,33 @@ class AttachedMachine:
             AttachedGuest,
         )
 
+        self._refresh()
         sizes = dict(self.described["sizes"])
         if domid not in sizes:
             raise KeyError(f"guest {domid} is not one of 1..{self.topology.guests}")
         if domid not in self._guests:
             disks = self.topology.disks_of(domid)
-            self._guests[domid] = AttachedGuest(self._ask, disks, sizes[domid], self.order)
+            given = self._ask, domid, disks, sizes[domid]
+            self._guests[domid] = AttachedGuest(*given, self.order)
         return self._guests[domid]
+
+    def attach_disk(self, domid: int, disk: str | Mapping[str, Any] | DiskSpec) -> "GuestDisk":
+        """See PluggedMachine.attach_disk."""
+        spec = DiskSpec.of(disk)
+        size_there(Disk(domid, 0, spec.vdev or "new disk", spec))
+        vdev = self._requests.ask("attach_disk", domid, spec.text())["vdev"]
+        return self.guest(domid).numbered(VDEVS.index(vdev))
+
+    def detach_disk(self, domid: int, vdev: str, force: bool = False) -> None:
+        """See PluggedMachine.detach_disk."""
+        self._requests.ask("detach_disk", domid, vdev, force)
+
+    def _refresh(self) -> None:
+        """Disks come and go."""
+        before, self.described = self.described, self._requests.ask("describe")
+        if any(before[each] != self.described[each] for each in ("topology", "sizes")):
+            self.topology = Topology(**self.described["topology"])
+            self._guests.clear()
 
     def _ask(self, name: str, *message: Any) -> Any:
         return self._requests.ask("guest", int(name.removeprefix("guest-")), *message)
@@ -179,23 +217,17 @@ class AttachedMachine:
     def resize(self, domid: int, vdev: str, size: int | str) -> None:
         """Give a disk another size: bytes, or as "32m". Its guest knows it on return, or a
         MachineError says that it does not take it."""
-        self._requests.ask("resize", domid, vdev, bytes_of(size))
-        self._look_again()
-        if guest := self._guests.get(domid):
-            for disk in guest.disks:
-                disk.size = dict(self.described["sizes"])[domid][disk.number]
-
-    def _look_again(self) -> None:
-        """Others may have changed what disks there are."""
-        self.described = self._requests.ask("describe")
-        self.topology = Topology(**self.described["topology"])
+        nbytes, guest = bytes_of(size), self._guests.get(domid)
+        self._requests.ask("resize", domid, vdev, nbytes)
+        if guest is not None:  # its user may have it for long
+            guest.numbered(VDEVS.index(vdev)).size = nbytes
 
     def load(
         self, load: LoadSpec | Sequence[LoadSpec], every_s: float = 0.5
     ) -> Generator[Snapshot, None, None]:
         """See Machine.load. Others' loads run meanwhile, and are in the snapshots."""
-        self._look_again()
         spec = load_of(load)
+        self._refresh()
         jobs_on(spec, self.topology.every_disk())  # refused here, before anybody is asked
         plain = spec.model_dump(mode="json", exclude_unset=True)
         number = self._requests.begin("load", plain, every_s)
@@ -222,7 +254,7 @@ class AttachedMachine:
     def judge(self) -> list[Verdict]:
         """See Machine.judge."""
         disks = kept_of(self.topology.every_disk()) if self.topology.verify_state else []
-        return [self.guest(disk.domid).disks[disk.number].judge(disk) for disk in disks]
+        return [self.guest(disk.domid).numbered(disk.number).judge(disk) for disk in disks]
 
     # --- the end ----------------------------------------------------------------------------
 

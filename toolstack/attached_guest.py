@@ -13,11 +13,12 @@ class AttachedGuest(Guest):
     def __init__(
         self,
         ask: Callable[..., Any],
+        domid: int,
         disks: Sequence[Disk],
         sizes: Sequence[int],
         order: Callable[[str, int], None],
     ) -> None:
-        super().__init__(ask, disks, sizes)
+        super().__init__(ask, domid, disks, sizes)
         self._order = order
 
     def pause(self) -> None:

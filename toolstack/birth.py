@@ -23,6 +23,7 @@ from frontend.frames import grant_frames, ram_frames
 from machine.broker import BrokerConfig
 from machine.connection import BackendOptions, dom0_frames
 from machine.guest_config import GuestConfig
+from machine.plug import own_directory
 from toolstack.disks import Disk
 from toolstack.failures import MachineError
 from toolstack.guest_stats import GuestStats
@@ -66,13 +67,14 @@ class Builder:
             self._supervisor.topology_id,
             topology.dom0_vcpus,
             topology.flush_policy,
-            dom0_frames(len(topology.every_disk()) if topology.grant_copy else 0),
+            dom0_frames(sum(map(topology.places_of, topology.domids)) * topology.grant_copy),
             topology.events,
             topology.threads,
         )
 
     def create_domain(self, domid: int, nr_disks: int = 1) -> list[int]:
-        """Make a domain, and have xenstored know it; what its process is to be born with."""
+        """Make a domain with room for so many disks, and have xenstored know it; what its process
+        is to be born with."""
         order = np.zeros(1, DOMCTL_DOMAIN)
         order["domid"], order["nr_vcpus"], order["grant_frames"] = domid, 1, grant_frames(nr_disks)
         order["ram_frames"] = ram_frames(nr_disks, self._topology.buffer_frames)
@@ -92,6 +94,7 @@ class Builder:
         self._supervisor.expect("xenstored", ANSWER_TIMEOUT_S)
         if self._topology.events == "zeromq":
             os.mkdir(events_dir(self._supervisor.run_dir, domid), 0o700)
+        self.store.run(own_directory(domid))
         return [hypercalls, its.detach(), *segments]
 
     def stats(self, domid: int, disks: int = DISKS_MAX) -> GuestStats:
@@ -135,9 +138,10 @@ class Builder:
         descriptors: list[int],
         states: Mapping[int, int] | None = None,
         attack: str = "",
+        places: int = 1,
     ) -> None:
-        """Fork a guest with these disks, born with `descriptors` and its disks' state files, by
-        number; a hostile one, if it is to `attack`."""
+        """Fork a guest with these disks, and room for so many, born with `descriptors` and its
+        disks' state files, by number; a hostile one, if it is to `attack`."""
         topology, states = self._topology, states or {}
         descriptors = [*descriptors, *states.values()]
         config = GuestConfig(
@@ -151,6 +155,7 @@ class Builder:
             topology.events,
             events_dir(self._supervisor.run_dir, domid),
             topology.threads,
+            places,
         )
         if attack:
             hostile = {**asdict(config), "attack": attack}

@@ -15,6 +15,7 @@ from toolstack.eye_commands import COMMANDS as EYES
 from toolstack.life_commands import COMMANDS as LIFE
 from toolstack.loadspec import ConfigError
 from toolstack.look_command import look
+from toolstack.plug_commands import COMMANDS as PLUG
 from toolstack.report_command import report
 from toolstack.simulate import simulate
 from toolstack.stay_commands import COMMANDS as STAY
@@ -120,5 +121,6 @@ def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) ->
     make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
-for command in (*STAY, *LIFE, *EYES, trace, report, simulate, look, figure, compare, whatif):
+EVERY: Final = (*STAY, *PLUG, *LIFE, *EYES, trace, report, simulate, look, figure, compare, whatif)
+for command in EVERY:
     cli.add_command(command)

@@ -83,6 +83,10 @@ class Crew:
         load.begin({name: plans[name] for name in self.living() if name in plans})
         return load
 
+    def has_load(self, disk: Disk) -> bool:
+        """Does one run on it?"""
+        return any((disk.domid, disk.number) in load.places for load in self._running)
+
     def forget(self, load: "RunningLoad") -> None:
         """It has ended."""
         if load in self._running:

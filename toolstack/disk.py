@@ -125,20 +125,34 @@ class GuestDisk:
 
 
 class Guest:
-    """A guest of a machine: its `disks` in bytes of `sizes`, by number, and the first of them.
+    """A guest of a machine: its `disks` in bytes of `sizes`, in their order, and the first of them.
 
     ask: sends a process, by name, a command, and returns its answer.
     """
 
     def __init__(
-        self, ask: Callable[..., Any], disks: Sequence[Disk], sizes: Sequence[int]
+        self, ask: Callable[..., Any], domid: int, disks: Sequence[Disk], sizes: Sequence[int]
     ) -> None:
-        self.domid = disks[0].domid
+        self.domid = domid
         self.disks = [
             GuestDisk(ask, f"guest-{self.domid}", disk.number, size, disk.vdev)
             for disk, size in zip(disks, sizes, strict=True)
         ]
-        self.disk = self.disks[0]
+
+    @property
+    def disk(self) -> GuestDisk:
+        """The first. Raises KeyError if there is none."""
+        if not self.disks:
+            raise KeyError(f"guest {self.domid} has no disk")
+        return self.disks[0]
+
+    def numbered(self, number: int) -> GuestDisk:
+        """The disk of that number. Raises KeyError naming those that there are."""
+        for disk in self.disks:
+            if disk.number == number:
+                return disk
+        numbers = ", ".join(str(disk.number) for disk in self.disks)
+        raise KeyError(f"guest {self.domid} has no disk {number}: {numbers or 'none'} there are")
 
 
 def _pieces(nbytes: int) -> list[tuple[int, int]]:

@@ -138,11 +138,12 @@ class DiskSpec(Config):
 
 class GuestSpec(Config):
     """One guest's own settings. domid: whose, in a list of them by default its place from 1 on;
-    disks: in place of the topology's. Raises ConfigError.
+    disks: in place of the topology's, if they are given: none, once all are detached. Raises
+    ConfigError.
     """
 
     domid: int | None = Field(None, ge=1, le=GUESTS_MAX)
-    disks: tuple[DiskSpec, ...] = ()
+    disks: tuple[DiskSpec, ...] | None = None
 
     @classmethod
     def of(cls, written: Any) -> Self:
@@ -159,12 +160,13 @@ class GuestSpec(Config):
     @field_validator("disks", mode="before")
     @classmethod
     def _are_disks(cls, value: Any) -> tuple[DiskSpec, ...]:
-        return disk_specs(value)
+        return () if value in ((), []) else disk_specs(value)
 
 
 class Disk(NamedTuple):
-    """A disk that a guest has. number: its place among the guest's; device: its number on Xen;
-    key: its store's, by which several disks may go.
+    """A disk that a guest has. number: its vdev's, from xvda = 0 on, so that it stays the same
+    whichever others come and go; device: its number on Xen; key: its store's, by which several
+    disks may go.
     """
 
     domid: int
@@ -223,7 +225,7 @@ def guest_specs(written: Any) -> tuple[GuestSpec, ...]:
 
 
 def disks_of(domid: int, specs: Sequence[DiskSpec]) -> list[Disk]:
-    """A guest's disks by number; one without a vdev has the next that no other names.
+    """A guest's disks as they are written; one without a vdev has the next that no other names.
 
     Raises ConfigError.
     """
@@ -231,7 +233,10 @@ def disks_of(domid: int, specs: Sequence[DiskSpec]) -> list[Disk]:
     if twice := [vdev for vdev in VDEVS if named.count(vdev) > 1]:
         raise ConfigError(f"disk: guest {domid} has vdev={twice[0]} twice; a vdev is one disk's")
     free = iter([vdev for vdev in VDEVS if vdev not in named])
-    return [Disk(domid, number, spec.vdev or next(free), spec) for number, spec in enumerate(specs)]
+    vdevs = [spec.vdev or next(free) for spec in specs]
+    return [
+        Disk(domid, VDEVS.index(vdev), vdev, spec) for vdev, spec in zip(vdevs, specs, strict=True)
+    ]
 
 
 def check_stores(disks: Iterable[Disk]) -> None:

@@ -60,6 +60,15 @@ OUTPUT: Final = "Input and output"
 
 STATE: Final = ("verify_state", "verify_only", "ramp_time_s", "on_crash")  # of a real run only
 
+SPARE: Final[Flag] = _setting(  # of a machine that stays only
+    MACHINE,
+    Topology,
+    "spare_disks",
+    "N",
+    "How many more disks a guest may be given by `attach`",
+    "2, or what the host has room for",
+)
+
 FLAGS: Final[list[click.Parameter]] = [
     _mode_flag("--no-persistent", "non-persistent", "Grant, map and unmap for every request."),
     _mode_flag("--persistent", "persistent", "Grant and map once, and copy from then on."),

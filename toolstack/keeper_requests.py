@@ -15,6 +15,7 @@ from toolstack.failures import MachineError
 from toolstack.keeper import Keeper
 from toolstack.life_requests import LIFE
 from toolstack.loadspec import ConfigError, LoadSpec
+from toolstack.plug_requests import PLUG
 from toolstack.snapshot_wire import to_plain
 
 Request = Callable[..., None]
@@ -53,6 +54,8 @@ def describe(keeper: Keeper, client: Client, number: int) -> None:
     """What machine it is: all that does not change, and who lives."""
     machine = keeper.machine
     died = bool(keeper.died)
+    if not died:
+        machine.follow()
     client.answer(
         number,
         {
@@ -74,8 +77,9 @@ def describe(keeper: Keeper, client: Client, number: int) -> None:
 
 def status(keeper: Keeper, client: Client, number: int) -> None:
     """What changes: domains and disks."""
-    machine, now = keeper.machine, keeper.machine.snapshot()
-    found = {"domains": machine.domains(now), "disks": machine.disks(now)}
+    machine, others = keeper.machine, keeper.machine.follow()
+    now = machine.snapshot()
+    found = {"domains": machine.domains(now), "disks": machine.disks(now, others)}
     client.answer(number, {**found, "loads": keeper.nr_loads})
 
 
@@ -130,6 +134,7 @@ REQUESTS: Final[dict[str, Request]] = {
         each.__name__: each
         for each in (describe, status, snapshot, open_trace, take_trace, guest, load, stop, down)
     },
+    **PLUG,
     **LIFE,
 }
 ALWAYS: Final = ("describe", "stop", "down")  # of a machine that has died, too

@@ -4,10 +4,11 @@ Owns: what `toolstack/machine.py` does by waiting, cut into an order and a look.
 a machine to who comes to it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
+from common.abi import SECTOR_SIZE
 from common.control import one_line
 from common.xenbus import STATE_NAMES, backend_path, parse_state
 from common.xenstore import XenStoreError
@@ -18,8 +19,8 @@ from toolstack.failures import MachineError
 from toolstack.jobs import jobs_on
 from toolstack.loadspec import ConfigError, LoadSpec
 from toolstack.look import asking
-from toolstack.machine import Machine
 from toolstack.pausing import letters
+from toolstack.plugged_machine import Other, PluggedMachine
 from toolstack.resizing import Resize, checked_size, sharing, with_disks, with_size
 from toolstack.ring_fill import RingFills
 from toolstack.run_dir import RunDir
@@ -28,7 +29,7 @@ from toolstack.snapshot import Snapshot
 from toolstack.trace_windows import TraceWindows
 
 
-class KeptMachine(Machine):
+class KeptMachine(PluggedMachine):
     """Called `name`; see Machine."""
 
     def __init__(
@@ -39,7 +40,7 @@ class KeptMachine(Machine):
 
     def descriptors(self) -> list[int]:
         """What becomes readable when there is something to `watch`."""
-        return self._supervisor.descriptors()
+        return [*self._supervisor.descriptors(), self._store.fileno()]
 
     def watch(self) -> None:
         """Take in what has come; a guest that has died is mourned. Raises MachineError if the
@@ -47,6 +48,7 @@ class KeptMachine(Machine):
         with self._blamed():
             self._supervisor.check()
             self._crew.living()
+            self.look_at_plugs()
 
     def listen(self) -> None:
         """Take in what comes of one that has died: what is left may be looked at."""
@@ -107,7 +109,7 @@ class KeptMachine(Machine):
         for each in disks:
             if (state := self._state(each)) != "Connected":
                 raise MachineError(f"{each} is not Connected but {state}")
-        before = self._guests[domid].disks[disk.number].size
+        before = self._guests[domid].numbered(disk.number).size
         note = partial(self._note_size, disks, nbytes)
         given = self._supervisor.children, self._store, self._stores
         resize = Resize(*given, disks, before, nbytes, note)
@@ -116,9 +118,9 @@ class KeptMachine(Machine):
     def _note_size(self, disks: Sequence[Disk], nbytes: int) -> None:
         changed = {(disk.domid, disk.number): with_size(disk, nbytes) for disk in disks}
         self.topology = with_disks(self.topology, changed)
-        for (domid, number), disk in changed.items():
-            self._disks[domid][number] = disk
-            self._guests[domid].disks[number].size = nbytes
+        for domid, number in changed:
+            self._disks[domid] = self.topology.disks_of(domid)
+            self._guests[domid].numbered(number).size = nbytes
 
     def abandon(self) -> None:
         """Kill all of it: who closes it then has nobody to ask."""
@@ -129,8 +131,8 @@ class KeptMachine(Machine):
         """The bytes of each guest's disks."""
         return {domid: [disk.size for disk in guest.disks] for domid, guest in self._guests.items()}
 
-    def disks(self, now: Snapshot) -> list[dict[str, Any]]:
-        """What is to be said of each disk, for people and for programs."""
+    def disks(self, now: Snapshot, others: Iterable[Other]) -> list[dict[str, Any]]:
+        """What is to be said of each disk, for people and for programs. others: see `follow`."""
         found = []
         for disk in self.topology.every_disk():
             front, back = now.frontend[disk.domid], now.backend[disk.domid]
@@ -142,7 +144,7 @@ class KeptMachine(Machine):
                     "device": disk.device,
                     "target": disk.spec.params,
                     "access": disk.spec.access,
-                    "size": self._guests[disk.domid].disks[disk.number].size,
+                    "size": self._guests[disk.domid].numbered(disk.number).size,
                     "state": self._state(disk),
                     "ring": self._fills.of(disk.domid, disk.device),
                     "grants_kept": int(back["persistent_now"][disk.number]),
@@ -150,7 +152,24 @@ class KeptMachine(Machine):
                     "at_s": now.at_s,
                 }
             )
-        return found
+        return [*found, *(self._of_another(other, now) for other in others)]
+
+    @staticmethod
+    def _of_another(other: Other, now: Snapshot) -> dict[str, Any]:
+        """What the store says of a disk that is not the machine's, or not yet."""
+        sectors = other.values["sectors"]
+        return {
+            "domid": other.domid,
+            "vdev": other.vdev,
+            "device": other.device,
+            "target": other.values["params"],
+            "access": "ro" if other.values["mode"] == "r" else "rw",
+            "size": int(sectors) * SECTOR_SIZE if sectors.isdecimal() else 0,
+            "state": STATE_NAMES[parse_state(other.values["state"].encode("latin-1"))],
+            "grants_kept": 0,
+            "ios": 0,
+            "at_s": now.at_s,
+        }
 
     @cached_property
     def _fills(self) -> RingFills:

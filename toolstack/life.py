@@ -58,9 +58,14 @@ class LivingGuest(Guest):
     """A guest whose machine is held by this process."""
 
     def __init__(
-        self, ask: Callable[..., Any], disks: Sequence[Disk], sizes: Sequence[int], life: Life
+        self,
+        ask: Callable[..., Any],
+        domid: int,
+        disks: Sequence[Disk],
+        sizes: Sequence[int],
+        life: Life,
     ) -> None:
-        super().__init__(ask, disks, sizes)
+        super().__init__(ask, domid, disks, sizes)
         self._life = life
         self.begin = life.begin
 

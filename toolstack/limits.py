@@ -44,9 +44,9 @@ PROCESSES: Final = 5  # toolstack, fork server, hypervisor, xenstored, dom0
 
 
 class Shape(NamedTuple):
-    """A machine as its host sees it. disks: of each guest; kept: pages that a ring's backend keeps
-    mapped; together: requests of a ring that are mapped together; grant_frames: of the guest with
-    most; shared: bytes of shared memory.
+    """A machine as its host sees it. disks: that each guest has room for; kept: pages that a ring's
+    backend keeps mapped; together: requests of a ring that are mapped together; grant_frames: of
+    the guest with most; shared: bytes of shared memory.
     """
 
     disks: Sequence[int]
@@ -60,7 +60,7 @@ class Shape(NamedTuple):
     @classmethod
     def of(cls, machine: Settings) -> Self:
         """That of a machine that could be started."""
-        disks = [len(machine.disks_of(domid)) for domid in machine.domids]
+        disks = [machine.places_of(domid) for domid in machine.domids]
         maps = machine.mode != "grant-copy"
         return cls(
             disks,

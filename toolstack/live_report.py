@@ -58,13 +58,14 @@ def _moments(machine: AttachedMachine, seconds: float, every_s: float) -> Iterat
 def page(seen: Seen) -> str:
     """The report's text."""
     run = _run(seen, seen.moments[0], seen.moments[-1])
-    names = {guest["domid"]: guest["disks"] for guest in run["guests"]}
+    shares = {(its["domid"], disk["vdev"]): disk for its in run["guests"] for disk in its["disks"]}
+    disks = [(disk, (disk["domid"], disk["vdev"])) for disk in seen.status["disks"]]
     return rendered(
         "machine",
         seen=seen,
         seconds=seen.moments[-1].at_s - seen.moments[0].at_s,
         domains=seen.status["domains"],
-        disks=[_disk_row(disk, names[disk["domid"]]) for disk in seen.status["disks"]],
+        disks=[_disk_row(disk, shares[key]) for disk, key in disks if key in shares],
         pictures=[
             {"caption": caption, "data": _encoded(picture)}
             for caption, picture in (
@@ -103,9 +104,8 @@ def _section(title: str, run: Run, since: Run) -> tuple[str, list[tuple[str, str
     return title, [(name, number(value(run)), number(value(since))) for name, value in rows]
 
 
-def _disk_row(disk: dict[str, Any], shares: list[dict[str, Any]]) -> list[str]:
+def _disk_row(disk: dict[str, Any], share: dict[str, Any]) -> list[str]:
     """A disk's state, and its share of what was seen."""
-    (share,) = (share for share in shares if share["vdev"] == disk["vdev"])
     latency, totals = share["latency_us"], share["totals"]
     return [
         str(disk["domid"]),

@@ -18,7 +18,7 @@ from toolstack.child import say_to_user
 from toolstack.conversation import TIMEOUT_S, Conversation
 from toolstack.crew import Crew, RunningLoad
 from toolstack.disk import Guest
-from toolstack.disks import device_of
+from toolstack.disks import DISKS_MAX, device_of
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.guest_stats import GuestStats
 from toolstack.jobs import Job, jobs_on, load_of, region_of
@@ -64,6 +64,7 @@ class Machine:
         self.xenstore_path = os.path.join(self.run_dir, "xenstored")
         self._domids = topology.domids
         self._disks = {domid: topology.disks_of(domid) for domid in self._domids}
+        self._places = {domid: topology.places_of(domid) for domid in self._domids}
         self._names = {domid: f"guest-{domid}" for domid in self._domids}
         self._stores = Stores(self._supervisor)
         self._crew = Crew(self._supervisor, self._names)
@@ -91,7 +92,7 @@ class Machine:
 
     def _guest(self, domid: int, sizes: Sequence[int]) -> LivingGuest:
         disks, given = self._disks[domid], (self._supervisor, self._store, self._blamed)
-        return LivingGuest(self.ask, disks, sizes, Life(*given, domid, disks))
+        return LivingGuest(self.ask, domid, disks, sizes, Life(*given, domid, disks))
 
     def _boot(self) -> None:
         topology, supervisor = self.topology, self._supervisor
@@ -101,10 +102,9 @@ class Machine:
         self._store, self._memory = self._builder.store, self._builder.memory
         self._crew.store = self._store
         self._latecomers = Latecomers(self._builder, supervisor, self._store, self._stores)
-        descriptors = {}
-        for domid, disks in self._disks.items():
-            descriptors[domid] = self._builder.create_domain(domid, len(disks))
-            self._stats[domid] = self._builder.stats(domid, len(disks))
+        descriptors = {d: self._builder.create_domain(d, n) for d, n in self._places.items()}
+        rows = {d: DISKS_MAX if topology.spare_disks else topology.rows_of(d) for d in descriptors}
+        self._stats = {d: self._builder.stats(d, rows[d]) for d in descriptors}
         recovery = Recovery(self._builder, supervisor, self._stores, topology.on_crash)
         recovery.start()
         supervisor.survives = recovery.survives
@@ -116,7 +116,8 @@ class Machine:
             self._stores.give(disks)
             plug_in(self._store, disks)
             states = self._states.take(domid)
-            self._builder.start_guest(domid, self._names[domid], disks, descriptors[domid], states)
+            given = domid, self._names[domid], disks, descriptors[domid], states
+            self._builder.start_guest(*given, places=self._places[domid])
         for name in self._names.values():
             supervisor.expect(name, ANSWER_TIMEOUT_S)
 
@@ -216,8 +217,8 @@ class Machine:
     def _begin(self, jobs: Sequence[Job]) -> RunningLoad:
         for job in jobs:
             if job.after is not None:
-                writer = self._guests[job.after.domid].disks[job.after.number]
-                reader = self._guests[job.disk.domid].disks[job.disk.number]
+                writer = self._guests[job.after.domid].numbered(job.after.number)
+                reader = self._guests[job.disk.domid].numbered(job.disk.number)
                 reader.expect(writer, job.after.domid)
         return self._crew.begin(jobs)
 
@@ -225,7 +226,7 @@ class Machine:
         """What each disk that has a state file holds, by that. Raises MachineError."""
         with self._blamed():
             disks = kept_of(self.topology.every_disk()) if self.topology.verify_state else []
-            return [self._guests[disk.domid].disks[disk.number].judge(disk) for disk in disks]
+            return [self._guests[disk.domid].numbered(disk.number).judge(disk) for disk in disks]
 
     def look(self, domid: int, vdev: str = "xvda") -> View:
         """What lies in memory for a guest's disk now: see `toolstack/look.py`."""

@@ -19,9 +19,11 @@ TOLD: Final = (ConfigError, MachineError, HypercallError, XenStoreError, OSError
 
 
 class Order(Protocol):
-    """value: what it came to, once it is done."""
+    """What it came to, once it is done, is its value."""
 
-    value: Any
+    @property
+    def value(self) -> Any:
+        """What is answered."""
 
     def look(self) -> bool:
         """Is it done? Raises MachineError, and what its clients raise, if it cannot be."""

@@ -13,6 +13,7 @@ from pydantic import Field, StrictBool, field_validator, model_validator
 
 from common.abi import XEN_PAGE_SIZE
 from toolstack.disks import (
+    DISKS_MAX,
     Disk,
     DiskSpec,
     GuestSpec,
@@ -25,6 +26,7 @@ from toolstack.host_memory import available_bytes
 from toolstack.loadspec import GUESTS_MAX, VDEVS, Config, ConfigError, LoadSpec, shown, size_text
 
 BUFFER_MIB: Final = 8
+SPARE_DISKS: Final = 2  # of a guest whose machine stays, if nothing is said and the host has room
 
 Mode = Literal["persistent", "non-persistent", "backend-without-persistent", "grant-copy"]
 MODES: Final[dict[Mode, dict[str, bool]]] = {
@@ -51,7 +53,7 @@ def _by_preset(name: str) -> Any:
 
 def _buffers(settings: dict[str, Any]) -> int:
     """MiB of I/O buffers by default: of a guest's disks together, but at least one of each."""
-    disks = [settings["disks"], *(guest.disks for guest in settings["guest"])]
+    disks = [settings["disks"], *(guest.disks or () for guest in settings["guest"])]
     return max(1, BUFFER_MIB // max(map(len, disks)))
 
 
@@ -62,7 +64,8 @@ class Settings(Config):
     feature-persistent. grant_copy: the backend has the hypervisor copy, and maps nothing.
     max_persistent_grants: Linux blkback's module parameter, for each ring. disks: each guest's
     (`toolstack/disks.py`); disk_mib: short for one ram disk; guest: what a guest has of its own.
-    buffer_mib: the RAM that the I/O buffers of each disk lie in. on_crash: what dom0's death means
+    buffer_mib: the RAM that the I/O buffers of each disk lie in. spare_disks: how many more disks a
+    guest may be given than it is born with (docs/plug.md). on_crash: what dom0's death means
     (`toolstack/recovery.py`). verify_state: the directory where
     each disk keeps what it was told to keep, for who asks after a crash.
     Raises ConfigError.
@@ -90,6 +93,7 @@ class Settings(Config):
     buffer_mib: int = Field(default_factory=_buffers, ge=1, le=256)
     seed: int = Field(1, ge=0)
     on_crash: Literal["destroy", "restart", "preserve"] = "destroy"
+    spare_disks: int = Field(0, ge=0, le=DISKS_MAX - 1)
 
     @property
     def mode(self) -> Mode:
@@ -120,7 +124,23 @@ class Settings(Config):
     def disks_of(self, domid: int) -> list[Disk]:
         """A guest's disks, by number."""
         own = [guest.disks for guest in self.guest if guest.domid == domid]
-        return disks_of(domid, (own and own[0]) or self.disks)
+        return disks_of(domid, self.disks if not own or own[0] is None else own[0])
+
+    def places_of(self, domid: int) -> int:
+        """How many disks a guest that is born with these has room for."""
+        return min(DISKS_MAX, max(1, len(self.disks_of(domid)) + self.spare_disks))
+
+    def rows_of(self, domid: int) -> int:
+        """Of what is counted for a guest's disks: one for each number up to the largest."""
+        return 1 + max((disk.number for disk in self.disks_of(domid)), default=0)
+
+    def with_disks_of(self, domid: int, disks: Sequence[Disk]) -> Self:
+        """The same machine where that guest has these. Raises ConfigError."""
+        specs = [disk.spec.model_copy(update={"vdev": disk.vdev}) for disk in disks]
+        others = [guest for guest in self.guest if guest.domid != domid]
+        guest = GuestSpec(domid=domid, disks=tuple(specs))
+        settings = {**self.given(), "guest": (*others, guest), "buffer_mib": self.buffer_mib}
+        return type(self)(**settings)
 
     def every_disk(self) -> list[Disk]:
         """The disks of all guests."""

@@ -4,10 +4,12 @@ Owns: how settings become a simulated machine and its counts a RUN of the result
 seed gives the same file to the byte: nothing in it comes from a clock.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
@@ -46,10 +48,10 @@ def simulate_run(
     run = build_run(
         topology,
         spec,
-        booted=_snapshot(machine.booted),
-        started=_snapshot(machine.started),
-        finished=_snapshot(machine.finished),
-        closed=_snapshot(machine.closed),
+        booted=_snapshot(machine.booted, topology),
+        started=_snapshot(machine.started, topology),
+        finished=_snapshot(machine.finished, topology),
+        closed=_snapshot(machine.closed, topology),
     )
     run["config"].update(
         runtime="simulated",
@@ -122,13 +124,23 @@ def _short(spec: LoadSpec) -> LoadSpec:
     return spec
 
 
-def _snapshot(counts: "Counts") -> Snapshot:
+def _snapshot(counts: "Counts", topology: Topology) -> Snapshot:
+    """The simulator counts a guest's disks in the order in which they are written."""
+
+    def by_number(blocks: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+        found = {}
+        for domid, rows in blocks.items():
+            found[domid] = np.zeros((topology.rows_of(domid), *rows.shape[1:]), rows.dtype)
+            for disk, row in zip(topology.disks_of(domid), rows, strict=False):
+                found[domid][disk.number] = row
+        return found
+
     return Snapshot(
         at_s=counts.now_ns / 1e9,
-        frontend=counts.frontend,
-        backend=counts.backend,
+        frontend=by_number(counts.frontend),
+        backend=by_number(counts.backend),
         hypervisor=counts.hypervisor,
-        latency=counts.latency,
+        latency=by_number(counts.latency),
         cpus=counts.cpus,
         host_tlb_shootdowns=None,
         cpu_seconds=counts.busy_ns / 1e9,
@@ -179,7 +191,7 @@ def _simulate(**flags: Any) -> None:
     for topology, its_spec in pairs:
         run, machine = simulate_run(topology, its_spec, physical_cpus)
         runs.append(run)
-        left.append(grants_left(_snapshot(machine.closed)))
+        left.append(grants_left(_snapshot(machine.closed, topology)))
         shares = ", ".join(f"{what} {share:.0%}" for what, share in machine.utilisation().items())
         busy.append(f"{topology.mode}: busy {shares}")
     print_report(console, runs, left)

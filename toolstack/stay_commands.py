@@ -16,7 +16,7 @@ from toolstack.cli import console_for, load_stages, settings
 from toolstack.door import Command, RunEnded
 from toolstack.failures import MachineError
 from toolstack.files import check_outputs, write_outputs
-from toolstack.flags import FLAGS, LOAD, MACHINE, OUTPUT, WHICH, Flag, asked_for
+from toolstack.flags import FLAGS, LOAD, MACHINE, OUTPUT, SPARE, WHICH, Flag, asked_for
 from toolstack.jobs import jobs_on
 from toolstack.listing import gathered, print_machine
 from toolstack.loadspec import VDEVS, ConfigError, LoadSpec, shown
@@ -31,6 +31,7 @@ INPUT: Final = ("config",)
 HOW_TO_USE: Final = {
     "ls {}": "what it is, and what it does now",
     "load {} 1:xvda": "a load on a disk, or on a guest's, or on all",
+    "attach {} 1 ram:16m": "one more disk; `detach` takes it away",
     "logs {}": "what it has said",
     "down {}": "the end of it",
 }
@@ -194,7 +195,7 @@ COMMANDS: Final = [
     Command(
         "up",
         callback=_up,
-        params=[_argument(), *_flags((WHICH, MACHINE), INPUT)],
+        params=[_argument(), *_flags((WHICH, MACHINE), INPUT), SPARE],
         help="Start a machine that stays, under a name, and return when every disk is Connected."
         " It has one mode: persistent, if none is named.",
         short_help="Start a machine that stays.",

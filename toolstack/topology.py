@@ -74,11 +74,11 @@ class Topology(Settings):
 
         The machine is imported only now: it brings Numba, which takes a while.
         """
-        from toolstack.machine import Machine  # noqa: PLC0415
+        from toolstack.plugged_machine import PluggedMachine  # noqa: PLC0415
 
         self.check_host()
         self.check_disks()
-        return Machine(self).start()
+        return PluggedMachine(self).start()
 
     def check_host(self) -> None:
         """Does this host allow it? Raises ConfigError."""

@@ -124,7 +124,7 @@ class StandIn:
 
     def _rows(self, domid: int, row: np.ndarray) -> np.ndarray:
         """The same for each of a guest's disks."""
-        return np.repeat(row, len(self.topology.disks_of(domid)), axis=0)
+        return np.repeat(row, self.topology.rows_of(domid), axis=0)
 
     def __enter__(self) -> Self:
         return self

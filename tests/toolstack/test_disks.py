@@ -85,7 +85,7 @@ def test_a_disk_that_cannot_be_is_named_with_what_is_allowed(written: Any, compl
 def test_a_disk_without_a_name_has_the_next_that_is_free() -> None:
     machine = Settings(disks=["ram:1m", "null:1m,vdev=xvda", "ram:2m", "ram:3m,vdev=xvdb"])
     assert names_of(machine) == ["xvdc ram:1m", "xvda null:1m", "xvdd ram:2m", "xvdb ram:3m"]
-    assert [disk.number for disk in machine.disks_of(1)] == [0, 1, 2, 3]
+    assert [disk.number for disk in machine.disks_of(1)] == [2, 0, 3, 1]  # the vdevs'
 
 
 def test_numbers_are_xen_s() -> None:

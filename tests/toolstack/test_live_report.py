@@ -70,6 +70,12 @@ def test_a_disk_s_figures_are_of_what_was_seen_of_it() -> None:
     assert other[5:8] == ["0", "-", "-"]
 
 
+def test_a_disk_that_has_come_meanwhile_has_no_figures_yet() -> None:
+    machine = seen()
+    machine.status["disks"].append({**machine.status["disks"][0], "vdev": "xvdb"})
+    assert rows(page(machine)) == rows(page(seen()))
+
+
 def test_counts_are_for_1000_requests_and_since_it_was_connected() -> None:
     found = {row[0]: row[1:] for row in rows(page(seen())) if len(row) == 3}
     assert found["TLB flushes"] == ["1,000", "1,000"]

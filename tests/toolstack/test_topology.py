@@ -230,7 +230,9 @@ def test_starting_a_topology_starts_its_machine(monkeypatch: pytest.MonkeyPatch)
         def start(self) -> tuple[str, Topology]:
             return ("started", self.topology)
 
-    monkeypatch.setitem(sys.modules, "toolstack.machine", SimpleNamespace(Machine=Machine))
+    monkeypatch.setitem(
+        sys.modules, "toolstack.plugged_machine", SimpleNamespace(PluggedMachine=Machine)
+    )
     monkeypatch.setattr(limits, "host", lambda: limits.Host(None, None, None, None))
     topology = Topology(guests=3)
     assert topology.start() == ("started", topology)
