@@ -22,6 +22,7 @@ ANSWERS_MAX: Final = 16  # that nobody has taken: more than is ever asked at onc
 ENDED_MAX: Final = 64  # loads whose ends nobody has taken: more than a guest has disks
 LOG_LINES_MAX: Final = 20  # shown
 LOG_LINES_HEARD: Final = 1000  # each costs us time
+SIZES_HEARD: Final = 10_000  # likewise
 
 Log = Callable[[str], None]
 
@@ -47,6 +48,7 @@ class Child:
         self.ended_loads: dict[int, str] = {}
         self.orders: dict[int, list[Any] | None] = {}
         self.sizes: dict[int, int] = {}
+        self._sizes_heard = 0
         self.hold = Hold(name)
         self.death = ""
         self.hung_up = False  # its end of the control connection is gone
@@ -106,6 +108,9 @@ class Child:
         """A guest says that a disk of its has another size. Raises ControlLost."""
         if not isinstance(disk, int) or not isinstance(nbytes, int) or disk not in range(DISKS_MAX):
             raise ControlLost("tells a size that is none")
+        self._sizes_heard += 1
+        if self._sizes_heard > SIZES_HEARD:
+            raise ControlLost("tells sizes without end")
         self.sizes[disk] = nbytes
 
     def kill(self, fault: str = "") -> None:

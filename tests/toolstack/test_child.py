@@ -351,6 +351,16 @@ def test_what_is_no_size_ends_it(message: tuple[object, ...], guest: Held) -> No
     assert guest.is_killed() and guest.child.sizes == {}
 
 
+def test_a_guest_does_not_tell_sizes_without_end(
+    guest: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolstack.child.SIZES_HEARD", 2)
+    for nbytes in (512, 1024, 1536):
+        guest.says("size", 0, nbytes)
+    guest.child.listen()
+    assert guest.is_killed() and guest.child.hung_up
+
+
 def test_an_order_is_answered_in_a_place_of_its_own(dom0: Held) -> None:
     slot = list[object]()
     dom0.child.orders = {7: slot, 8: None}
