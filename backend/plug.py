@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from backend.file_store import open_file
+from backend.file_store import FileStore, open_file
 from backend.nbd_store import open_nbd
 from backend.store_jobs import LaterStore
-from backend.stores import NullStore, RamStores, Store
+from backend.stores import NullStore, RamStore, RamStores, Store
 from backend.volatile_store import VolatileStore
 from common.abi import SECTOR_SIZE
 from common.faults import LocalFault, PeerFault
@@ -64,6 +64,15 @@ def target_of(params: bytes) -> Target:
 def opens_at_once(target: Target) -> bool:
     """Can `open_disk` be waited for by who has other things to do?"""
     return target.kind in ("ram", "null")
+
+
+def resize_store(store: Store | LaterStore, nr_sectors: int) -> None:
+    """The store has so many sectors now. Whoever says so has seen to it."""
+    assert isinstance(store, RamStore | NullStore | FileStore)
+    if isinstance(store, RamStore):
+        store.resize(nr_sectors)
+    else:
+        store.nr_sectors = nr_sectors
 
 
 def open_disk(

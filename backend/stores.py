@@ -21,6 +21,7 @@ from backend.huge_pages import HugePages
 from common.abi import SECTOR_SIZE
 from common.faults import LocalFault
 from common.memory import map_shared, sealed_memory, touch
+from common.targets import ram_room
 
 
 class Features(NamedTuple):
@@ -89,8 +90,11 @@ class RamStore:
         self.closed: Callable[[], None] = lambda: None
         self._fd = -1
         own = sealed_memory("grantlab-ram", nr_sectors * SECTOR_SIZE) if fd is None else -1
+        room = ram_room(nr_sectors * SECTOR_SIZE) if fd is not None and _grows(fd) else 0
         try:
-            self.memory: np.ndarray | None = map_shared(own if fd is None else fd)
+            self._room = map_shared(own if fd is None else fd, room)
+            self.memory: np.ndarray | None = None
+            self.resize(nr_sectors)
             if whole_sectors:
                 self._fd = os.dup(own if fd is None else fd)
         finally:
@@ -110,6 +114,10 @@ class RamStore:
         else:
             self.memory[offset : offset + len(data)] = data
 
+    def resize(self, nr_sectors: int) -> None:
+        """It has so many sectors now, at the same addresses: its memory has grown, or is left."""
+        self.nr_sectors, self.memory = nr_sectors, self._room[: nr_sectors * SECTOR_SIZE]
+
     def flush(self) -> None:
         """Nothing to do: a ramdisk survives nothing but dom0."""
 
@@ -120,11 +128,16 @@ class RamStore:
 
     def close(self) -> None:
         """Unmap it: nobody holds a view any more."""
-        self.memory = None
+        self.memory, self._room = None, np.zeros(0, np.uint8)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
         self.closed()
+
+
+def _grows(fd: int) -> bool:
+    """May this memory become longer?"""
+    return not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_GROW
 
 
 class NullStore:
@@ -163,7 +176,7 @@ class RamStores:
         self._given: dict[str, int] = {}
         self._made: dict[str, int] = {}
         self._users, self._huge_pages = Counter[str](), HugePages()
-        self._open: dict[int, tuple[str, np.ndarray]] = {}  # by what HugePages calls it
+        self._open: dict[int, tuple[str, RamStore]] = {}  # by what HugePages calls it
 
     def give(self, key: str, fd: int) -> None:
         """From now on disks of that key are this memory, whose descriptor is ours. Raises OSError
@@ -190,21 +203,22 @@ class RamStores:
         fd, nbytes = self._given.get(key, self._made.get(key)), nr_sectors * SECTOR_SIZE
         if fd is None:
             fd = self._made[key] = sealed_memory(f"grantlab-{key}", nbytes)
-        if (there := os.fstat(fd).st_size) != nbytes:
+        there = os.fstat(fd).st_size
+        if there < nbytes or (there > nbytes and not _grows(fd)):  # else it once had more
             raise LocalFault(f"store {key} has {there} bytes, and not {nbytes}")
         disk = RamStore(nr_sectors, fd, sector_size, whole_sectors)
         assert disk.memory is not None
         watched = self._huge_pages.watch(disk.memory)
-        self._open[watched] = key, disk.memory
+        self._open[watched] = key, disk
         disk.closed = partial(self._let_go, key, watched)
         self._users[key] += 1
         return disk
 
     def touch(self, key: str, offset: int, nbytes: int) -> None:
         """Have these bytes of the key's disks' memory now, and not when they are first used."""
-        for its_key, memory in list(self._open.values()):
-            if its_key == key:
-                touch(memory[offset : offset + nbytes])
+        for its_key, disk in list(self._open.values()):
+            if its_key == key and disk.memory is not None:
+                touch(disk.memory[offset : offset + nbytes])
 
     def _let_go(self, key: str, watched: int) -> None:
         del self._open[watched]

@@ -26,6 +26,7 @@ from common.handshake import (
     Intent,
     Leave,
     Op,
+    Resized,
     Start,
     Stop,
     Task,
@@ -87,6 +88,7 @@ class BackendVbd(End):
         self._online = True
         self._failure = ""  # a fault of the frontend that this device has yet to be closed for
         self._leaving = False  # it has yet to let go, whatever the frontend does
+        self._resized = False  # the frontend has yet to be told
         self._gone = False  # the directory is another one now, or none
         self._let_go = False  # and the frontend is not connected any more
 
@@ -101,15 +103,20 @@ class BackendVbd(End):
         """What an old connection reports is nothing to the new one."""
         if isinstance(event, Leave):
             self._leaving = True
+        elif isinstance(event, Resized):
+            self._nr_sectors, self._resized = event.nr_sectors, True
         elif isinstance(event, Done) and event.number == self.serving:
             self.serving, self._failure = 0, event.refused
 
     def urgent(self) -> Task | None:
-        """A ring that has broken; the end of dom0."""
+        """A ring that has broken; the end of dom0; another size."""
         if self._leaving:
             self._leaving = False
             return self._retire()
-        return self._close_for(self._failure) if self._failure else None
+        if self._failure:
+            return self._close_for(self._failure)
+        resized, self._resized = self._resized, False
+        return self._tell_size() if resized and self.state == xenbus.CONNECTED else None
 
     def step(self, values: Mapping[str, bytes]) -> Taken:
         """Take the step that is due."""
@@ -203,6 +210,12 @@ class BackendVbd(End):
         self.want(Fail(reason))
         yield from self.disconnect({})
         yield from self.switch(xenbus.CLOSING, error=reason)
+
+    def _tell_size(self) -> Task:
+        """As Linux's xen_vbd_resize: `state` is written again, as it is, and so the frontend looks.
+        A disk that is not connected says it when it is."""
+        told = {"sectors": self._nr_sectors, "state": xenbus.CONNECTED}
+        yield from self.write(told, since=xenbus.CONNECTED)
 
     def _retire(self) -> Task:
         yield from self.disconnect({})

@@ -154,6 +154,19 @@ def answer(control: Control, message: Message, commands: CommandTable) -> None:
         control.send("ok", result)
 
 
+def carry_out(control: Control, message: Message, commands: CommandTable) -> bool:
+    """Answer ("order", number, word, argument...) with ("done", number, value, why not): nobody
+    waits for that in its place among other answers. False if the message is no order."""
+    if message[0] != "order":
+        return False
+    _, number, word, *arguments = message
+    try:
+        control.send("done", number, commands[word](*arguments), "")
+    except CommandError as error:
+        control.send("done", number, None, one_line(str(error)))
+    return True
+
+
 class CommandError(Exception):
     """What was asked cannot be done; the text goes to the user."""
 

@@ -87,14 +87,18 @@ class Gone:
 
 @dataclass(frozen=True)
 class Done:
-    """A Hypercall's answer, or that what a Start began has ended.
-
-    refused: why the call was refused; why it ended, if it was not asked to.
-    """
+    """A Hypercall's answer; what a Start began has ended. refused: why not; why, if unasked."""
 
     number: int
     value: int = 0
     refused: str = ""
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A backend's disk has so many sectors now: its frontend is to be told."""
+
+    nr_sectors: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Timeout:
     number: int
 
 
-Asked = Leave | Suspend | Resume
+Asked = Leave | Suspend | Resume | Resized
 Event = Stirred | Asked | Seen | Committed | Again | Gone | Done | Timeout
 Answer = Seen | Committed | Again | Gone | Done
 

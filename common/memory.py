@@ -22,12 +22,14 @@ _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ct
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 MADV_POPULATE_WRITE: Final = 23  # since Linux 5.14
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 _PROT_NONE: Final = 0  # these three Python's mmap has not, or since 3.13 only
 _MAP_FIXED: Final = 0x10
 _MAP_NORESERVE: Final = 0x4000
 
+PUNCH_HOLE: Final = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 HUGE_PAGE: Final = 2 << 20
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -63,15 +65,15 @@ def create_segment(name: str, nbytes: int) -> int:
     return int(segment.fd)
 
 
-def sealed_memory(name: str, nbytes: int) -> int:
+def sealed_memory(name: str, nbytes: int, grows: bool = False) -> int:
     """The descriptor of `nbytes` of new memory, zeros, whose size nobody can change: who has it
     mapped need not fear that somebody else who holds a descriptor makes it shorter (SIGBUS). A page
-    is taken from the host when it is first used. Raises OSError.
+    is taken from the host when it is first used. grows: it may become longer. Raises OSError.
     """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, nbytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS & ~fcntl.F_SEAL_GROW if grows else SEALS)
     except BaseException:
         os.close(fd)
         raise
@@ -118,13 +120,20 @@ def map_segment(fd: int) -> np.ndarray:
         os.close(fd)
 
 
-def map_shared(fd: int) -> np.ndarray:
+def map_shared(fd: int, room: int = 0) -> np.ndarray:
     """The same of sealed memory, whose descriptor stays open. Raises OSError.
 
-    Where it is large it lies so that pages of 2 MiB can be had (`backend/huge_pages.py`).
+    Where it is large it lies so that pages of 2 MiB can be had (`backend/huge_pages.py`). room: so
+    many bytes, if it is less: what lies beyond the memory's end may be used once that has grown.
     """
-    nbytes = os.fstat(fd).st_size
+    nbytes = max(room, os.fstat(fd).st_size)
     return np.asarray(_Mapping(fd, nbytes, HUGE_PAGE if nbytes >= HUGE_PAGE else mmap.PAGESIZE))
+
+
+def punch(fd: int, offset: int, nbytes: int) -> None:
+    """Give these bytes of memory back to the host: they are zeros from now on. Raises OSError."""
+    if _libc.fallocate(fd, PUNCH_HOLE, offset, nbytes) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def touch(memory: np.ndarray) -> None:

@@ -21,6 +21,7 @@ from common.nbd_uri import parse_nbd_uri
 
 UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 SIZE_MAX: Final = 64 << 30
+RAM_GROWS: Final = 16  # times what a ram disk has at first it may have later
 SECTOR_SIZES: Final = (SECTOR_SIZE, XEN_PAGE_SIZE)
 CACHES: Final = ("writeback", "none")
 TIMEOUT_DEFAULT_S: Final = 30.0
@@ -67,6 +68,11 @@ def size_of(written: str) -> int | None:
     """Bytes of a size as fio has it: 512, 4k, 1m, 2G; None if it is none."""
     match = re.fullmatch(r"([0-9]{1,12})([kmg]?)", written.strip().lower())
     return int(match[1]) * UNITS[match[2]] if match else None
+
+
+def ram_room(nr_bytes: int) -> int:
+    """Bytes that a ram disk of so many may grow to."""
+    return max(nr_bytes, min(RAM_GROWS * nr_bytes, SIZE_MAX))
 
 
 def split_target(text: str) -> list[str]:

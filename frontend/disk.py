@@ -4,7 +4,7 @@ Owns: which keys say what of it, and what they may say. Sans-I/O.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from common import abi, xenbus
@@ -76,6 +76,15 @@ def disk_of(values: Mapping[str, bytes], path: str) -> Disk:
     read_only = bool(info & abi.VDISK_READONLY)
     special = (bool(flush), bool(barrier), bool(discard), granularity, alignment, bool(secure))
     return Disk(sectors, sector_size, kept, read_only, *special)
+
+
+def resized(disk: Disk, values: Mapping[str, bytes], path: str) -> Disk:
+    """`disk` with the size that its backend announces now. What is no size is passed over, as
+    Linux's blkfront does."""
+    sectors = xenbus.parse_number(values.get(f"{path}/sectors"), SECTORS_MAX)
+    if sectors is None or sectors % (disk.sector_size // abi.SECTOR_SIZE):
+        return disk
+    return replace(disk, nr_sectors=sectors)
 
 
 def number_of(

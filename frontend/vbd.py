@@ -11,6 +11,8 @@ Rules
    has started the backend again.
 3. The disk may come back able to do less, but not smaller than it was, read-only, or in larger
    sectors: who uses it counts on these.
+4. A backend that is Connected, and says so again, may have another size: it is taken as it is, as
+   Linux's blkfront takes it. What lies beyond is for who uses the disk to know.
 """
 
 from collections.abc import Generator, Iterator, Mapping
@@ -38,14 +40,8 @@ from common.handshake import (
     Timer,
 )
 from frontend.blkfront import end_every_access
-from frontend.blkfront_info import (
-    PER_REQUEST,
-    PERSISTENT,
-    REUSE,
-    Blkfront,
-    begin_ring,
-)
-from frontend.disk import DISK_KEYS, Disk, disk_of, number_of
+from frontend.blkfront_info import PER_REQUEST, PERSISTENT, REUSE, Blkfront, begin_ring
+from frontend.disk import DISK_KEYS, Disk, disk_of, number_of, resized
 from frontend.frames import Domain
 from frontend.grants import NO_GREF, end_access, grant_access
 from frontend.recovery import queue_again, take_answers
@@ -130,6 +126,8 @@ class FrontendVbd(End):
     def step(self, values: Mapping[str, bytes]) -> Generator[Intent, Answer, bool]:
         """Take the step that is due."""
         other = xenbus.parse_state(values.get(f"{self.other}/state"))
+        if self.serving and self.disk and self.state == other == xenbus.CONNECTED:
+            self.disk = resized(self.disk, values, self.other)
         step = self._due(other, values)
         if step is None or (self.stuck_grants and step.action == "publish_ring"):
             if self.stuck_grants:

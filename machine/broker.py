@@ -19,7 +19,7 @@ import numpy as np
 
 from common.abi import DOMID_0, GRANT_ENTRY_V1, GTF_TYPE_MASK, HYPERVISOR_DOMCTL
 from common.arena import Arena
-from common.control import CommandTable, Control, answer
+from common.control import CommandTable, Control, answer, carry_out
 from common.hypercall import GATE_KICK, HYPERCALL, MESSAGE_MAX, VIRQ_DOM_EXC
 from common.hypercall_gate import gate_bytes
 from common.log_limit import log_to_terminal
@@ -192,7 +192,8 @@ class Broker:
                 "grants": self._grants,
                 "maptrack": self._maptrack,
             }
-            answer(self._control, message, commands)
+            if not carry_out(self._control, message, commands):
+                answer(self._control, message, commands)
 
     def _exit(self) -> None:
         self._exiting = True

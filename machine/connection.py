@@ -145,6 +145,11 @@ class Connection:
         """See Hands."""
         log.warning("vbd %d/%d: %s", self._place.domid, self._place.device, reason)
 
+    def resize(self, nr_sectors: int) -> None:
+        """The store has so many now: what lies beyond is answered ERROR from now on."""
+        if self._dev is not None:
+            self._dev.back["nr_sectors"] = nr_sectors
+
     def kept(self, first: int) -> list[bytes] | None:
         """For who looks in: the head of the tree of kept pages, and some nodes from `first` on."""
         if self._dev is None:

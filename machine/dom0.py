@@ -18,16 +18,16 @@ from functools import partial
 from typing import Final
 
 from backend.due import Key
-from backend.plug import DEVICE_MAX, NEEDED, Plug, parse_name, read_plug
+from backend.plug import DEVICE_MAX, NEEDED, Plug, parse_name, read_plug, resize_store
 from backend.stores import RamStores
 from backend.vbd import BackendVbd
 from common.abi import DOMID_FIRST_RESERVED
-from common.control import Control
+from common.control import CommandError, Control
 from common.faults import LocalFault, PeerFault
-from common.handshake import Leave, Stirred
+from common.handshake import Leave, Resized, Stirred
 from common.hypercall import Hypercalls
 from common.machine_memory import MachineMemory
-from common.xenbus import INITIALISING, backend_path, frontend_path
+from common.xenbus import CONNECTED, INITIALISING, backend_path, frontend_path
 from common.xenstore import XenStoreClient
 from common.xenstore_talks import Outcome, ask, children, look, unwatch, watch, write_if_there
 from machine.connection import BackendOptions, Connection
@@ -64,7 +64,7 @@ class Dom0:
         self._places = Places(hypercalls, self._memory, config.run_dir, config.options)
         self._rams = RamStores()
         self._commands = Dom0Control(
-            control, self._rams, self._begin_to_follow, self._exit, self._kept
+            control, self._rams, self._begin_to_follow, self._exit, self._kept, self._resize
         )
         self._seats: dict[Key, DiskSeat] = {}
         self._reading: dict[Key, bool] = {}  # what a new disk needs; whether to read it again
@@ -102,6 +102,14 @@ class Dom0:
         seat = self._seats.get((domid, device))
         connection = seat.hands if seat is not None else None
         return connection.kept(first) if isinstance(connection, Connection) else None
+
+    def _resize(self, domid: int, device: int, nr_sectors: int) -> None:
+        seat = self._seats.get((domid, device))
+        if seat is None or seat.vbd.state != CONNECTED or not isinstance(seat.hands, Connection):
+            raise CommandError(f"vbd {domid}/{device} is not Connected")
+        resize_store(seat.disk, nr_sectors)
+        seat.hands.resize(nr_sectors)
+        seat.tell(Resized(nr_sectors))
 
     def _exit(self) -> None:
         """Let go of every disk; what that takes is awaited here as everything is."""

@@ -1,7 +1,8 @@
 """What dom0 is asked by the toolstack, besides what the store says.
 
 Owns: the commands on its control connection: begin, once; exit; store, touch-store and
-forget-store, for the memory of ram disks, which comes as a descriptor; tree, for who looks in.
+forget-store, for the memory of ram disks, which comes as a descriptor; tree, for who looks in;
+resize, once a store has another size.
 """
 
 import os
@@ -10,14 +11,14 @@ from functools import partial
 from typing import Any, Final
 
 from backend.stores import RamStores
-from common.control import CommandError, CommandTable, Control, answer
+from common.control import CommandError, CommandTable, Control, answer, carry_out
 
 Kept = Callable[[int, int, int], list[bytes] | None]
 
 
 class Dom0Control:
     """begin: follows the store; leave: lets go of every disk; kept: see `Connection.kept`, by domid
-    and device."""
+    and device; resize: likewise, and sectors."""
 
     def __init__(
         self,
@@ -26,12 +27,14 @@ class Dom0Control:
         begin: Callable[[], None],
         leave: Callable[[], None],
         kept: Kept,
+        resize: Callable[[int, int, int], None],
     ) -> None:
         self._control, self._rams = control, rams
         self._commands: Final[dict[str, Callable[..., Any]]] = {
             "begin": begin,
             "exit": leave,
             "forget-store": rams.forget,
+            "resize": resize,
             "touch-store": rams.touch,
             "tree": kept,
         }
@@ -44,7 +47,8 @@ class Dom0Control:
                 **self._commands,
                 "store": partial(self._keep, descriptors),
             }
-            answer(self._control, message, commands)
+            if not carry_out(self._control, message, commands):
+                answer(self._control, message, commands)
         finally:
             for fd in descriptors:
                 os.close(fd)

@@ -10,7 +10,7 @@ Commands, with disks by number: connect, trace (some of the next load's), read, 
 write_many, flush, discard, judge, versions, disconnect, exit. Their form is `common/control.py`'s.
 Not answered are ("load", id, jobs: each a disk and LoadPlan's fields) and ("stop", id); each load's
 end is told: ("ended", id, why it failed or None). Nor are suspend and resume, of all disks: the
-store says when they are done.
+store says when they are done. A disk's new size is told, too: ("size", disk, bytes).
 """
 
 import functools
@@ -107,6 +107,9 @@ class Guest:
             self._take(message)
         if self._store.fileno() in ready:
             take_events(self._store, [disk.vbd for disk in self._disks])
+            for disk in self._disks:
+                if nbytes := disk.resized():
+                    self._control.send("size", disk.number, nbytes)
         self._timers.ring()
 
     def _take(self, message: Message) -> None:

@@ -105,6 +105,25 @@ class GuestDisk:
             "sector_size": disk.sector_size,
         }
 
+    def resized(self) -> int:
+        """Its bytes, if its backend has announced another size since it was last asked; else 0.
+        What had been beyond the end is not known from now on, whatever comes there later."""
+        disk = self.vbd.disk
+        if self.device is None or disk is None or not self.vbd.usable:
+            return 0
+        if disk.nr_sectors * SECTOR_SIZE == self.device.size:
+            return 0
+        self.device.follow(disk)
+        self._versions[disk.nr_sectors :] = UNKNOWN
+        return self.device.size
+
+    def _know_all(self) -> None:
+        """What is known of a disk that has grown; no load runs on it."""
+        grown = self.connected().size // SECTOR_SIZE - len(self._versions)
+        if grown and self._journal is None:
+            more = np.full(max(grown, 0), UNKNOWN, np.uint32)
+            self._versions = np.concatenate([self._versions, more])[: grown + len(self._versions)]
+
     def _stop(self) -> None:
         """There is no ring, for now or for good."""
         self._driver.suspend(self.number)
@@ -158,6 +177,7 @@ class GuestDisk:
                 f"iodepth {plan.iodepth} x bs {plan.bs} needs {plan.iodepth * frames} frames of"
                 f" I/O buffers and at most {NR_IOS} I/Os; this disk has {room} frames"
             )
+        self._know_all()
         trace = np.frombuffer(b"".join(self._trace), TRACE) if plan.replay else None
         self._trace.clear()
         self.vbd.buffers()[: plan.iodepth * frames * XEN_PAGE_SIZE : XEN_PAGE_SIZE] = 0
@@ -212,9 +232,12 @@ class GuestDisk:
         """What loads know of these sectors (`frontend/pattern.py`). told: what they are to know of
         them from now on, which disk `number` of `domid` has written."""
         if told:
+            self._know_all()
             self._versions[sector : sector + nr_sectors] = np.frombuffer(told, np.uint32)
             self._name = disk_name(domid, number)
-        return b"" if told else self._versions[sector : sector + nr_sectors].tobytes()
+        known = self._versions[sector : sector + nr_sectors]
+        more = np.full(nr_sectors - len(known), UNKNOWN, np.uint32)  # what has grown since
+        return b"" if told else known.tobytes() + more.tobytes()
 
     def tell_of_flushes(self) -> None:
         """Say, once, if flushes were reported done that were none."""

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from common.control import ControlLost, control_pair
+from toolstack.config import bytes_of
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.jobs import jobs_on, load_of
 from toolstack.loadspec import LoadSpec
@@ -28,7 +29,8 @@ from toolstack.verify_state import Verdict, kept_of
 from toolstack.wire import ERRORS, ConnectionLost, Requests
 
 if TYPE_CHECKING:
-    from toolstack.disk import Guest
+    from toolstack.attached_guest import AttachedGuest
+    from toolstack.look import View
 
 UP_TIMEOUT_S: Final = 900.0
 END_TIMEOUT_S: Final = 60.0
@@ -86,7 +88,7 @@ class AttachedMachine:
         self.xenstore_path: str = self.described["xenstore_path"]
         self.closed: Snapshot | None = None
         self.close_failure = ""
-        self._guests: dict[int, Guest] = {}
+        self._guests: dict[int, AttachedGuest] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -136,25 +138,52 @@ class AttachedMachine:
         assert connected is not None
         return counters(connected, self.snapshot())
 
-    def guest(self, domid: int) -> "Guest":
+    def guest(self, domid: int) -> "AttachedGuest":
         """The guest `domid`. Raises KeyError naming those that exist."""
-        from toolstack.disk import Guest  # noqa: PLC0415 - brings Numba, which `ls` needs not
+        from toolstack.attached_guest import (  # noqa: PLC0415 - brings Numba: `ls` needs it not
+            AttachedGuest,
+        )
 
         sizes = dict(self.described["sizes"])
         if domid not in sizes:
             raise KeyError(f"guest {domid} is not one of 1..{self.topology.guests}")
         if domid not in self._guests:
             disks = self.topology.disks_of(domid)
-            self._guests[domid] = Guest(self._ask, disks, sizes[domid])
+            self._guests[domid] = AttachedGuest(self._ask, disks, sizes[domid], self.order)
         return self._guests[domid]
 
     def _ask(self, name: str, *message: Any) -> Any:
         return self._requests.ask("guest", int(name.removeprefix("guest-")), *message)
 
+    def order(self, word: str, domid: int) -> None:
+        """Pause, unpause, suspend or resume a guest: as its own methods do."""
+        self._requests.ask(word, domid)
+
+    def look(self, domid: int, vdev: str = "xvda") -> "View":
+        """What lies in memory for a guest's disk now: see `toolstack/look.py`."""
+        from toolstack.look import Raw, view_of  # noqa: PLC0415
+
+        return view_of(Raw(*self._requests.ask("look", domid, vdev)))
+
+    def resize(self, domid: int, vdev: str, size: int | str) -> None:
+        """Give a disk another size: bytes, or as "32m". Its guest knows it on return, or a
+        MachineError says that it does not take it."""
+        self._requests.ask("resize", domid, vdev, bytes_of(size))
+        self._look_again()
+        if guest := self._guests.get(domid):
+            for disk in guest.disks:
+                disk.size = dict(self.described["sizes"])[domid][disk.number]
+
+    def _look_again(self) -> None:
+        """Others may have changed what disks there are."""
+        self.described = self._requests.ask("describe")
+        self.topology = Topology(**self.described["topology"])
+
     def load(
         self, load: LoadSpec | Sequence[LoadSpec], every_s: float = 0.5
     ) -> Generator[Snapshot, None, None]:
         """See Machine.load. Others' loads run meanwhile, and are in the snapshots."""
+        self._look_again()
         spec = load_of(load)
         jobs_on(spec, self.topology.every_disk())  # refused here, before anybody is asked
         plain = spec.model_dump(mode="json", exclude_unset=True)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from common.targets import UNITS
+from common.targets import UNITS, size_of
 
 VALUE_SHOWN_MAX: Final = 60  # characters of a bad value that an error repeats
 
@@ -104,6 +104,14 @@ def _in_one_line(model: type[Config], error: ErrorDetails) -> str:
     else:
         complaint = _complaint(model.model_fields[name])
     return f"{label(name)}: {shown(error['input'])} {complaint}"
+
+
+def bytes_of(size: int | str) -> int:
+    """A size as a user writes it, or already in bytes. Raises ConfigError."""
+    nbytes = size if isinstance(size, int) else size_of(size)
+    if nbytes is None:
+        raise ConfigError(f"size: {shown(size)} is not a size in bytes, as 512, 4k or 32m")
+    return nbytes
 
 
 def size_text(nbytes: int) -> str:

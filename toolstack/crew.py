@@ -17,7 +17,9 @@ from common.xenstore import XenStoreClient
 from toolstack.birth import ANSWER_TIMEOUT_S
 from toolstack.disks import Disk
 from toolstack.failures import GuestFailed, MachineError
+from toolstack.hold import Hold
 from toolstack.jobs import Job, plan_of
+from toolstack.pausing import unpause
 from toolstack.supervisor import Supervisor
 from toolstack.vbd_config import forget_domain
 
@@ -39,8 +41,19 @@ class Crew:
         """The names of those that live."""
         return [name for name in self._names.values() if not self._is_dead(name)]
 
+    def unpause_all(self) -> None:
+        """Let those go on that are paused: they are to leave."""
+        for name in self.living():
+            unpause(self._supervisor.children[name])
+
+    def require_free(self, jobs: Sequence[Job], word: str) -> None:
+        """Raises MachineError if a guest that has a job is paused or suspended."""
+        for name in {self._names[job.disk.domid] for job in jobs}:
+            self._supervisor.children[name].hold.allow(word)
+
     def prepare(self, jobs: Sequence[Job]) -> None:
         """Give guests the traces that they are to replay, in pieces. Raises MachineError."""
+        self.require_free(jobs, "trace")
         living = self.living()
         for job in jobs:
             name, trace = self._names[job.disk.domid], job.spec.trace
@@ -53,8 +66,10 @@ class Crew:
     def begin(self, jobs: Sequence[Job]) -> "RunningLoad":
         """Begin a load on all who live and have a job. Raises MachineError where a disk has one
         already, and then none has begun."""
-        for load in self._running:
-            if both := load.disks & {job.disk for job in jobs}:
+        self.require_free(jobs, "load")
+        for load in list(self._running):
+            both = [job.disk for job in jobs if (job.disk.domid, job.disk.number) in load.places]
+            if both and not load.look():
                 raise MachineError(f"{min(both, key=str)} has a load, and has one at a time")
         plans: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for job in jobs:
@@ -123,9 +138,10 @@ class RunningLoad:
         limit_s: float,
     ) -> None:
         self._crew, self._supervisor, self._number = crew, supervisor, number
-        self.disks = disks
-        began = time.monotonic()
-        self._ramp_over_at, self._late_at = began + ramp_s, began + limit_s
+        self.places = {(disk.domid, disk.number) for disk in disks}
+        self._ramp_over_at, self._limit_s = time.monotonic() + ramp_s, limit_s
+        self._late_at: dict[str, float] = {}  # by each one's own clock
+        self._stopping = False
         self.running: list[str] = []
         self.failures: list[str] = []
 
@@ -136,6 +152,10 @@ class RunningLoad:
                 self.failures.append(why)
             else:
                 self.running.append(name)
+                self._late_at[name] = self._hold(name).clock_s() + self._limit_s
+
+    def _hold(self, name: str) -> Hold:
+        return self._supervisor.children[name].hold
 
     def look(self) -> bool:
         """See who has come to an end; have all?"""
@@ -151,10 +171,15 @@ class RunningLoad:
         return not self.running
 
     @property
-    def late(self) -> str:
-        """Who has not come to an end in time, in words; "" if nobody."""
-        late = self.running and time.monotonic() > self._late_at
-        return f"the load of {', '.join(self.running)} does not end" if late else ""
+    def late(self) -> list[str]:
+        """Who has not come to an end in time, by its own clock."""
+        return [name for name in self.running if self._hold(name).clock_s() > self._late_at[name]]
+
+    @property
+    def held(self) -> str:
+        """Why it cannot end now, in words; "" if it can."""
+        holds = [hold for name in self.running if (hold := self._hold(name)).why]
+        return ", ".join(hold.told() for hold in holds)
 
     def pause_s(self, every_s: float) -> float:
         """How long until it is to be looked at next: after `every_s`, and when its ramp is over."""
@@ -168,14 +193,18 @@ class RunningLoad:
 
     def ask_to_stop(self) -> None:
         """Have it end now, where it runs; what is in flight is awaited. Raises MachineError."""
+        if self._stopping:
+            return
+        self._stopping = True
         for name in list(self.running):
             self._crew.tell(name, "stop", self._number)
 
     def stop(self) -> None:
-        """Do so, and wait for it."""
+        """Do so, and wait for it; not for who is paused or suspended."""
         try:
             self.ask_to_stop()
-            self.wait(ANSWER_TIMEOUT_S)
+            over = lambda: self.look() or all(self._hold(name).why for name in self.running)  # noqa: E731
+            self._supervisor.wait(over, ANSWER_TIMEOUT_S, list(self.running))
         except MachineError:
             self._crew.forget(self)  # something died: whoever closes the machine ends the others
 

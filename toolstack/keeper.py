@@ -24,19 +24,20 @@ from toolstack.crew import RunningLoad
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.kept_machine import KeptMachine
 from toolstack.names import own_uid, peer_of
+from toolstack.orders import Orders
 from toolstack.snapshot_wire import to_plain
 from toolstack.wire import ConnectionLost, packed
 
 ASK_TIMEOUT_S: Final = 60.0
 EVERY_MIN_S: Final = 0.02  # between two pieces of progress of a load
+IDLE_S: Final = 1.0  # between two looks at one that nobody waits for
 
 
 class Asked:
-    """What a guest was asked by whom, and until when it may take."""
+    """What a guest was asked by whom, and until when, by its own clock, it may take."""
 
-    def __init__(self, client: Client, number: int) -> None:
-        self.client, self.number = client, number
-        self.late_at = time.monotonic() + ASK_TIMEOUT_S
+    def __init__(self, client: Client, number: int, late_at: float) -> None:
+        self.client, self.number, self.late_at = client, number, late_at
 
 
 class Attached:
@@ -46,6 +47,7 @@ class Attached:
         self.client, self.number, self.load = client, number, load
         self.every_s = max(every_s, EVERY_MIN_S)
         self.next_at = time.monotonic() + load.pause_s(self.every_s)
+        self.left = False  # the client waits for it no more
 
 
 class Keeper:
@@ -65,6 +67,7 @@ class Keeper:
         self.forced = False
         self._clients: dict[int, Client] = {}
         self._asked: dict[str, deque[Asked]] = {}
+        self.orders = Orders()
         self._loads: list[Attached] = []
 
     @property
@@ -83,7 +86,7 @@ class Keeper:
         for client in self._clients.values():
             writes = select.POLLOUT if client.wants_to_write else 0
             poller.register(client, select.POLLIN | writes)
-        for fd in [] if self.died else self.machine.descriptors():
+        for fd in [] if self.died and not self.orders else self.machine.descriptors():
             poller.register(fd, select.POLLIN)
         ready = {fd for fd, _ in poller.poll(self._pause_ms())}
         if self._listener.fileno() in ready:
@@ -101,8 +104,9 @@ class Keeper:
 
     def _pause_ms(self) -> int:
         now = time.monotonic()
-        until = [each.next_at for each in self._loads]
-        until += [asked[0].late_at for asked in self._asked.values() if asked]
+        until = [each.next_at for each in self._loads] + self.orders.due_s()
+        for guest, asked in self._asked.items():
+            until += [now + each.late_at - self.machine.clock_s(guest) for each in list(asked)[:1]]
         return max(0, round((min(until, default=now + 60.0) - now) * 1000))
 
     def _accept(self) -> None:
@@ -127,11 +131,15 @@ class Keeper:
 
     def _watch_machine(self) -> None:
         if self.died:
+            if self.orders:
+                self.machine.listen()
+                self.orders.look()
             return
         try:
             self.machine.watch()
             self._take_answers()
             self._look_at_loads()
+            self.orders.look()
         except MachineError as error:
             self._machine_died(str(error))
 
@@ -145,6 +153,7 @@ class Keeper:
             attached.client.refuse(attached.number, MachineError(how))
         self._asked.clear()
         self._loads.clear()
+        self.orders.end(how)
         if self.machine.topology.on_crash != "preserve":
             self.machine.close()
 
@@ -153,7 +162,8 @@ class Keeper:
         if len(packed(*message)) > MESSAGE_MAX:
             raise MachineError(f"{one_line(message[0])}: is longer than a message may be")
         self.machine.tell(guest, *message)
-        self._asked.setdefault(guest, deque()).append(Asked(client, number))
+        late_at = self.machine.clock_s(guest) + ASK_TIMEOUT_S
+        self._asked.setdefault(guest, deque()).append(Asked(client, number, late_at))
 
     def _take_answers(self) -> None:
         for guest, asked in self._asked.items():
@@ -169,7 +179,7 @@ class Keeper:
         if answer is not None:
             asked.client.answer(asked.number, answer[0])
             return True
-        if time.monotonic() > asked.late_at:
+        if self.machine.clock_s(guest) > asked.late_at:
             self.machine.give_up(guest, f"{guest} did not answer within {ASK_TIMEOUT_S:g} s")
         return False
 
@@ -184,18 +194,26 @@ class Keeper:
         self._loads.append(Attached(client, number, load, every_s))
 
     def stop_load(self, client: Client, number: int) -> None:
-        """The load that the client's request `number` began is to end."""
+        """The load that the client's request `number` began is to end. One that cannot end now,
+        as a guest of its is paused, is not waited for."""
         for each in self._loads:
             if each.client is client and each.number == number:
                 each.load.ask_to_stop()
+                if (held := each.load.held) and not each.left:
+                    client.refuse(number, MachineError(f"{held}: the load ends once it goes on"))
+                    each.left = True
 
     def _look_at_loads(self) -> None:
         now = time.monotonic()
         for each in list(self._loads):
             ended = each.load.look()
-            if late := each.load.late:
-                for guest in each.load.running:
-                    self.machine.give_up(guest, late)
+            for guest in each.load.late:
+                self.machine.give_up(guest, f"the load of {guest} does not end")
+            if each.left:
+                each.next_at = now + IDLE_S
+                if ended:
+                    self._loads.remove(each)
+                continue
             if ended or now >= each.next_at:
                 each.client.more(each.number, to_plain(self.machine.snapshot()))
                 each.next_at = max(each.next_at + each.load.pause_s(each.every_s), now)

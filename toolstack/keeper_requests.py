@@ -13,6 +13,7 @@ from common.control import one_line
 from toolstack.client import Client
 from toolstack.failures import MachineError
 from toolstack.keeper import Keeper
+from toolstack.life_requests import LIFE
 from toolstack.loadspec import ConfigError, LoadSpec
 from toolstack.snapshot_wire import to_plain
 
@@ -38,7 +39,8 @@ def obey(keeper: Keeper, client: Client, message: list[Any]) -> None:
         client.refuse(number, ConfigError(f"{word}: {error}"))
         return
     try:
-        if keeper.died and word not in ALWAYS:
+        preserved = keeper.machine.topology.on_crash == "preserve"
+        if keeper.died and word not in (PRESERVED if preserved else ALWAYS):
             raise MachineError(keeper.died)
         request(keeper, client, number, *arguments)
     except (ConfigError, MachineError, ValueError, TypeError) as error:
@@ -112,6 +114,8 @@ def down(keeper: Keeper, client: Client, number: int, forced: bool = False) -> N
 
 
 REQUESTS: Final[dict[str, Request]] = {
-    each.__name__: each for each in (describe, status, snapshot, guest, load, stop, down)
+    **{each.__name__: each for each in (describe, status, snapshot, guest, load, stop, down)},
+    **LIFE,
 }
 ALWAYS: Final = ("describe", "stop", "down")  # of a machine that has died, too
+PRESERVED: Final = (*ALWAYS, "look")  # and of one that is preserved

@@ -4,17 +4,23 @@ Owns: what `toolstack/machine.py` does by waiting, cut into an order and a look.
 a machine to who comes to it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from common.control import one_line
 from common.xenbus import STATE_NAMES, backend_path, parse_state
 from common.xenstore import XenStoreError
+from toolstack.conversation import Conversation
 from toolstack.crew import RunningLoad
-from toolstack.disks import Disk
+from toolstack.disks import Disk, device_of
 from toolstack.failures import MachineError
 from toolstack.jobs import jobs_on
-from toolstack.loadspec import LoadSpec
+from toolstack.loadspec import ConfigError, LoadSpec
+from toolstack.look import asking
 from toolstack.machine import Machine
+from toolstack.pausing import letters
+from toolstack.resizing import Resize, checked_size, sharing, with_disks, with_size
 from toolstack.run_dir import RunDir
 from toolstack.settings import Settings
 from toolstack.snapshot import Snapshot
@@ -40,6 +46,14 @@ class KeptMachine(Machine):
             self._supervisor.check()
             self._crew.living()
 
+    def listen(self) -> None:
+        """Take in what comes of one that has died: what is left may be looked at."""
+        self._supervisor.listen()
+
+    def clock_s(self, guest: str) -> float:
+        """A guest's own time: see Hold."""
+        return self._supervisor.children[guest].hold.clock_s()
+
     def tell(self, guest: str, *message: Any) -> None:
         """Send a guest a command. Raises GuestFailed, MachineError."""
         self._supervisor.send(guest, *message)
@@ -60,6 +74,7 @@ class KeptMachine(Machine):
         MachineError."""
         with self._blamed():
             jobs = jobs_on(load, self.topology.every_disk())
+            self._crew.require_free(jobs, "load")
             for job in jobs:  # some guests are asked before it begins
                 if job.after is not None or job.spec.trace is not None:
                     for disk in filter(None, (job.disk, job.after)):
@@ -67,6 +82,41 @@ class KeptMachine(Machine):
                             raise MachineError(f"{disk} is in use: try again")
             self._prepare(jobs)
             return self._begin(jobs)
+
+    def begin_look(self, domid: int, vdev: str) -> Conversation:
+        """Begin to look at a disk. Raises ConfigError, and what its clients raise."""
+        there = [disk.vdev for disk in self.topology.every_disk() if disk.domid == domid]
+        if vdev not in there:
+            raise ConfigError(f"look: {domid}:{one_line(vdev)} is no disk there is")
+        asked = asking(self._memory, self._store, domid, device_of(vdev))
+        return Conversation(self._supervisor.children, asked)
+
+    def begin_resize(self, domid: int, vdev: str, size: object) -> Conversation:
+        """Begin to give a disk so many bytes. Raises ConfigError, MachineError."""
+        every = self.topology.every_disk()
+        found = [disk for disk in every if (disk.domid, disk.vdev) == (domid, vdev)]
+        if not found or self.topology.verify_state:
+            why = "has a state file" if found else "is no disk there is"
+            raise ConfigError(f"resize: {domid}:{one_line(vdev)} {why}")
+        (disk,) = found
+        nbytes = checked_size(disk, size)
+        self._stores.check_room(disk, nbytes)
+        disks = sharing(disk, every)
+        for each in disks:
+            if (state := self._state(each)) != "Connected":
+                raise MachineError(f"{each} is not Connected but {state}")
+        before = self._guests[domid].disks[disk.number].size
+        note = partial(self._note_size, disks, nbytes)
+        given = self._supervisor.children, self._store, self._stores
+        resize = Resize(*given, disks, before, nbytes, note)
+        return Conversation(self._supervisor.children, resize.asking())
+
+    def _note_size(self, disks: Sequence[Disk], nbytes: int) -> None:
+        changed = {(disk.domid, disk.number): with_size(disk, nbytes) for disk in disks}
+        self.topology = with_disks(self.topology, changed)
+        for (domid, number), disk in changed.items():
+            self._disks[domid][number] = disk
+            self._guests[domid].disks[number].size = nbytes
 
     def abandon(self) -> None:
         """Kill all of it: who closes it then has nobody to ask."""
@@ -106,12 +156,17 @@ class KeptMachine(Machine):
                 "domid": domid,
                 "name": name,
                 "pid": pids.get(name),
-                "state": "running" if name in pids else "dead",
+                "state": self._state_of(name),
+                "letters": letters(self._supervisor.children[name]),
                 "failure": failures.get(name, ""),
                 "grants_mapped": int(now.hypervisor[domid]["grants_mapped"][0]),
             }
             for domid, name in self._names.items()
         ]
+
+    def _state_of(self, guest: str) -> str:
+        child = self._supervisor.children[guest]
+        return "dead" if child.death else (child.hold.why or ["running"])[-1]
 
     def _state(self, disk: Disk) -> str:
         """Its backend's, as the store has it."""

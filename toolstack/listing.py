@@ -11,6 +11,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from toolstack.attached import AttachedMachine, attach
+from toolstack.config import size_text
 from toolstack.failures import MachineError
 from toolstack.names import NoSuchMachine
 from toolstack.words import new_table, number
@@ -78,13 +79,13 @@ def print_machine(console: Console, machine: dict[str, Any]) -> None:
         table.add_row(
             str(domain["domid"]),
             domain["name"],
-            domain["failure"] or domain["state"],
+            f"{domain['letters']} {domain['failure'] or domain['state']}",
             str(domain["pid"] or "-"),
             number(domain["grants_mapped"]),
         )
     console.print(table)
     table = new_table("")
-    for name in ("domid", "vdev", "device", "state", "target", "kept", "IOPS"):
+    for name in ("domid", "vdev", "device", "state", "size", "target", "kept", "IOPS"):
         table.add_column(name, justify="left" if name in ("vdev", "state", "target") else "right")
     for disk in machine["disks"]:
         read_only = ",access=ro" if disk["access"] == "ro" else ""
@@ -93,6 +94,7 @@ def print_machine(console: Console, machine: dict[str, Any]) -> None:
             disk["vdev"],
             str(disk["device"]),
             disk["state"],
+            size_text(disk["size"]),
             disk["target"] + read_only,
             number(disk["grants_kept"]),
             number(round(disk["iops"])),

@@ -1,13 +1,13 @@
 """Looking in: what lies in the memory of a machine that runs, or rests, for one of its disks.
 
-Owns: where each part is had from. Ring page and event words are in the guest's own segments, which
-the toolstack maps; grant table and maptrack are the hypervisor's and the tree dom0's, who are
-asked. All are copies, each made at its own moment: of a disk that is busy they may not agree.
+Owns: where each part is had from, and how all of it is shown. Ring page and event words are in the
+guest's own segments, which the toolstack maps; grant table and maptrack are the hypervisor's and
+the tree dom0's, who are asked. All are copies, each made at its own moment: of a disk that is busy
+they may not agree. A `Raw` is what was copied, in plain bytes: it goes from process to process.
 Rule: the guest's part is the guest's to write: what it claims is checked before it is followed.
 """
 
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -21,10 +21,24 @@ from looking.events import Events, events
 from looking.grants import GrantTable, Maptrack, granted_entries, maptrack
 from looking.ring_page import RingPage, ring_page
 from looking.tree import Tree, tree
+from toolstack.conversation import Asking
+from toolstack.failures import MachineError
 
 PARTS: Final = ("ring", "grants", "maptrack", "tree", "events")
 
-Ask = Callable[..., Any]  # a process by name, a command, its arguments: the answer
+
+class Raw(NamedTuple):
+    """One disk's, undecoded. grefs, handles: u32, the places of `entries` and `mappings`; tree: its
+    head and its nodes."""
+
+    ring: bytes | None
+    nr_entries: int
+    grefs: bytes
+    entries: bytes
+    handles: bytes
+    mappings: bytes
+    tree: list[bytes] | None
+    events: bytes
 
 
 class View(NamedTuple):
@@ -45,72 +59,100 @@ class View(NamedTuple):
         )
 
 
-def look(memory: MachineMemory, store: XenStoreClient, ask: Ask, domid: int, device: int) -> View:
-    """Look at disk `device` of `domid`. Raises HypercallError if there is no such domain."""
-    table = _grant_table(ask, domid)
+def view_of(raw: Raw) -> View:
+    """All of it, decoded."""
+    entries = np.frombuffer(raw.entries, abi.GRANT_ENTRY_V1)
+    mappings = np.frombuffer(raw.mappings, MAPTRACK_ENTRY)
+    kept = None if raw.tree is None else np.frombuffer(raw.tree[0], TREE)
     return View(
-        _ring(memory, store, table, domid, device),
-        table,
-        _maptrack(ask, domid),
-        _tree(ask, domid, device),
-        events(memory.segment("event", domid).copy()),
+        None if raw.ring is None else ring_page(np.frombuffer(raw.ring, np.uint8).copy()),
+        granted_entries(raw.nr_entries, np.frombuffer(raw.grefs, "<u4"), entries),
+        maptrack(np.frombuffer(raw.handles, "<u4"), mappings),
+        None
+        if kept is None or raw.tree is None or not kept["cap"][0]
+        else tree(kept, np.frombuffer(raw.tree[1], NODE)),
+        events(np.frombuffer(raw.events, np.uint8).copy()),
     )
 
 
+def asking(memory: MachineMemory, store: XenStoreClient, domid: int, device: int) -> Asking:
+    """Look at disk `device` of `domid`: asks, and returns a Raw. Raises HypercallError if there is
+    no such domain, XenStoreError."""
+    nr_entries, grefs, entries = yield from _grant_table(domid)
+    ring = _ring(memory, store, grefs, entries, nr_entries, domid, device)
+    handles, mappings = yield from _maptrack(domid)
+    kept = yield from _tree(domid, device)
+    words = memory.segment("event", domid).tobytes()
+    return Raw(ring, nr_entries, grefs, entries, handles, mappings, kept, words)
+
+
 def _ring(
-    memory: MachineMemory, store: XenStoreClient, table: GrantTable, domid: int, device: int
-) -> RingPage | None:
+    memory: MachineMemory,
+    store: XenStoreClient,
+    grefs: bytes,
+    entries: bytes,
+    nr_entries: int,
+    domid: int,
+    device: int,
+) -> bytes | None:
     path = f"{frontend_path(domid, device)}/ring-ref"
-    gref = parse_number(store.read(path) if store.exists(path) else None, table.nr_entries)
+    gref = parse_number(store.read(path) if store.exists(path) else None, nr_entries)
     ram = memory.segment("ram", domid)
-    frames = [grant.frame for grant in table.grants if grant.gref == gref]
-    if not frames or frames[0] >= len(ram) // abi.XEN_PAGE_SIZE:
+    frames = np.frombuffer(entries, abi.GRANT_ENTRY_V1)["frame"]
+    frames = frames[np.frombuffer(grefs, "<u4") == gref]
+    if not len(frames) or frames[0] >= len(ram) // abi.XEN_PAGE_SIZE:
         return None
-    start = frames[0] * abi.XEN_PAGE_SIZE
-    return ring_page(ram[start : start + abi.XEN_PAGE_SIZE].copy())
+    start = int(frames[0]) * abi.XEN_PAGE_SIZE
+    return ram[start : start + abi.XEN_PAGE_SIZE].tobytes()
 
 
-def _grant_table(ask: Ask, domid: int) -> GrantTable:
+def _grant_table(domid: int) -> Asking:
     pieces, nr_entries = list[tuple[bytes, bytes]](), 0
     first = 0
     while not pieces or pieces[-1][0]:
-        nr_entries, grefs, entries = ask("hypervisor", "grants", domid, first)
+        nr_entries, grefs, entries = yield "hypervisor", ("grants", domid, first)
         pieces.append((grefs, entries))
         first = _next(grefs)
-    return granted_entries(nr_entries, *_joined(pieces, abi.GRANT_ENTRY_V1))
+    return nr_entries, *_joined(pieces)
 
 
-def _maptrack(ask: Ask, domid: int) -> Maptrack:
+def _maptrack(domid: int) -> Asking:
     """dom0's mappings of the guest's pages."""
     pieces = list[tuple[bytes, bytes]]()
-    first = 0
-    while not pieces or pieces[-1][0]:
-        handles, entries = ask("hypervisor", "maptrack", abi.DOMID_0, first)
-        pieces.append((handles, entries))
-        first = _next(handles)
-    all_handles, all_entries = _joined(pieces, MAPTRACK_ENTRY)
-    ours = all_entries["domid"] == domid
-    return maptrack(all_handles[ours], all_entries[ours])
+    first, more = 0, True
+    while more:
+        handles, entries = yield "hypervisor", ("maptrack", abi.DOMID_0, first)
+        first, more = _next(handles), bool(handles)
+        all_entries = np.frombuffer(entries, MAPTRACK_ENTRY)
+        ours = all_entries["domid"] == domid
+        places = np.frombuffer(handles, "<u4")[ours]
+        pieces.append((places.tobytes(), all_entries[ours].tobytes()))
+    return _joined(pieces)
 
 
 def _next(places: bytes) -> int:
     return int(np.frombuffer(places, "<u4")[-1]) + 1 if places else 0
 
 
-def _joined(pieces: list[tuple[bytes, bytes]], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def _joined(pieces: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
     places, entries = (b"".join(part) for part in zip(*pieces, strict=True))
-    return np.frombuffer(places, "<u4"), np.frombuffer(entries, dtype)
+    return places, entries
 
 
-def _tree(ask: Ask, domid: int, device: int) -> Tree | None:
-    """What dom0 keeps mapped for the disk."""
-    head, pieces = np.zeros(0, TREE), list[np.ndarray]()
-    while not len(head) or sum(map(len, pieces)) < head["cap"][0]:
-        answered = ask("dom0", "tree", domid, device, sum(map(len, pieces)))
+def _tree(domid: int, device: int) -> Asking:
+    """What dom0 keeps mapped for the disk, if it has a ring, and dom0 lives."""
+    head, pieces, cap = b"", list[bytes](), 1
+    while sum(map(len, pieces)) < cap * NODE.itemsize:
+        first = sum(map(len, pieces)) // NODE.itemsize
+        try:
+            answered = yield "dom0", ("tree", domid, device, first)
+        except MachineError:
+            return None
         if answered is None:
             return None
-        head = np.frombuffer(answered[0], TREE)
-        pieces.append(np.frombuffer(answered[1], NODE))
-        if not len(pieces[-1]):
+        head, piece = answered
+        cap = int(np.frombuffer(head, TREE)["cap"][0])
+        pieces.append(piece)
+        if not piece:
             break
-    return tree(head, np.concatenate(pieces)) if head["cap"][0] else None
+    return [head, b"".join(pieces)]

@@ -1,4 +1,4 @@
-"""`./run.sh look`: start a machine, run a load, and show what lies in its memory.
+"""`./run.sh look`: show what lies in a machine's memory, of one that is up or is started for it.
 
 Owns: the command's own flags, and how much of a load is run where nothing is said.
 """
@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
+from toolstack.attached import attach
 from toolstack.cli import DEFAULT_MODES, Start, settings
 from toolstack.disks import Disk
 from toolstack.door import Command, RunEnded
 from toolstack.failures import MachineError
 from toolstack.flags import FLAGS, OUTPUT, STATE, Flag
 from toolstack.loadspec import ConfigError, LoadSpec, shown
+from toolstack.names import checked_name
 from toolstack.topology import Topology
 
 PARTS: Final = ("ring", "grants", "maptrack", "tree", "events")
+OWN: Final = ("at", "show", "busy", "picture")
 IOS: Final = 100  # of the load, where nothing is said
 LOOKS: Final = "What to look at"
 FILES: Final = (
@@ -52,12 +56,21 @@ def _flags() -> list[click.Parameter]:
             OUTPUT, "--picture", "picture", metavar="FILE", help="Draw the tree there: PNG and SVG."
         ),
     ]
-    return [*own, *(flag for flag in FLAGS if flag.name not in (*FILES, *STATE))]
+    name = click.Argument(["name"], required=False, metavar="[NAME]", callback=_name)
+    return [name, *own, *(flag for flag in FLAGS if flag.name not in (*FILES, *STATE))]
 
 
-def _look(**flags: Any) -> None:
-    at, show, busy, picture = (flags.pop(name) for name in ("at", "show", "busy", "picture"))
+def _name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else checked_name(value)
+
+
+def _look(name: str | None, **flags: Any) -> None:
+    at, show, busy, picture = (flags.pop(name) for name in OWN)
     parts = _parts(show)
+    if name is not None:
+        _require_only_own(name)
+        _look_at(name, at, parts, picture)
+        return
     topologies, (spec, *_) = settings(flags)
     asked = [one for one in topologies if one.mode in DEFAULT_MODES or len(topologies) == 1]
     topology, spec = _small(asked[-1], spec)
@@ -67,7 +80,35 @@ def _look(**flags: Any) -> None:
         view = _view(Topology.start, topology, spec, disk, busy)
     except MachineError as error:
         raise RunEnded(f"{topology.mode}: {error}") from None
-    click.echo(f"{topology.mode}, {disk}, {'while the load runs' if busy else 'at rest'}\n")
+    when = "while the load runs" if busy else "at rest"
+    _show(view, f"{topology.mode}, {disk}, {when}", disk, parts, picture)
+
+
+def _require_only_own(name: str) -> None:
+    """Raises ConfigError if there is a flag of a machine that would be started."""
+    ctx = click.get_current_context()
+    for param in ctx.command.params:
+        given = ctx.get_parameter_source(param.name or "") == ParameterSource.COMMANDLINE
+        if given and param.name not in ("name", "at", "show", "picture"):
+            raise ConfigError(
+                f"look: {param.opts[0]} is for a machine that `look` starts, and {name!r} is up"
+            )
+
+
+def _look_at(name: str, at: str | None, parts: tuple[str, ...], picture: str | None) -> None:
+    """At a machine that is up, or what is preserved of one."""
+    try:
+        with attach(name) as machine:
+            disk = _disk(machine.topology, at)
+            view = machine.look(disk.domid, disk.vdev)
+            head = f"{name}, {machine.topology.mode}, {disk}, {machine.described['state']}"
+    except MachineError as error:
+        raise RunEnded(f"{name}: {error}") from None
+    _show(view, head, disk, parts, picture)
+
+
+def _show(view: Any, head: str, disk: Disk, parts: tuple[str, ...], picture: str | None) -> None:
+    click.echo(f"{head}\n")
     click.echo(view.text(parts))
     if picture is not None and view.tree is not None:
         from toolstack.tree_picture import draw_tree  # noqa: PLC0415
@@ -119,8 +160,9 @@ look = Command(
     "look",
     callback=_look,
     params=_flags(),
-    help="Run a load on a machine and show what then lies in its memory, for one disk: the ring's"
-    " page with its slots, the guest's grant table, what dom0 has mapped of it, the red-black tree"
-    " of persistent grants, the event words.",
+    help="Show what lies in the memory of a machine that is up, for one disk: the ring's page with"
+    " its slots, the guest's grant table, what dom0 has mapped of it, the red-black tree of"
+    " persistent grants, the event words. Without a NAME a machine is started for it, and runs a"
+    " load first.",
     short_help="What lies in memory: ring, grants, maptrack, tree, events.",
 )

@@ -15,6 +15,7 @@ from common.hypercall import HypercallError
 from common.xenstore import XenStoreError
 from toolstack.birth import ANSWER_TIMEOUT_S, Builder
 from toolstack.child import say_to_user
+from toolstack.conversation import TIMEOUT_S, Conversation
 from toolstack.crew import Crew, RunningLoad
 from toolstack.disk import Guest
 from toolstack.disks import device_of
@@ -22,8 +23,9 @@ from toolstack.failures import GuestFailed, MachineError
 from toolstack.guest_stats import GuestStats
 from toolstack.jobs import Job, jobs_on, load_of, region_of
 from toolstack.latecomers import Latecomers
+from toolstack.life import Life, LivingGuest
 from toolstack.loadspec import LoadSpec
-from toolstack.look import View, look
+from toolstack.look import View, asking, view_of
 from toolstack.recovery import Recovery
 from toolstack.results import counters
 from toolstack.run_dir import RunDir
@@ -32,7 +34,6 @@ from toolstack.sight import Sight
 from toolstack.snapshot import Snapshot
 from toolstack.stores import Stores
 from toolstack.supervisor import Supervisor
-from toolstack.suspension import SuspendableGuest, Suspension
 from toolstack.vbd_config import plug_in, take_offline
 from toolstack.verify_state import StateFiles, Verdict, kept_of
 
@@ -67,7 +68,7 @@ class Machine:
         self._stores = Stores(self._supervisor)
         self._crew = Crew(self._supervisor, self._names)
         self.failures = self._crew.failures
-        self._guests: dict[int, SuspendableGuest] = {}
+        self._guests: dict[int, LivingGuest] = {}
         self._stats: dict[int, GuestStats] = {}
         self._states: StateFiles | None = None
         self._open = True
@@ -88,9 +89,9 @@ class Machine:
             raise
         return self
 
-    def _guest(self, domid: int, sizes: Sequence[int]) -> SuspendableGuest:
+    def _guest(self, domid: int, sizes: Sequence[int]) -> LivingGuest:
         disks, given = self._disks[domid], (self._supervisor, self._store, self._blamed)
-        return SuspendableGuest(self.ask, disks, sizes, Suspension(*given, domid, disks))
+        return LivingGuest(self.ask, disks, sizes, Life(*given, domid, disks))
 
     def _boot(self) -> None:
         topology, supervisor = self.topology, self._supervisor
@@ -154,7 +155,7 @@ class Machine:
         """Process ids by name: "fork server", "hypervisor", "xenstored", "dom0", "guest-1", ..."""
         return self._supervisor.pids()
 
-    def guest(self, domid: int) -> SuspendableGuest:
+    def guest(self, domid: int) -> LivingGuest:
         """The guest `domid`. Raises KeyError naming those that exist."""
         if domid not in self._guests:
             raise KeyError(f"guest {domid} is not one of 1..{self.topology.guests}")
@@ -205,8 +206,8 @@ class Machine:
                 while not ended:
                     ended = load.wait(load.pause_s(every_s))
                     yield self.snapshot()
-                    if load.late:
-                        raise MachineError(load.late)
+                    if late := load.late:
+                        raise MachineError(f"the load of {', '.join(late)} does not end")
             finally:
                 load.stop()
             if load.failures:
@@ -229,11 +230,10 @@ class Machine:
     def look(self, domid: int, vdev: str = "xvda") -> View:
         """What lies in memory for a guest's disk now: see `toolstack/look.py`."""
         with self._blamed():
-            return look(self._memory, self._store, self._ask_living, domid, device_of(vdev))
-
-    def _ask_living(self, name: str, *message: Any) -> Any:
-        """`ask`, where who is dead has nothing to say."""
-        return None if self._supervisor.children[name].has_ended() else self.ask(name, *message)
+            asked = asking(self._memory, self._store, domid, device_of(vdev))
+            looking = Conversation(self._supervisor.children, asked)
+            self._supervisor.wait(looking.look, TIMEOUT_S, ["hypervisor"])
+            return view_of(looking.value)
 
     def add_guest(self, domid: int, attack: str = "") -> None:
         """One more guest, with a ram disk: Connected on return, or a hostile one that is to
@@ -281,6 +281,7 @@ class Machine:
         supervisor.check()
         self._latecomers.remove_all()
         leaving = self._crew.living()
+        self._crew.unpause_all()
         for domid, name in self._names.items():
             if name in leaving:
                 for disk in self._disks[domid]:

@@ -9,7 +9,9 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from common.memory import sealed_memory
+from common.memory import punch, sealed_memory
+from common.targets import ram_room
+from toolstack.config import ConfigError, size_text
 from toolstack.disks import Disk
 from toolstack.failures import MachineError
 from toolstack.host_memory import available_bytes
@@ -24,6 +26,7 @@ class Stores:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._kept: dict[str, int] = {}
+        self._room: dict[str, int] = {}  # that dom0 has for each
         self._touched: set[tuple[str, tuple[int, int]]] = set()
 
     def give(self, disks: Iterable[Disk]) -> None:
@@ -32,6 +35,7 @@ class Stores:
         for disk in disks:
             if disk.spec.kind == "ram" and disk.key not in self._kept:
                 self._kept[disk.key] = self._memory(disk)
+                self._room[disk.key] = ram_room(disk.spec.size)
                 self._tell("store", disk.key, descriptors=[self._kept[disk.key]])
 
     def touch(self, regions: Mapping[Disk, tuple[int, int]]) -> None:
@@ -47,6 +51,26 @@ class Stores:
         for disk, region in new.items():
             self._tell("touch-store", disk.key, *region)
             self._touched.add((disk.key, region))
+
+    def check_room(self, disk: Disk, nbytes: int) -> None:
+        """Can a disk's memory grow to so much? Raises ConfigError."""
+        if nbytes > self._room.get(disk.key, nbytes):
+            room = size_text(self._room[disk.key])
+            raise ConfigError(f"size: {disk} may grow to {room}, and not to {size_text(nbytes)}")
+
+    def resize(self, disk: Disk, nbytes: int) -> None:
+        """A ram disk is to have so much, or has: its memory grows, or the pages beyond the end go.
+        Raises MachineError."""
+        fd = self._kept[disk.key]
+        there = os.fstat(fd).st_size
+        try:
+            if nbytes > there:
+                os.ftruncate(fd, nbytes)
+            elif nbytes < there:
+                punch(fd, nbytes, there - nbytes)
+        except OSError as error:
+            raise MachineError(f"{disk}: its memory stays as it is: {error.strerror}") from error
+        self._touched = {each for each in self._touched if each[0] != disk.key}
 
     def give_again(self) -> None:
         """Give all of them to another dom0. Raises MachineError."""
@@ -70,7 +94,7 @@ class Stores:
     def _memory(disk: Disk) -> int:
         name, nbytes = f"grantlab-{disk.key}", disk.spec.size
         try:
-            return sealed_memory(name, nbytes)
+            return sealed_memory(name, nbytes, grows=True)
         except OSError as error:
             raise MachineError(
                 f"no memory of {nbytes} bytes for {name}: {error.strerror}"

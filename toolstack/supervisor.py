@@ -103,6 +103,7 @@ class Supervisor:
     def send(self, name: str, *message: Any, descriptors: Sequence[int] = ()) -> None:
         """Send a command to `name`. Raises MachineError."""
         child = self.children[name]
+        child.hold.allow(message[0])
         try:
             child.control.send(*message, descriptors=descriptors)
         except ControlLost as error:
@@ -127,6 +128,10 @@ class Supervisor:
         """
         self.wait(lambda: any(map(self.has_answered, names)), timeout_s, names)
         return list(filter(self.has_answered, names))
+
+    def listen(self) -> None:
+        """Take in what has come, whoever has died."""
+        self._look(0)
 
     def has_answered(self, name: str) -> bool:
         """Has an answer of `name` come, as far as has been seen, or never will?"""

@@ -5,8 +5,7 @@ that goes on after both; the states of its disks in the store say it.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Any, Final
 
 from common.xenbus import (
@@ -18,68 +17,85 @@ from common.xenbus import (
     parse_state,
 )
 from common.xenstore import XenStoreClient
-from toolstack.disk import Guest
 from toolstack.disks import Disk
 from toolstack.failures import GuestFailed, MachineError
+from toolstack.hold import SUSPENDED, TO_RESUME, TO_SUSPEND
 from toolstack.supervisor import Supervisor
 
 TIMEOUT_S: Final = 30.0
-LOOK_S: Final = 0.002
+PAUSE_S: Final = 0.002  # between two looks into the store at first,
+PAUSE_S_MAX: Final = 0.05  # and later
 
 
-class Suspension:
-    """Of guest `domid` with these disks. store: the toolstack's; blamed: what fails in it because
-    something has died is told as that death."""
+class Suspending:
+    """An order: to suspend `guest`, which has these disks: they are closed; no new requests, and
+    those on the rings are kept, not waited for. Nothing of it is granted or bound then.
 
-    def __init__(
-        self,
-        supervisor: Supervisor,
-        store: XenStoreClient,
-        blamed: Callable[[], AbstractContextManager[None]],
-        domid: int,
-        disks: Sequence[Disk],
-    ) -> None:
-        self._supervisor, self._store, self._blamed = supervisor, store, blamed
-        self._name, self._disks = f"guest-{domid}", disks
+    Raises MachineError. store: the toolstack's.
+    """
 
-    def suspend(self) -> None:
-        """Its disks are closed: no new requests, and those on the rings are kept, not waited for.
-
-        Nothing of the guest is granted or bound on return. Raises MachineError.
-        """
-        self._tell("suspend", CLOSED)
-
-    def resume(self) -> None:
-        """All is granted and bound anew, and what was kept goes on. Raises MachineError."""
-        self._tell("resume", CONNECTED)
-
-    def _tell(self, word: str, state: int) -> None:
-        with self._blamed():
-            self._supervisor.send(self._name, word)
-            deadline = time.monotonic() + TIMEOUT_S
-            for disk in self._disks:
-                for path in (frontend_path, backend_path):
-                    self._await(f"{path(disk.domid, disk.device)}/state", state, deadline)
-
-    def _await(self, path: str, state: int, deadline: float) -> None:
-        while not self._store.exists(path) or parse_state(self._store.read(path)) != state:
-            self._supervisor.check()
-            if death := self._supervisor.death_of(self._name):
-                raise GuestFailed(death)
-            if time.monotonic() > deadline:
-                raise MachineError(f"{path} does not become {STATE_NAMES[state]}")
-            time.sleep(LOOK_S)
-
-
-class SuspendableGuest(Guest):
-    """A guest whose machine is held by this process."""
+    value: Any = None
+    word, being, state = "suspend", TO_SUSPEND, CLOSED
 
     def __init__(
-        self,
-        ask: Callable[..., Any],
-        disks: Sequence[Disk],
-        sizes: Sequence[int],
-        suspension: Suspension,
+        self, supervisor: Supervisor, store: XenStoreClient, guest: str, disks: Sequence[Disk]
     ) -> None:
-        super().__init__(ask, disks, sizes)
-        self.suspend, self.resume = suspension.suspend, suspension.resume
+        self._supervisor, self._store, self._guest = supervisor, store, guest
+        self._child = supervisor.children[guest]
+        self._require()
+        supervisor.send(guest, self.word)
+        self._child.hold.begin(self.being)
+        self._deadline = time.monotonic() + TIMEOUT_S
+        self._next_s, self._pause_s = 0.0, PAUSE_S
+        self._left = [
+            f"{path(disk.domid, disk.device)}/state"
+            for disk in disks
+            for path in (frontend_path, backend_path)
+        ]
+
+    def look(self) -> bool:
+        """See Order."""
+        try:
+            done = self._look()
+        except BaseException:
+            self._child.hold.end(self.being)
+            raise
+        if done:
+            self._child.hold.end(self.being)
+            self._finish()
+        return done
+
+    def _look(self) -> bool:
+        if death := self._supervisor.death_of(self._guest):
+            raise GuestFailed(death)
+        if time.monotonic() < self._next_s:
+            return False
+        self._pause_s = min(self._pause_s * 1.5, PAUSE_S_MAX)
+        self._next_s = time.monotonic() + self._pause_s
+        while self._left and self._is_so(self._left[0]):
+            self._left.pop(0)
+        if self._left and time.monotonic() > self._deadline:
+            raise MachineError(f"{self._left[0]} does not become {STATE_NAMES[self.state]}")
+        return not self._left
+
+    def _is_so(self, path: str) -> bool:
+        return self._store.exists(path) and parse_state(self._store.read(path)) == self.state
+
+    def _require(self) -> None:
+        """Raises MachineError unless it can be told so."""
+
+    def _finish(self) -> None:
+        self._child.hold.begin(SUSPENDED)
+
+
+class Resuming(Suspending):
+    """An order: all of it is granted and bound anew, and what was kept goes on. See Suspending."""
+
+    word, being, state = "resume", TO_RESUME, CONNECTED
+
+    def _require(self) -> None:
+        self._child.hold.allow(self.word)
+        self._child.hold.require(SUSPENDED)
+
+    def _finish(self) -> None:
+        self._child.hold.end(SUSPENDED)

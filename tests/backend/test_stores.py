@@ -120,6 +120,27 @@ def test_the_memory_of_a_ramdisk_cannot_be_made_shorter_or_longer() -> None:
     os.close(fd)
 
 
+def test_memory_that_may_grow_does_so_under_its_disk_and_never_shrinks() -> None:
+    rams, fd = RamStores(), sealed_memory("some", 4096, grows=True)
+    rams.give("a", os.dup(fd))
+    disk = rams.open("a", 8)
+    assert disk.memory is not None and len(disk.memory) == 4096
+    at = disk.memory.ctypes.data
+    os.ftruncate(fd, 8192)
+    disk.resize(16)
+    disk.write(8192 - 512, np.full(512, 7, np.uint8))
+    assert disk.memory.ctypes.data == at and os.pread(fd, 1, 8191) == b"\7"
+    with pytest.raises(PermissionError):
+        os.ftruncate(fd, 4096)
+    less = rams.open("a", 4)  # it once had more
+    assert less.memory is not None and len(less.memory) == 2048
+    with pytest.raises(LocalFault, match="store a has 8192 bytes, and not 16384"):
+        rams.open("a", 32)
+    disk.close(), less.close()
+    rams.close()
+    os.close(fd)
+
+
 def test_memory_that_is_given_is_the_disks_of_its_key_until_it_is_forgotten() -> None:
     rams, before = RamStores(), open_descriptors()
     rams.give("a", sealed_memory("a", 4096))

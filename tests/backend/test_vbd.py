@@ -19,6 +19,7 @@ from common.handshake import (
     Leave,
     Look,
     Op,
+    Resized,
     Seen,
     Start,
     Stirred,
@@ -288,3 +289,29 @@ def test_nothing_urgent_waits_for_a_look() -> None:
         if not end.vbd.finished:
             end.commit(state=CLOSING, error="broken")
         assert end.wanted(Look).number > look.number
+
+
+def test_another_size_is_told_with_the_state_as_it_is() -> None:
+    """As Linux's xen_vbd_resize writes it: the frontend's watch is on `state`."""
+    end = End()
+    end.connect()
+    end.tell(Resized(8192))
+    write = end.wanted(Write)
+    assert list(write.values.items()) == [("sectors", 8192), ("state", CONNECTED)]
+    assert write.whole and write.since == CONNECTED
+    end.tell(Again(write.number))
+    end.commit(sectors=8192, state=CONNECTED)
+    assert end.wants == [] and end.vbd.state == CONNECTED
+
+
+def test_a_disk_that_is_not_connected_says_its_size_when_it_is() -> None:
+    end = End()
+    end.announce()
+    looks = end.wants
+    end.tell(Resized(8192))
+    assert end.wants == []
+    end.wants = looks
+    end.see(INITIALISED, **PUBLISHED)
+    end.call(Op.MAP_RING, 8)
+    end.call(Op.BIND_INTERDOMAIN, 5, 77)
+    end.commit(sectors=8192)

@@ -112,6 +112,16 @@ def test_it_learns_its_disk() -> None:
     assert end.vbd.dev is not None and end.vbd.dev.front["grant_mode"][0] == REUSE
 
 
+def test_a_backend_that_is_connected_may_have_another_size() -> None:
+    """Nonsense is passed over, as blkfront does."""
+    end = End()
+    end.connect()
+    for said, sectors in ((b"8192", 8192), (b"64", 64), (b"many", 64), (b"-1", 64), (b"", 64)):
+        end.see(CONNECTED, **{**SOUND, "sectors": said})
+        assert end.vbd.disk is not None and end.vbd.disk.nr_sectors == sectors
+        assert (end.wants, end.vbd.state) == ([], CONNECTED)
+
+
 def test_it_learns_what_more_its_backend_can() -> None:
     end = End()
     end.publish()

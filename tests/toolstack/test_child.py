@@ -329,3 +329,42 @@ def test_an_end_without_anything_ends_the_guest(guest: Held) -> None:
     guest.says("ended")
     guest.child.listen()
     assert guest.is_killed()
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+def test_a_guest_tells_a_disks_new_size(guest: Held) -> None:
+    guest.says("size", 3, 512)
+    guest.says("size", 3, 1024)
+    guest.child.listen()
+    assert guest.child.sizes == {3: 1024} and not guest.child.hung_up
+
+
+@pytest.mark.parametrize(
+    "message",
+    [("size",), ("size", 16, 512), ("size", -1, 512), ("size", "0", 512), ("done", 1, None, "")],
+)
+def test_what_is_no_size_ends_it(message: tuple[object, ...], guest: Held) -> None:
+    guest.says(*message)
+    guest.child.listen()
+    assert guest.is_killed() and guest.child.sizes == {}
+
+
+def test_a_guest_does_not_tell_sizes_without_end(
+    guest: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolstack.child.SIZES_HEARD", 2)
+    for nbytes in (512, 1024, 1536):
+        guest.says("size", 0, nbytes)
+    guest.child.listen()
+    assert guest.is_killed() and guest.child.hung_up
+
+
+def test_an_order_is_answered_in_a_place_of_its_own(dom0: Held) -> None:
+    slot = list[object]()
+    dom0.child.orders = {7: slot, 8: None}
+    for number in (8, 7, 9):
+        dom0.says("done", number, [number], "")
+    dom0.child.listen()
+    assert slot == [[[7], ""]] and dom0.child.orders == {} and not dom0.child.answers
