@@ -95,7 +95,7 @@ def serve(rings: np.ndarray, jobs: np.ndarray, turns: Turns) -> np.int64:
     if head.until_ns == 0:
         begin_slice(turns)
         for place in range(head.count):
-            _heed_time(jobs, turns, np.int64(turns.order[place]))
+            heed_time(jobs, turns, np.int64(turns.order[place]))
     stops = WATCHING if watches(turns) else NO_STOPS
     while True:
         ring = next_ring(turns)
@@ -105,15 +105,15 @@ def serve(rings: np.ndarray, jobs: np.ndarray, turns: Turns) -> np.int64:
         effect = run(rings, jobs, ring, LOOKS_A_TURN, stops)
         for_driver = note(turns, ring, effect)
         if effect == WAIT:
-            _heed_time(jobs, turns, np.int64(ring))
+            heed_time(jobs, turns, np.int64(ring))
         if ring_of(rings, ring).grants.list[0].waiting > 0:
-            _let_go_on(rings, turns)
+            let_go_on(rings, turns)
         if for_driver:
             return np.int64(effect) << RING_BITS | ring
 
 
 @part
-def _heed_time(jobs: np.ndarray, turns: Turns, ring: int) -> None:
+def heed_time(jobs: np.ndarray, turns: Turns, ring: int) -> None:
     """The slice ends when it is time for the job of a ring that sleeps: the driver sees to it."""
     due_ns = np.int64(job_of(jobs, ring).load[0].due_ns)
     if due_ns > 0 and turns.state[ring] == SLEEPING:
@@ -121,7 +121,7 @@ def _heed_time(jobs: np.ndarray, turns: Turns, ring: int) -> None:
 
 
 @part
-def _let_go_on(rings: np.ndarray, turns: Turns) -> None:
+def let_go_on(rings: np.ndarray, turns: Turns) -> None:
     """Who waits for grant entries has a turn if that may help."""
     for place in range(turns.head[0].count):
         ring = np.int64(turns.order[place])

@@ -66,4 +66,4 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
             counted = record["counters"][0, number : number + 1], record["latency"][0, number]
             known = settings.fresh[number], state
             disks.append(GuestDisk(settings.domid, number, vbd, driver, *counted, *known))
-        Guest(control, client, disks, driver, timers).serve()
+        Guest(control, client, disks, driver, timers, poller).serve()

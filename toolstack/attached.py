@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from common.control import ControlLost, control_pair
+from toolstack.exported import Export
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.jobs import jobs_on, load_of
 from toolstack.loadspec import LoadSpec
@@ -178,6 +179,11 @@ class AttachedMachine:
                         pass
         if failed:
             raise GuestFailed("; ".join(failed))
+
+    def export(self, domid: int, vdev: str = "xvda", socket: str = "") -> Export:
+        """Serve a guest's disk as NBD at `socket`, or in the machine's directory: a context manager
+        that ends it. Raises ConfigError, MachineError."""
+        return Export(self._requests, domid, vdev, socket)
 
     def judge(self) -> list[Verdict]:
         """See Machine.judge."""

@@ -34,6 +34,7 @@ class Crew:
         self.failures: dict[str, str] = {}
         self._loads = itertools.count(1)
         self._running: list[RunningLoad] = []
+        self._exported: set[Disk] = set()
 
     def living(self) -> list[str]:
         """The names of those that live."""
@@ -56,6 +57,8 @@ class Crew:
         for load in self._running:
             if both := load.disks & {job.disk for job in jobs}:
                 raise MachineError(f"{min(both, key=str)} has a load, and has one at a time")
+        if both := self._exported & {job.disk for job in jobs}:
+            raise MachineError(f"{min(both, key=str)} is exported, and has one user at a time")
         plans: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for job in jobs:
             of_guest = plans.setdefault(self._names[job.disk.domid], [])
@@ -67,6 +70,20 @@ class Crew:
         self._running.append(load)
         load.begin({name: plans[name] for name in self.living() if name in plans})
         return load
+
+    def reserve(self, disk: Disk) -> int:
+        """A disk is to be exported; the number of that among loads. Raises MachineError if it is
+        used."""
+        if disk in self._exported:
+            raise MachineError(f"{disk} is exported already, and has one user at a time")
+        if any(disk in load.disks for load in self._running):
+            raise MachineError(f"{disk} has a load, and has one user at a time")
+        self._exported.add(disk)
+        return next(self._loads)
+
+    def release(self, disk: Disk) -> None:
+        """It is exported no more."""
+        self._exported.discard(disk)
 
     def forget(self, load: "RunningLoad") -> None:
         """It has ended."""

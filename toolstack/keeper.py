@@ -16,11 +16,12 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from common.control import MESSAGE_MAX, one_line
 from toolstack.client import Client
 from toolstack.crew import RunningLoad
+from toolstack.exports import Exports, poll_on
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.kept_machine import KeptMachine
 from toolstack.names import own_uid, peer_of
@@ -31,10 +32,20 @@ ASK_TIMEOUT_S: Final = 60.0
 EVERY_MIN_S: Final = 0.02  # between two pieces of progress of a load
 
 
+class Asker(Protocol):
+    """Who is told what a guest answers."""
+
+    def answer(self, number: int, value: Any) -> None:
+        """It is done."""
+
+    def refuse(self, number: int, error: Exception) -> None:
+        """It could not be."""
+
+
 class Asked:
     """What a guest was asked by whom, and until when it may take."""
 
-    def __init__(self, client: Client, number: int) -> None:
+    def __init__(self, client: Asker, number: int) -> None:
         self.client, self.number = client, number
         self.late_at = time.monotonic() + ASK_TIMEOUT_S
 
@@ -66,6 +77,7 @@ class Keeper:
         self._clients: dict[int, Client] = {}
         self._asked: dict[str, deque[Asked]] = {}
         self._loads: list[Attached] = []
+        self.exports = Exports(machine)
 
     @property
     def nr_loads(self) -> int:
@@ -85,10 +97,11 @@ class Keeper:
             poller.register(client, select.POLLIN | writes)
         for fd in [] if self.died else self.machine.descriptors():
             poller.register(fd, select.POLLIN)
+        poll_on(poller, self.exports)
         ready = {fd for fd, _ in poller.poll(self._pause_ms())}
         if self._listener.fileno() in ready:
             self._accept()
-        self._watch_machine()
+        self._watch_machine(ready)
         for client in [client for fd, client in self._clients.items() if fd in ready]:
             try:
                 client.flush()
@@ -119,19 +132,23 @@ class Keeper:
     def _lose(self, client: Client) -> None:
         self._clients.pop(client.fileno(), None)
         client.close()
+        with contextlib.suppress(MachineError):  # as below
+            self.exports.stop(client)
         for each in [each for each in self._loads if each.client is client]:
             with contextlib.suppress(MachineError):  # which is noticed by who watches it
                 each.load.ask_to_stop()
 
     # --- the machine ------------------------------------------------------------------------
 
-    def _watch_machine(self) -> None:
+    def _watch_machine(self, ready: set[int]) -> None:
         if self.died:
             return
         try:
             self.machine.watch()
             self._take_answers()
             self._look_at_loads()
+            self.exports.accept(ready)
+            self.exports.look()
         except MachineError as error:
             self._machine_died(str(error))
 
@@ -143,12 +160,13 @@ class Keeper:
                 each.client.refuse(each.number, MachineError(how))
         for attached in self._loads:
             attached.client.refuse(attached.number, MachineError(how))
+        self.exports.died(how)
         self._asked.clear()
         self._loads.clear()
         if self.machine.topology.on_crash != "preserve":
             self.machine.close()
 
-    def ask(self, client: Client, number: int, guest: str, *message: Any) -> None:
+    def ask(self, client: Asker, number: int, guest: str, *message: Any) -> None:
         """Send a guest a command, whose answer is the client's. Raises MachineError."""
         if len(packed(*message)) > MESSAGE_MAX:
             raise MachineError(f"{one_line(message[0])}: is longer than a message may be")
@@ -188,6 +206,7 @@ class Keeper:
         for each in self._loads:
             if each.client is client and each.number == number:
                 each.load.ask_to_stop()
+        self.exports.stop(client, number)
 
     def _look_at_loads(self) -> None:
         now = time.monotonic()
@@ -208,6 +227,7 @@ class Keeper:
     def close(self) -> None:
         """Put the machine down, and tell who asked for it."""
         self._listener.close()
+        self.exports.close()
         if self.forced:
             self.machine.abandon()
         self.machine.close()

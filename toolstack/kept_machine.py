@@ -44,6 +44,23 @@ class KeptMachine(Machine):
         """Send a guest a command. Raises GuestFailed, MachineError."""
         self._supervisor.send(guest, *message)
 
+    def hand(self, guest: str, descriptors: list[int], *message: Any) -> None:
+        """Send a guest a message with descriptors, which stay ours. Raises GuestFailed,
+        MachineError."""
+        self._supervisor.send(guest, *message, descriptors=descriptors)
+
+    def reserve(self, disk: Disk) -> int:
+        """See Crew."""
+        return self._crew.reserve(disk)
+
+    def release(self, disk: Disk) -> None:
+        """See Crew."""
+        self._crew.release(disk)
+
+    def end_of_use(self, guest: str, number: int) -> str | None:
+        """See Supervisor.end_of_load, which that of an export is told as."""
+        return self._supervisor.end_of_load(guest, number)
+
     def answer_of(self, guest: str) -> tuple[Any] | None:
         """What a guest has answered, if it has. Raises GuestFailed if that is an error, or none can
         come, and MachineError."""
