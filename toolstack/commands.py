@@ -11,6 +11,7 @@ from rich.console import Console
 
 from toolstack.cli import cli
 from toolstack.door import Command, Within, output_directory
+from toolstack.export_command import COMMAND as EXPORT
 from toolstack.loadspec import ConfigError
 from toolstack.look_command import look
 from toolstack.simulate import simulate
@@ -107,5 +108,5 @@ def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) ->
     make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
-for command in (*STAY, simulate, look, figure, compare, whatif):
+for command in (*STAY, EXPORT, simulate, look, figure, compare, whatif):
     cli.add_command(command)

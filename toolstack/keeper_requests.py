@@ -104,7 +104,7 @@ def load(keeper: Keeper, client: Client, number: int, spec: dict[str, Any], ever
 
 
 def export(keeper: Keeper, client: Client, number: int, domid: int, vdev: str, path: str) -> None:
-    """Serve a disk as NBD at `path` ("": in its directory) until `stop`: the socket, then its end."""
+    """Serve a disk as NBD until `stop`, at `path` ("": in its directory): "more" says where."""
     if not isinstance(domid, int) or not isinstance(vdev, str) or not isinstance(path, str):
         raise ConfigError("export: it takes a domid, a vdev and a path")
     keeper.exports.begin(client, number, domid, vdev, path, keeper.ask)

@@ -88,7 +88,7 @@ def print_machine(console: Console, machine: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name in ("vdev", "state", "target") else "right")
     for disk in machine["disks"]:
         read_only = ",access=ro" if disk["access"] == "ro" else ""
-        exported = f" at {disk['exported']}" if disk["exported"] else ""
+        exported = ", exported" if disk["exported"] else ""
         table.add_row(
             str(disk["domid"]),
             disk["vdev"],
