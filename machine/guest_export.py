@@ -77,8 +77,8 @@ class GuestExports:
     def begin(self, number: int, disk: GuestDisk) -> dict[str, Any]:
         """Export a disk, which nobody uses: what it is. Raises CommandError."""
         export, job = disk.export(Arena(ARENA_BYTES))
-        self._exports[disk.number] = _Exported(number, disk, export, job)
         self._driver.begin_export(disk.number, job, export)
+        self._exports[disk.number] = _Exported(number, disk, export, job)
         return self._exports[disk.number].offer._asdict()
 
     def let_in(self, disk: int, fds: Sequence[int]) -> None:
