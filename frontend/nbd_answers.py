@@ -32,7 +32,6 @@ from common.nbd_wire import (
 )
 from common.stream_socket import AGAIN, INTERRUPTED, send_from
 from frontend.blkfront_info import Blkfront
-from frontend.nbd_asked import buffer_of, enqueue_special, say_ready, take_io
 from frontend.nbd_export import (
     ENDING,
     HEADER_BYTES,
@@ -44,6 +43,7 @@ from frontend.nbd_export import (
     REQUESTS,
     Export,
 )
+from frontend.nbd_pieces import buffer_of, enqueue, say_ready, take_io
 
 
 @part
@@ -87,7 +87,7 @@ def _end(dev: Blkfront, x: Export, number: int, index: int) -> None:
     if request.fua != 0 and request.error == 0:
         request.fua = np.uint32(0)
         io = take_io(x, number, index)  # there is one: its own was given back just now
-        enqueue_special(dev, x, io, BLKIF_OP_FLUSH_DISKCACHE, 0, 0)
+        enqueue(dev, io, BLKIF_OP_FLUSH_DISKCACHE, 0, 0)
         return
     say_ready(x, number, index)
 

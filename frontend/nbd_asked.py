@@ -17,9 +17,8 @@ from common.abi import (
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
     SECTOR_SIZE,
-    XEN_PAGE_SIZE,
 )
-from common.compiled import kernel, part
+from common.compiled import part
 from common.copying import copy_bytes, zero_bytes
 from common.nbd_wire import (
     CMD_DISC,
@@ -43,7 +42,6 @@ from common.nbd_wire import (
     take_number,
 )
 from common.stream_socket import AGAIN, INTERRUPTED, receive_into
-from frontend import blkfront, journal
 from frontend.blkfront_info import Blkfront
 from frontend.load import Load
 from frontend.nbd_export import (
@@ -53,20 +51,13 @@ from frontend.nbd_export import (
     LIVE,
     LOST,
     NOBODY,
-    REQUESTS,
     Export,
 )
-from frontend.pattern import UNKNOWN
+from frontend.nbd_pieces import buffer_of, enqueue, forget, say_ready, take_io
 
 # What a connection waits for.
 BYTES: Final = 0
 OTHERS: Final = 1  # its I/Os, its requests, or nothing any more
-
-
-@part
-def buffer_of(dev: Blkfront, io: int) -> np.int64:
-    """The address of an I/O's buffer."""
-    return np.int64(dev.front[0].ram) + np.int64(dev.ios[io].frame) * XEN_PAGE_SIZE
 
 
 @part
@@ -194,16 +185,6 @@ def _refused(x: Export, command: int, flags: int, offset: int, length: int) -> i
 
 
 @part
-def say_ready(x: Export, number: int, index: int) -> None:
-    """A request's reply, or its beginning, may be sent when it is its turn."""
-    c = x.connections[number]
-    if x.requests[number, index].queued == 0:
-        x.requests[number, index].queued = np.uint32(1)
-        x.ready[number, (c.ready_first + c.nr_ready) % np.uint32(REQUESTS)] = np.int32(index)
-        c.nr_ready += np.uint32(1)
-
-
-@part
 def _go_on(dev: Blkfront, job: Load, x: Export, number: int) -> bool:
     """Begin another piece of the current request; False if something is missing."""
     c = x.connections[number]
@@ -217,18 +198,18 @@ def _go_on(dev: Blkfront, job: Load, x: Export, number: int) -> bool:
     piece, left = x.pieces[io], request.length - request.begun
     piece.at, piece.nbytes = request.begun, min(left, x.head[0].piece)
     if request.command == CMD_FLUSH:
-        enqueue_special(dev, x, io, BLKIF_OP_FLUSH_DISKCACHE, 0, 0)
+        enqueue(dev, io, BLKIF_OP_FLUSH_DISKCACHE, 0, 0)
     elif request.command == CMD_TRIM:
         piece.nbytes = left
-        _forget(job, request.offset // SECTOR_SIZE, left // SECTOR_SIZE)
-        enqueue_special(dev, x, io, BLKIF_OP_DISCARD, request.offset, left)
+        forget(job, request.offset // SECTOR_SIZE, left // SECTOR_SIZE)
+        enqueue(dev, io, BLKIF_OP_DISCARD, request.offset, left)
     elif request.command == CMD_READ:
         if request.first == NOBODY:
             request.first = np.int32(io)
         else:
             x.pieces[request.last].next = np.int32(io)
         request.last = np.int32(io)
-        _enqueue(dev, x, io, BLKIF_OP_READ, request.offset + piece.at)
+        enqueue(dev, io, BLKIF_OP_READ, request.offset + piece.at, piece.nbytes)
     elif request.command == CMD_WRITE_ZEROES:
         zero_bytes(buffer_of(dev, io), piece.nbytes)
         _write(dev, job, x, io, request.offset + piece.at)
@@ -238,18 +219,6 @@ def _go_on(dev: Blkfront, job: Load, x: Export, number: int) -> bool:
     if request.begun >= request.length and c.filling == NOBODY:
         c.current = np.int32(NOBODY)
     return True
-
-
-@part
-def take_io(x: Export, number: int, index: int) -> np.int64:
-    """An I/O of a connection that has one, for its request `index`."""
-    c = x.connections[number]
-    c.free_ios -= np.uint32(1)
-    io = np.int64(x.idle[number, c.free_ios])
-    piece = x.pieces[io]
-    piece.request, piece.next, piece.done = np.int32(index), np.int32(NOBODY), np.uint32(0)
-    x.requests[number, index].under_way += np.uint32(1)
-    return io
 
 
 @part
@@ -275,31 +244,6 @@ def _fill(dev: Blkfront, job: Load, x: Export, number: int) -> bool:
 
 @part
 def _write(dev: Blkfront, job: Load, x: Export, io: int, offset: int) -> None:
-    _forget(job, offset // SECTOR_SIZE, x.pieces[io].nbytes // SECTOR_SIZE)
-    _enqueue(dev, x, io, BLKIF_OP_WRITE, offset)
-
-
-@part
-def _forget(job: Load, sector: int, nr_sectors: int) -> None:
-    """A user writes here: no load knows what it holds."""
-    for at in range(sector, sector + nr_sectors):
-        job.versions[at] = np.uint32(UNKNOWN)
-    if job.journal.head[0].keeps != 0:
-        journal.forget(job.journal, sector, nr_sectors)
-
-
-@part
-def _enqueue(dev: Blkfront, x: Export, io: int, operation: int, offset: int) -> None:
-    enqueue_special(dev, x, io, operation, offset, x.pieces[io].nbytes)
-
-
-@kernel
-def enqueue_special(
-    dev: Blkfront, x: Export, io: int, operation: int, offset: int, nbytes: int
-) -> None:
-    """Queue an I/O. offset, nbytes: of the disk."""
-    queued = dev.ios[io]
-    queued.operation, queued.secure = np.uint16(operation), np.uint16(0)
-    queued.sector = np.uint64(offset // SECTOR_SIZE)
-    queued.nr_sectors = np.uint64(nbytes // SECTOR_SIZE)
-    blkfront.enqueue(dev, io)
+    nbytes = x.pieces[io].nbytes
+    forget(job, offset // SECTOR_SIZE, nbytes // SECTOR_SIZE)
+    enqueue(dev, io, BLKIF_OP_WRITE, offset, nbytes)

@@ -31,6 +31,7 @@ INPUT: Final = ("config",)
 HOW_TO_USE: Final = {
     "ls {}": "what it is, and what it does now",
     "load {} 1:xvda": "a load on a disk, or on a guest's, or on all",
+    "export {} 1:xvda": "a disk as NBD, for any program",
     "logs {}": "what it has said",
     "down {}": "the end of it",
 }
