@@ -4,7 +4,8 @@ Owns: an export from its beginning to its end, and its connections' sockets, whi
 accepts and hands over (a sealed guest makes none). Their I/O is `frontend/nbd_loop.py`'s, on the
 turns of `driver`.
 Rules: a client is not trusted. Who does not agree in time, or breaks the protocol, loses its
-connection and nothing else; beyond CONNECTIONS_MAX of a disk nobody is let in.
+connection and nothing else; beyond CONNECTIONS_MAX of a disk nobody is let in, but
+may wait a moment for one of them to go.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ from frontend.nbd_greeting import PIPELINED_MAX, Greeting, Offer
 from machine.guest_disk import GuestDisk
 
 GREETING_S: Final = 10.0
+ROOM_S: Final = 1.0  # of who finds too many there
 END_S: Final = 30.0  # of I/Os that are under way when an export ends
 ARENA_BYTES: Final = 1 << 16
 
@@ -51,6 +53,7 @@ class _Exported:
         self.number, self.disk, self.export, self.job = number, disk, export, job
         self.sockets: dict[int, socket.socket] = {}
         self.newcomers: dict[int, _Newcomer] = {}  # by descriptor
+        self.waiting: list[tuple[socket.socket, float]] = []  # for room, and until when
         self.ending_by = 0.0
         self.why = ""
 
@@ -83,26 +86,33 @@ class GuestExports:
 
     def let_in(self, disk: int, fds: Sequence[int]) -> None:
         """Clients of a disk have connected; these descriptors are ours."""
-        self.look_after()
+        exported = self._exports.get(disk)
         for fd in fds:
-            sock, exported = socket.socket(fileno=fd), self._exports.get(disk)
-            if (
-                exported is None
-                or exported.ending_by
-                or self._nr_clients(exported) >= (CONNECTIONS_MAX)
-            ):
+            sock = socket.socket(fileno=fd)
+            if exported is None or exported.ending_by or len(exported.waiting) == CONNECTIONS_MAX:
                 sock.close()
-                continue
-            sock.setblocking(False)
-            greeting = Greeting(exported.offer)
-            exported.newcomers[fd] = _Newcomer(sock, greeting)
-            for poller in self._pollers:
-                poller.register(fd, select.POLLIN)
-            self._send(exported, fd, greeting.opening)
+            else:
+                exported.waiting.append((sock, time.monotonic() + ROOM_S))
+        self.look_after()
 
-    @staticmethod
-    def _nr_clients(exported: _Exported) -> int:
-        return len(exported.newcomers) + len(exported.sockets)
+    def _greet_those_who_wait(self, exported: _Exported, now: float) -> None:
+        """As far as there is room; somebody may just have gone. Who waits too long is sent away."""
+        waiting, exported.waiting = exported.waiting, []
+        for sock, late_at in waiting:
+            if len(exported.newcomers) + len(exported.sockets) < CONNECTIONS_MAX:
+                self._greet(exported, sock)
+            elif now < late_at:
+                exported.waiting.append((sock, late_at))
+            else:
+                sock.close()
+
+    def _greet(self, exported: _Exported, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        fd, greeting = sock.fileno(), Greeting(exported.offer)
+        exported.newcomers[fd] = _Newcomer(sock, greeting)
+        for poller in self._pollers:
+            poller.register(fd, select.POLLIN)
+        self._send(exported, fd, greeting.opening)
 
     def stop(self, number: int) -> None:
         """The export asked for as `number` is to end: what is under way is awaited."""
@@ -115,6 +125,9 @@ class GuestExports:
         exported.job.load["stop"] = 1
         for fd in list(exported.newcomers):
             self._drop(exported, fd)
+        for waiting, _ in exported.waiting:
+            waiting.close()
+        exported.waiting.clear()
         for sock in exported.sockets.values():
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -175,7 +188,7 @@ class GuestExports:
     # --- what becomes of them -----------------------------------------------------------------
 
     def look_after(self) -> None:
-        """Let go who has gone, or is late."""
+        """Let go who has gone, or is late, and let in who waits."""
         now = time.monotonic()
         for exported in list(self._exports.values()):
             for fd, newcomer in list(exported.newcomers.items()):
@@ -185,6 +198,7 @@ class GuestExports:
                 if is_over(exported.export, number):
                     exported.sockets.pop(number).close()
                     exported.export.connections["state"][number] = FREE
+            self._greet_those_who_wait(exported, now)
 
     def ended(self) -> Iterator[tuple[int, str | None]]:
         """Each export that has ended, once, and why it failed, or None."""

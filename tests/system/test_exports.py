@@ -11,10 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from frontend.nbd_export import CONNECTIONS_MAX
 from tests.system.conftest import ROOT, environment, grantlab, leftovers
 from toolstack import LoadSpec, Topology, attach
 from toolstack.attached import AttachedMachine, up
@@ -233,6 +235,23 @@ def is_left(client: socket.socket) -> bool:
         return client.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+def test_one_client_hurts_itself_alone(machine: AttachedMachine) -> None:
+    """Rubbish, silence, a connection too many: the others are served."""
+    with machine.export(1, "xvda") as export, ExitStack() as stack:
+        rude = connected(export.socket)
+        rude.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert is_left(rude)
+        rude.close()
+        clients = [stack.enter_context(connected(export.socket)) for _ in range(CONNECTIONS_MAX)]
+        with socket.socket(socket.AF_UNIX) as late:
+            late.settimeout(20)
+            late.connect(export.socket)
+            assert is_left(late)
+        clients[0].close()
+        assert "16M" in run("nbdinfo", export.uri)
+        assert [len(machine.guest(2).disk.read(0, 512)), machine.status()["loads"]] == [512, 0]
 
 
 def test_ctrl_c_ends_the_export_and_not_the_machine(machine: AttachedMachine, base: Path) -> None:
