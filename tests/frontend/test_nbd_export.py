@@ -459,8 +459,10 @@ def test_a_farewell_comes_after_all_answers(world: World, client: Client) -> Non
     assert client.is_left()
 
 
-def test_the_end_of_its_sending_is_a_farewell(world: World, client: Client) -> None:
-    client.ask(nbd.CMD_READ, 0, SHARE_BYTES * 2)
+@pytest.mark.parametrize("nbytes", [512, SHARE_BYTES * 2])
+def test_the_end_of_its_sending_is_a_farewell(world: World, client: Client, nbytes: int) -> None:
+    """Also where it is told of together with the last that was sent."""
+    client.ask(nbd.CMD_READ, 0, nbytes)
     client.socket.shutdown(socket.SHUT_WR)
-    assert sum(len(each.data) for each in client.told(SHARE_BYTES * 2)) == SHARE_BYTES * 2
+    assert sum(len(each.data) for each in client.told(nbytes)) == nbytes
     assert client.is_left()
