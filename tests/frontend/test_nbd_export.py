@@ -20,6 +20,7 @@ from frontend.nbd_export import (
     FREE,
     IOS,
     LOST,
+    REQUESTS,
     begin_connection,
     export_load,
     is_over,
@@ -391,6 +392,22 @@ def test_a_read_that_fails_halfway_is_not_told_as_done(world: World, structured:
     else:
         assert client.is_left()
         assert len(client.got) < 3 * SHARE_BYTES
+
+
+def test_reads_that_fail_while_more_of_them_is_under_way_take_nothing_along(
+    world: World, client: Client
+) -> None:
+    world.pair.slow.add(READ)  # piece by piece
+    world.pair.statuses[READ] = ERROR
+    for cookie in range(2 * IOS):
+        client.ask(nbd.CMD_READ, 0, 4 * XEN_PAGE_SIZE, cookie=cookie)
+    assert sorted(client.told()) == [Told(cookie, nbd.EIO) for cookie in range(2 * IOS)]
+    c = world.export.connections[client.number]
+    assert (c["free_ios"], c["free_requests"]) == (IOS, REQUESTS)
+    world.pair.slow.clear()
+    world.pair.statuses.clear()
+    client.ask(nbd.CMD_READ, 0, SHARE_BYTES, cookie=1)
+    assert sum(len(each.data) for each in client.told(SHARE_BYTES)) == SHARE_BYTES
 
 
 # --- one hurts itself -----------------------------------------------------------------------------
