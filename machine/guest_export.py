@@ -4,8 +4,8 @@ Owns: an export from its beginning to its end, and its connections' sockets, whi
 accepts and hands over (a sealed guest makes none). Their I/O is `frontend/nbd_loop.py`'s, on the
 turns of `driver`.
 Rules: a client is not trusted. Who does not agree in time, or breaks the protocol, loses its
-connection and nothing else; beyond CONNECTIONS_MAX of a disk nobody is let in, but may wait a moment
-for one of them to go.
+connection and nothing else. Beyond CONNECTIONS_MAX of a disk nobody is let in, but may wait a
+moment for one of them to go.
 """
 
 import contextlib
