@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "run, up, ls, load, logs, down, export, simulate, look, figure, compare, whatif, bench, test,"
     " python"
-)FLAGS_OF_FIGURE = "--out, --scheduler, --workers, --runtime, --help"
+)
+FLAGS_OF_FIGURE = "--out, --scheduler, --workers, --runtime, --help"
 FLAGS_OF_BENCH = "--rounds, --seconds, --quick, --out, --help"
 
 
