@@ -18,7 +18,7 @@ from common.event_channel import FRUITLESS_MAX, FRUITLESS_NAP_S, EventChannel
 from common.faults import PeerFault
 from common.machine_memory import DISKS_MAX
 from common.ring import RSP
-from common.spinning import slept
+from common.spinning import be_impatient, slept
 from common.turns import (
     any_pending,
     both_of,
@@ -66,6 +66,7 @@ class Driver:
         self._serve: Callable[..., int] | None = None
         self._serve_exports: Callable[..., int] | None = None
         self._exports, self._ears = EXPORTS.rows(arena, DISKS_MAX), new_ears(arena)
+        self._spun_alone: dict[str, int] = {}  # how it spun before that
         self._epoll: select.epoll | None = None  # of the sockets of all exports, while there are
 
     def attach(self, ring: int, dev: Blkfront, channel: EventChannel) -> None:
@@ -99,6 +100,7 @@ class Driver:
             self._ears.head["epoll"] = self._epoll.fileno()
             hear_of(self._turns, self._epoll.fileno(), HEAR_NS)
             self._poller.register(self._epoll.fileno(), select.POLLIN)
+            self._spun_alone = be_impatient(self._turns.spin)  # clients want CPUs, too
         self._ears.head["rings"] |= np.uint64(1 << ring)
         self.begin(ring, job)
 
@@ -119,6 +121,8 @@ class Driver:
         self._ears.head["rings"] &= ~np.uint64(1 << ring)
         if self._epoll is not None and not self._ears.head["rings"][0]:
             hear_of(self._turns, -1)
+            for name, value in self._spun_alone.items():
+                self._turns.spin[name] = value
             self._poller.unregister(self._epoll.fileno())
             self._epoll.close()
             self._epoll = None

@@ -483,3 +483,12 @@ def test_the_end_of_its_sending_is_a_farewell(world: World, client: Client, nbyt
     client.socket.shutdown(socket.SHUT_WR)
     assert sum(len(each.data) for each in client.told(nbytes)) == nbytes
     assert client.is_left()
+
+
+def test_who_exports_leaves_cpus_to_the_clients_and_spins_as_before_after_it() -> None:
+    world = World()
+    spin, before = world.pair.spin, world.pair.driver._spun_alone
+    assert {"patience_max_ns", "patience_ns", "nap_share"} == before.keys()
+    assert not any(spin[name][0] for name in before)
+    world.close()
+    assert {name: spin[name][0] for name in before} == before
