@@ -22,13 +22,15 @@ from common.nbd_uri import SOCKET_PATH_MAX
 from toolstack.client import Client
 from toolstack.disks import Disk
 from toolstack.failures import GuestFailed, MachineError
-from toolstack.janitor import note_of
+from toolstack.janitor import note_of, remove_noted
 from toolstack.kept_machine import KeptMachine
 from toolstack.loadspec import ConfigError
 from toolstack.names import own_uid, peer_of
 
 BACKLOG: Final = 16
 OWN: Final = 0o177  # the mask of a socket that is its user's alone
+
+OFFERED: Final = ("nr_bytes", "flags", "block")  # of what a guest says that it serves
 
 Ask = Callable[..., None]
 
@@ -46,8 +48,11 @@ class Export:
 
     def answer(self, _: int, offer: Any) -> None:
         """The guest serves it from now on."""
+        told = {name: offer.get(name) for name in OFFERED} if isinstance(offer, dict) else {}
+        if not told or not all(isinstance(value, int) for value in told.values()):
+            self.refused = GuestFailed(f"{self.guest} answered nonsense for what it serves")
+            return
         self.begun = True
-        told = {name: offer.get(name) for name in ("nr_bytes", "flags", "block")}
         self.client.more(self.number, {"socket": self.path, **told})
 
     def refuse(self, _: int, error: Exception) -> None:
@@ -57,9 +62,7 @@ class Export:
     def close(self) -> None:
         """Nobody can connect any more, and nothing is left of the socket."""
         self.listener.close()
-        for path in (self.path, self._note):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        remove_noted(self._note)
 
 
 def _listen(path: str, run_dir: str) -> tuple[socket.socket, str]:
@@ -68,9 +71,10 @@ def _listen(path: str, run_dir: str) -> tuple[socket.socket, str]:
     mask = os.umask(OWN)
     try:
         listener.bind(path)
+        note = note_of(run_dir, path)
         listener.listen(BACKLOG)
         listener.setblocking(False)
-        return listener, note_of(run_dir, path)
+        return listener, note
     except OSError as error:
         listener.close()
         raise ConfigError(f"socket: '{path}' cannot be made: {error.strerror}") from None

@@ -26,18 +26,23 @@ def note_of(run_dir: str, path: str) -> str:
     return note
 
 
+def remove_noted(note: str) -> None:
+    """Remove a socket by the note of it, and the note; not what has taken the socket's name."""
+    with contextlib.suppress(OSError):
+        path = os.readlink(note)
+        os.unlink(note)
+        found = os.lstat(path)
+        named = f"{NOTE}{found.st_dev}-{found.st_ino}"
+        if stat.S_ISSOCK(found.st_mode) and os.path.basename(note) == named:
+            os.unlink(path)
+
+
 def remove(run_dir: str) -> None:
     """Remove a run directory, and the sockets that are noted there; not what has taken a name."""
     with contextlib.suppress(OSError):
         for name in os.listdir(run_dir):
-            if not name.startswith(NOTE):
-                continue
-            with contextlib.suppress(OSError):
-                path = os.readlink(os.path.join(run_dir, name))
-                found = os.lstat(path)
-                named = f"{NOTE}{found.st_dev}-{found.st_ino}"
-                if stat.S_ISSOCK(found.st_mode) and name == named:
-                    os.unlink(path)
+            if name.startswith(NOTE):
+                remove_noted(os.path.join(run_dir, name))
     shutil.rmtree(run_dir, ignore_errors=True)
 
 
