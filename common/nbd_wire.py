@@ -25,8 +25,9 @@ FLAG_FIXED_NEWSTYLE: Final = 1 << 0
 FLAG_NO_ZEROES: Final = 1 << 1
 
 OPT_EXPORT_NAME, OPT_ABORT, OPT_GO, OPT_STRUCTURED_REPLY = 1, 2, 7, 8
+OPT_LIST, OPT_INFO = 3, 6
 
-REP_ACK, REP_INFO = 1, 3
+REP_ACK, REP_SERVER, REP_INFO = 1, 2, 3
 REP_ERROR: Final = 1 << 31
 (
     REP_ERR_UNSUP,
@@ -59,13 +60,20 @@ PAYLOAD_MAX: Final = 1 << 25  # what a server takes that says nothing else
 FLAG_HAS_FLAGS: Final = 1 << 0
 FLAG_READ_ONLY: Final = 1 << 1
 FLAG_SEND_FLUSH: Final = 1 << 2
+FLAG_SEND_FUA: Final = 1 << 3
 FLAG_SEND_TRIM: Final = 1 << 5
+FLAG_SEND_WRITE_ZEROES: Final = 1 << 6
+FLAG_CAN_MULTI_CONN: Final = 1 << 8
 
 REQUEST_MAGIC: Final = 0x25609513
 SIMPLE_REPLY_MAGIC: Final = 0x67446698
 STRUCTURED_REPLY_MAGIC: Final = 0x668E33EF
 
 CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH, CMD_TRIM = range(5)
+CMD_WRITE_ZEROES: Final = 6
+
+CMD_FLAG_FUA: Final = 1 << 0
+CMD_FLAG_NO_HOLE: Final = 1 << 1
 
 REPLY_FLAG_DONE: Final = 1
 REPLY_NONE, REPLY_OFFSET_DATA, REPLY_OFFSET_HOLE = range(3)
@@ -73,7 +81,7 @@ REPLY_ERROR_BIT: Final = 1 << 15
 REPLY_ERROR, REPLY_ERROR_OFFSET = REPLY_ERROR_BIT + 1, REPLY_ERROR_BIT + 2
 
 # Errors are numbers of the protocol's own; those there are happen to be Linux's.
-EIO, EINVAL, ESHUTDOWN = 5, 22, 108
+EPERM, EIO, EINVAL, ENOSPC, ENOTSUP, ESHUTDOWN = 1, 5, 22, 28, 95, 108
 
 REQUEST: Final = Struct(">IHHQQI")  # magic, flags, type, cookie, offset, length
 SIMPLE_REPLY: Final = Struct(">IIQ")  # magic, error, cookie
@@ -134,3 +142,21 @@ def put_request(
     put_number(data, at + 8, 8, cookie)
     put_number(data, at + 16, 8, offset)
     put_number(data, at + 24, 4, length)
+
+
+@kernel
+def put_simple_reply(data: np.ndarray, at: int, error: int, cookie: int) -> None:
+    """Write a simple reply at `at` of `data` (u8); a read's bytes follow it."""
+    put_number(data, at, 4, SIMPLE_REPLY_MAGIC)
+    put_number(data, at + 4, 4, error)
+    put_number(data, at + 8, 8, cookie)
+
+
+@kernel
+def put_chunk(data: np.ndarray, at: int, done: int, type_: int, cookie: int, length: int) -> None:
+    """Write the fields that each chunk of a structured reply begins with at `at` of `data` (u8)."""
+    put_number(data, at, 4, STRUCTURED_REPLY_MAGIC)
+    put_number(data, at + 4, 2, REPLY_FLAG_DONE if done else 0)
+    put_number(data, at + 6, 2, type_)
+    put_number(data, at + 8, 8, cookie)
+    put_number(data, at + 16, 4, length)

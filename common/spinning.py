@@ -104,6 +104,15 @@ def new_spin(adaptive: bool, threads: int = 1, nap_share: int = 0) -> np.ndarray
     return spin
 
 
+def be_impatient(spin: np.ndarray) -> dict[str, int]:
+    """More threads want CPUs than the machine's, and wait for this one: it yields at once, and does
+    not nap. How it was before."""
+    before = {name: int(spin[name][0]) for name in ("patience_max_ns", "patience_ns", "nap_share")}
+    for name in before:
+        spin[name] = 0
+    return before
+
+
 @kernel
 def spins(spin: np.ndarray) -> bool:
     """Does this waiter ever spin?"""

@@ -17,8 +17,12 @@ FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 AGAIN: Final = -errno.EAGAIN
 INTERRUPTED: Final = -errno.EINTR
 
+IOVEC: Final = np.dtype([("address", "<u8"), ("nbytes", "<u8")])  # of readv(2) and writev(2)
+
 _send = types.ExternalFunction("send", types.intp(types.intc, types.uintp, types.uintp, types.intc))
 _recv = types.ExternalFunction("recv", types.intp(types.intc, types.uintp, types.uintp, types.intc))
+_readv = types.ExternalFunction("readv", types.intp(types.intc, types.uintp, types.intc))
+_writev = types.ExternalFunction("writev", types.intp(types.intc, types.uintp, types.intc))
 
 
 @kernel
@@ -34,3 +38,18 @@ def receive_some(fd: int, address: int, nbytes: int) -> np.int64:
     -errno; AGAIN if none are there."""
     got = _recv(np.int32(fd), np.uint64(address), np.uint64(nbytes), np.int32(FLAGS))
     return np.int64(got) if got >= 0 else -last_errno()
+
+
+@kernel
+def receive_into(fd: int, iovecs: int, count: int) -> np.int64:
+    """`receive_some` into the `count` parts that the IOVECs at an address name, one after the
+    other. The socket does not block."""
+    got = _readv(np.int32(fd), np.uint64(iovecs), np.int32(count))
+    return np.int64(got) if got >= 0 else -last_errno()
+
+
+@kernel
+def send_from(fd: int, iovecs: int, count: int) -> np.int64:
+    """`send_some` from such parts. The socket does not block, and SIGPIPE is ignored."""
+    sent = _writev(np.int32(fd), np.uint64(iovecs), np.int32(count))
+    return np.int64(sent) if sent >= 0 else -last_errno()

@@ -11,7 +11,7 @@ Rules
 3. A ring that sleeps is woken by its pending bit, which is looked at in every round; and so is what
    else may have something for it, whether it sleeps or is watched.
 4. A slice is bounded in time: then the outside world is looked at.
-5. What answers over a descriptor is asked for every `HEAR_NS`, between turns and while it spins.
+5. What answers over a descriptor is asked for every `hear_ns`, between turns and while it spins.
 """
 
 from typing import Any, Final, NamedTuple
@@ -56,7 +56,7 @@ TURNS: Final = np.dtype(
         ("peer", "<i4"),  # which producer of a ring is the peer's: `common/ring.py`
         ("count", "<i4"),
         ("place", "<i4"),  # in `order`: who had the last turn
-        ("pad", "<i4"),
+        ("hear_ns", "<i4"),  # how often the descriptor is looked at
         ("heard_ns", "<i8"),  # when the descriptor was last looked at
         ("polled", "<i4"),  # `struct pollfd`: what else may have something for a ring, or -1
         ("events", "<i4"),  # `events`, and above it `revents`
@@ -124,7 +124,7 @@ def new_turns(arena: Arena, rings_max: int, peer: int, spin: np.ndarray) -> Turn
     peer: the producer that is waited for, REQ or RSP; spin: the thread's, and its rings'.
     """
     head = arena.array(1, TURNS)
-    head["peer"], head["polled"] = peer, -1
+    head["peer"], head["polled"], head["hear_ns"] = peer, -1, HEAR_NS
     return Turns(
         head,
         arena.array(rings_max, np.int32),
@@ -174,9 +174,9 @@ def _tell(ends: np.ndarray, ring: int, company: int) -> None:
     end_of(ends, ring).turn[COMPANY] = company
 
 
-def hear_of(turns: Turns, fd: int) -> None:
-    """From now on `fd` is looked at, too; -1: none is."""
-    turns.head["polled"] = fd
+def hear_of(turns: Turns, fd: int, every_ns: int = HEAR_NS) -> None:
+    """From now on `fd` is looked at, too, every so often; -1: none is."""
+    turns.head["polled"], turns.head["hear_ns"] = fd, every_ns
 
 
 @kernel
@@ -226,7 +226,7 @@ def next_ring(turns: Turns) -> np.int64:
 @kernel
 def _hears(turns: Turns, now_ns: int) -> bool:
     head = turns.head[0]
-    if head.polled < 0 or now_ns - head.heard_ns < HEAR_NS:
+    if head.polled < 0 or now_ns - head.heard_ns < head.hear_ns:
         return False
     head.heard_ns, head.events = now_ns, np.int32(POLLIN)
     return _poll(turns.head.ctypes.data + POLLFD_AT, np.uint64(1), np.int32(0)) > 0

@@ -13,15 +13,17 @@ import numpy as np
 
 from common import effects
 from common.arena import Arena
+from common.compiled import direct
 from common.event_channel import FRUITLESS_MAX, FRUITLESS_NAP_S, EventChannel
 from common.faults import PeerFault
 from common.machine_memory import DISKS_MAX
 from common.ring import RSP
-from common.spinning import slept
+from common.spinning import be_impatient, slept
 from common.trace_log import Log
 from common.turns import (
     any_pending,
     both_of,
+    hear_of,
     leave_out,
     looked_at,
     make_ready,
@@ -32,11 +34,15 @@ from common.turns import (
 from common.wakeups import Carrier
 from frontend.blkfront_info import BLKFRONT, BROKEN_REASONS, Blkfront
 from frontend.load import LOAD, Load
+from frontend.nbd_export import EXPORTS, Export
+from frontend.nbd_loop import HEAR_NS, hear, listen_to, new_ears
+from frontend.nbd_loop import serve as serve_exports
 from frontend.room import abandon
 from frontend.traced import serving
 
 ARENA_BYTES: Final = 1 << 20
 MS: Final = 1_000_000  # nanoseconds
+IDLE_MS: Final = 1_000  # a sleep, while disks are exported: their clients may ask for nothing
 SUSPENDED_MS: Final = 20  # a sleep, while a disk waits for another ring: its far end shows no event
 
 
@@ -61,6 +67,10 @@ class Driver:
         self._poller = poller
         self._serve: Callable[..., int] | None = None
         self._log = log
+        self._serve_exports: Callable[..., int] | None = None
+        self._exports, self._ears = EXPORTS.rows(arena, DISKS_MAX), new_ears(arena)
+        self._spun_alone: dict[str, int] = {}  # how it spun before that
+        self._epoll: select.epoll | None = None  # of the sockets of all exports, while there are
 
     def attach(self, ring: int, dev: Blkfront, channel: EventChannel) -> None:
         """From now on `ring` is this device's, on that channel; whatever was there is not used."""
@@ -91,22 +101,56 @@ class Driver:
             self._shaped[ring] = job.load
         self._take_in(ring)
 
+    def begin_export(self, ring: int, job: Load, export: Export) -> None:
+        """The same, of a job whose I/Os are an export's: until its `stop` is set."""
+        EXPORTS.write(self._exports[ring], export)
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._ears.head["epoll"] = self._epoll.fileno()
+            hear_of(self._turns, self._epoll.fileno(), HEAR_NS)
+            self._poller.register(self._epoll.fileno(), select.POLLIN)
+            self._spun_alone = be_impatient(self._turns.spin)  # clients want CPUs, too
+        self._ears.head["rings"] |= np.uint64(1 << ring)
+        self.begin(ring, job)
+
+    def add_connection(self, ring: int, connection: int, fd: int) -> None:
+        """A socket is one of an export's connections; it is heard until it is closed."""
+        assert self._epoll is not None
+        listen_to(self._ears, fd, ring, connection)
+        self.stir(ring)
+
+    def stir(self, ring: int) -> None:
+        """Its job is to have a turn, though nothing has come."""
+        if ring in rings_of(self._turns):
+            make_ready(self._turns, ring)
+
+    def end_export(self, ring: int) -> None:
+        """The export is over: its job is done, or has failed, and its sockets are closed."""
+        assert ring not in self.running
+        self._ears.head["rings"] &= ~np.uint64(1 << ring)
+        if self._epoll is not None and not self._ears.head["rings"][0]:
+            hear_of(self._turns, -1)
+            for name, value in self._spun_alone.items():
+                self._turns.spin[name] = value
+            self._poller.unregister(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
     def turn(self, keep_going: Callable[[], None]) -> None:
         """A slice of all that run, or a sleep of all.
 
         `keep_going` is called after each and when a job has failed; it may `begin` and `fail` jobs,
         and may raise to end them.
         """
-        given = self.rings, self._jobs, self._turns
-        if self._serve is None:
-            self._serve = serving(*given, self._log)
         try:
             if self._shaped:
                 self._stir_those_due()
             if rings_of(self._turns):
-                self._do(*both_of(self._serve(*given)), keep_going)
+                self._do(*both_of(self._serve_all()), keep_going)
             else:
                 self._sleep()
+                if self._epoll is not None:  # else it would be told of the same again
+                    hear(self._exports, self._ears, self._turns)
                 keep_going()
         except BaseException:
             for ring in self.running:
@@ -114,6 +158,18 @@ class Driver:
             self._suspended.clear()
             self._shaped.clear()
             raise
+
+    def _serve_all(self) -> int:
+        """The compiled loop: where nothing is exported, one that knows of no sockets."""
+        if self._epoll is None:
+            alone = self.rings, self._jobs, self._turns
+            if self._serve is None:
+                self._serve = serving(*alone, self._log)
+            return self._serve(*alone)
+        given = self.rings, self._jobs, self._exports, self._ears, self._turns
+        if self._serve_exports is None:
+            self._serve_exports = direct(serve_exports, *given)
+        return self._serve_exports(*given)
 
     def run(self, jobs: Mapping[int, Load], keep_going: Callable[[], None]) -> dict[int, str]:
         """Run the job of each ring, all at once, until the last is DONE; those that failed, and
@@ -199,7 +255,10 @@ class Driver:
         poll(2) knows milliseconds only: what is left of one is slept, if no answer is awaited.
         """
         if not due_ns:
-            return list(self._poller.poll(SUSPENDED_MS if self._suspended else self.nap_ms))
+            idle_ms = self.nap_ms
+            if self._epoll is not None:
+                idle_ms = min(IDLE_MS, IDLE_MS if idle_ms is None else idle_ms)
+            return list(self._poller.poll(SUSPENDED_MS if self._suspended else idle_ms))
         left_ns = max(0, due_ns - time.monotonic_ns())
         if self.nap_ms is not None:
             left_ns = min(left_ns, self.nap_ms * MS)

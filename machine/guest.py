@@ -6,11 +6,12 @@ One thread for all disks; everything per request is compiled. Any number of load
 disks (`machine/guest_loads.py`). What is asked while a command is carried out is answered after it;
 the loads, the store and the disks' ends go on.
 
-Commands, with disks by number: connect, trace (some of the next load's), read, write, read_many,
-write_many, flush, discard, judge, versions, disconnect, exit. Their form is `common/control.py`'s.
-Not answered are ("load", id, jobs: each a disk and LoadPlan's fields) and ("stop", id); each load's
-end is told: ("ended", id, why it failed or None). Nor are suspend and resume, of all disks: the
-store says when they are done. A disk's new size is told, too: ("size", disk, bytes).
+Commands, with disks by number: connect, export, those of `machine/disk_commands.py`, disconnect,
+exit. Their form is `common/control.py`'s.
+Not answered are ("load", id, jobs: each a disk and LoadPlan's fields) and ("stop", id), of a load
+or an export; the end of either is told: ("ended", id, why it failed or None). Nor are ("nbd", disk)
+with the sockets of clients of an exported one, and suspend and resume, of all disks: the store says
+when they are done. A disk's new size is told, too: ("size", disk, bytes).
 """
 
 import functools
@@ -22,8 +23,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-import numpy as np
-
 from common import xenbus
 from common.control import CommandError, CommandTable, Control, Message, answer
 from common.faults import PeerFault
@@ -32,9 +31,11 @@ from common.xenstore import XenStoreClient
 from frontend.block_device import BlockDevice
 from frontend.driver import Driver
 from frontend.load import LoadPlan
+from machine.disk_commands import DiskCommands
 from machine.front_disk import FAR_END_S
 from machine.guest_disk import GuestDisk
 from machine.guest_disks import GuestDisks, all_of
+from machine.guest_export import GuestExports
 from machine.guest_loads import GuestLoads
 from machine.seat import Timers
 
@@ -48,7 +49,8 @@ T = TypeVar("T")
 
 
 class Guest:
-    """One guest domain; `serve` runs until told to exit. timers: of all its `disks`."""
+    """One guest domain; `serve` runs until told to exit. timers: of all its `disks`; poller: the
+    driver's."""
 
     def __init__(
         self,
@@ -57,20 +59,23 @@ class Guest:
         disks: GuestDisks,
         driver: Driver,
         timers: Timers,
+        poller: Any,
     ) -> None:
         self._control, self._store = control, store
         self._disks, self._driver, self._timers = disks, driver, timers
         self._loads = GuestLoads(disks, driver)
         self._used: GuestDisk | None = None  # by a command
-        disks.busy = lambda disk: disk is self._used or disk in self._loads
         self._deferred: deque[Message] = deque()  # came during an I/O, answered after it
         self._exiting = False
         self._poller = select.poll()
         for end in (control, store):
             self._poller.register(end, select.POLLIN)
+        self._exports = GuestExports(driver, self._poller, poller)
+        disks.busy = lambda disk: disk is self._used or self._is_used(disk)
         self._commands: CommandTable = {
-            name.removeprefix("command_"): self._translated(getattr(self, name))
-            for name in dir(self)
+            name.removeprefix("command_"): self._translated(getattr(owner, name))
+            for owner in (self, DiskCommands(self._use, self._disk))
+            for name in dir(owner)
             if name.startswith("command_")
         }
 
@@ -81,14 +86,15 @@ class Guest:
             self._pass_time(None)
             while self._deferred and not self._exiting:
                 self._obey(self._deferred.popleft())
-            for load, why in self._loads.ended():
-                self._control.send("ended", load, why)
+            for number, why in (*self._loads.ended(), *self._exports.ended()):
+                self._control.send("ended", number, why)
 
     def _obey(self, message: Message) -> None:
         if message[0] == "load":
             self._begin_load(*message[1:])
         elif message[0] == "stop":
             self._loads.stop(*message[1:])
+            self._exports.stop(*message[1:])
         else:
             answer(self._control, message, self._commands)
 
@@ -107,8 +113,9 @@ class Guest:
                 timeout_s = pause_s if timeout_s is None else min(timeout_s, pause_s)
         timeout_ms = None if timeout_s is None else math.ceil(timeout_s * 1000)
         ready = {fd for fd, _ in self._poller.poll(timeout_ms)}
-        if self._control.fileno() in ready and (message := self._control.receive(0)):
-            self._take(message)
+        if self._control.fileno() in ready:
+            self._take(*self._control.receive_with_descriptors())
+        self._exports.look(ready)
         if self._store.fileno() in ready:
             self._disks.take_events()
             for disk in self._disks.values():
@@ -117,9 +124,11 @@ class Guest:
         self._timers.ring()
         self._disks.look_after(self._between_slices_of_a_command)
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: Message, fds: list[int]) -> None:
         """suspend and resume are told and not asked: what runs goes on through both."""
-        if message[0] in ("suspend", "resume"):
+        if message[0] == "nbd":
+            self._exports.let_in(message[1], fds)
+        elif message[0] in ("suspend", "resume"):
             for disk in self._disks.values():
                 disk.vbd.tell(Suspend() if message[0] == "suspend" else Resume())
         else:
@@ -193,18 +202,17 @@ class Guest:
             if len(plans) < len(jobs):
                 raise CommandError("a disk has one load at a time")
             for number in plans:
+                if self._disks[number] in self._exports:
+                    raise self._disks[number].told("it is exported, and has one user at a time")
                 self._await_ring(number)
             self._loads.begin(load, plans)
         except REFUSED as error:
             self._control.send("ended", load, str(error))
 
-    def command_trace(self, disk: int, entries: bytes) -> None:
-        """GuestDisk.add_to_trace."""
-        self._disk(disk).add_to_trace(entries)
-
     def _between_slices(self) -> None:
         self._turn(0)
         self._loads.look_after_disks()
+        self._exports.look_after()
 
     def _between_slices_of_a_command(self) -> None:
         self._between_slices()
@@ -215,38 +223,21 @@ class Guest:
         self._await(lambda: disk.at_rest, CONNECT_TIMEOUT_S)
         return CommandError(disk.failure())
 
-    def command_read(self, disk: int, offset: int, nbytes: int) -> bytes:
-        """BlockDevice.read."""
-        return self._use(disk, lambda device: device.read(offset, nbytes))
+    def command_export(self, export: int, disk: int) -> dict[str, Any]:
+        """Serve a disk's clients, who come by `nbd`, until `stop`; what they are told of it."""
+        found = self._disk(disk)
+        self._require_unused(found)
+        self._await_ring(disk)
+        return self._exports.begin(export, found)
 
-    def command_write(self, disk: int, offset: int, data: bytes) -> int:
-        """BlockDevice.write."""
-        return self._use(disk, lambda device: device.write(offset, data))
+    def _is_used(self, disk: GuestDisk) -> bool:
+        return disk in self._loads or disk in self._exports
 
-    def command_read_many(self, disk: int, offsets: list[int], nbytes: int) -> bytes:
-        """BlockDevice.read_many, row after row."""
-        return self._use(disk, lambda device: device.read_many(offsets, nbytes).tobytes())
-
-    def command_write_many(self, disk: int, offsets: list[int], data: bytes) -> None:
-        """BlockDevice.write_many, row after row."""
-        rows = np.frombuffer(data, np.uint8).reshape(len(offsets), -1)
-        self._use(disk, lambda device: device.write_many(offsets, rows))
-
-    def command_flush(self, disk: int) -> None:
-        """BlockDevice.flush."""
-        self._use(disk, lambda _: self._disk(disk).flush())
-
-    def command_discard(self, disk: int, offset: int, nbytes: int, secure: bool) -> None:
-        """BlockDevice.discard."""
-        self._use(disk, lambda device: device.discard(offset, nbytes, secure))
-
-    def command_judge(self, disk: int, sector: int, nr_sectors: int) -> dict[str, Any]:
-        """GuestDisk.judged."""
-        return self._use(disk, lambda _: self._disk(disk).judged(sector, nr_sectors))
-
-    def command_versions(self, disk: int, *arguments: Any) -> bytes:
-        """GuestDisk.versions."""
-        return self._disk(disk).versions(*arguments)
+    def _require_unused(self, disk: GuestDisk) -> None:
+        if disk in self._loads:
+            raise disk.told("it has a load: a disk does one thing at a time")
+        if disk in self._exports:
+            raise disk.told("it is exported: a disk does one thing at a time")
 
     def _await_ring(self, number: int) -> None:
         """Until the disk has a ring, if it waits for another, or has come just now."""
@@ -259,8 +250,7 @@ class Guest:
             self._heed_exit()
 
     def _use(self, number: int, do: Callable[[BlockDevice], T]) -> T:
-        if (disk := self._disk(number)) in self._loads:
-            raise disk.told("it has a load: a disk does one thing at a time")
+        self._require_unused(disk := self._disk(number))
         self._await_ring(number)
         if not disk.vbd.usable:
             self._await(lambda: disk.at_rest, CONNECT_TIMEOUT_S)

@@ -32,6 +32,7 @@ from frontend.journal import (
 )
 from frontend.judge import FOUND, judge, new_judgement
 from frontend.load import Load, LoadPlan, new_load
+from frontend.nbd_export import Export, export_load, new_export
 from frontend.pattern import UNKNOWN, disk_name
 from frontend.state_file import state_arrays
 from frontend.vbd import NR_IOS
@@ -186,6 +187,15 @@ class GuestDisk:
         now_ns = time.monotonic_ns()
         known = self._versions, self._latency, self._name, now_ns
         return new_load(Arena(), plan, dev, *known, kept=self._journal, trace=trace)
+
+    def export(self, arena: Arena) -> tuple[Export, Load]:
+        """Of all that is known of it, for clients; and its ring's job. Raises CommandError."""
+        self.connected()
+        disk, dev = self.vbd.disk, self._driver.dev(self.number)
+        assert disk is not None
+        frames = self.vbd.first_buffer, len(self.vbd.buffers()) // XEN_PAGE_SIZE
+        export = new_export(disk, len(self._versions), dev.ios, *frames)
+        return export, export_load(arena, self._versions, self._journal)
 
     def add_to_trace(self, entries: bytes) -> None:
         """More of what the next load on it replays: TRACE. Raises CommandError."""

@@ -76,4 +76,4 @@ def main(config: dict[str, Any], descriptors: list[int]) -> None:
 
         disks = GuestDisks(settings.domid, settings.places, client, driver, make)
         disks.begin(settings.disks)
-        Guest(control, client, disks, driver, timers).serve()
+        Guest(control, client, disks, driver, timers, poller).serve()

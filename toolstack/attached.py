@@ -18,16 +18,16 @@ from common.control import ControlLost, control_pair
 from toolstack.config import bytes_of
 from toolstack.disk_checks import size_there
 from toolstack.disks import Disk, DiskSpec
+from toolstack.exported import Export
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.jobs import jobs_on, load_of
 from toolstack.loadspec import VDEVS, LoadSpec
 from toolstack.names import DEFAULT, checked_name, connect_to, peer_of
 from toolstack.programs import start_program
 from toolstack.results import counters
-from toolstack.settings import SPARE_DISKS
-from toolstack.snapshot import Snapshot, only
+from toolstack.snapshot import Snapshot
 from toolstack.snapshot_wire import from_plain
-from toolstack.topology import ConfigError, Topology
+from toolstack.topology import Topology, with_spare_disks
 from toolstack.verify_state import Verdict, kept_of
 from toolstack.wire import ERRORS, ConnectionLost, Requests
 
@@ -65,19 +65,6 @@ def up(topology: Topology, name: str, say: Callable[[str], None]) -> None:
         raise ERRORS.get(message[1], MachineError)(message[2])
     if message[0] != "up":
         raise MachineError(f"machine {name!r} does not start within {UP_TIMEOUT_S:g} s")
-
-
-def with_spare_disks(topology: Topology) -> Topology:
-    """The same with room for disks that come later, where nothing was said of that: as many as this
-    host has room for."""
-    if "spare_disks" in topology.model_fields_set:
-        return topology
-    for spare in range(SPARE_DISKS, 0, -1):
-        with contextlib.suppress(ConfigError):
-            roomy = Topology(**{**topology.given(), "spare_disks": spare})
-            roomy.check_host()
-            return roomy
-    return topology
 
 
 def attach(name: str = DEFAULT, timeout_s: float | None = None) -> "AttachedMachine":
@@ -251,6 +238,11 @@ class AttachedMachine:
         if failed:
             raise GuestFailed("; ".join(failed))
 
+    def export(self, domid: int, vdev: str = "xvda", socket: str = "") -> Export:
+        """Serve a guest's disk as NBD at `socket`, or in the machine's directory: a context manager
+        that ends it. Raises ConfigError, MachineError."""
+        return Export(self._requests, domid, vdev, socket)
+
     def judge(self) -> list[Verdict]:
         """See Machine.judge."""
         disks = kept_of(self.topology.every_disk()) if self.topology.verify_state else []
@@ -281,24 +273,6 @@ class AttachedMachine:
             os.close(keeper)
         if self.close_failure:
             raise MachineError(self.close_failure)
-
-
-class Part:
-    """Some disks of a machine, by domid and number: what it counts is theirs, as far as there is
-    such a thing (`snapshot.only`)."""
-
-    def __init__(self, machine: AttachedMachine, disks: Sequence[tuple[int, int]]) -> None:
-        self._machine, self._disks = machine, disks
-
-    def snapshot(self) -> Snapshot:
-        """Every counter as it stands."""
-        return only(self._machine.snapshot(), self._disks)
-
-    def load(self, load: LoadSpec, every_s: float = 0.5) -> Generator[Snapshot, None, None]:
-        """See AttachedMachine.load."""
-        with contextlib.closing(self._machine.load(load, every_s)) as running:
-            for each in running:
-                yield only(each, self._disks)
 
 
 def _await_end(keeper: int) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from toolstack.cli import cli
 from toolstack.door import Command, Numbers, Within, output_directory
+from toolstack.export_command import COMMAND as EXPORT
 from toolstack.eye_commands import COMMANDS as EYES
 from toolstack.life_commands import COMMANDS as LIFE
 from toolstack.loadspec import ConfigError
@@ -121,6 +122,7 @@ def whatif(out: str, scheduler: str | None, workers: int | None, quick: bool) ->
     make_whatif(output_directory(out), scheduler, workers, QUICK if quick else FULL)
 
 
-EVERY: Final = (*STAY, *PLUG, *LIFE, *EYES, trace, report, simulate, look, figure, compare, whatif)
-for command in EVERY:
+EYE: Final = (*EYES, trace, report)
+ALONE: Final = (simulate, look, figure, compare, whatif)
+for command in (*STAY, *PLUG, EXPORT, *LIFE, *EYE, *ALONE):
     cli.add_command(command)

@@ -36,6 +36,7 @@ class Crew:
         self.failures: dict[str, str] = {}
         self._loads = itertools.count(1)
         self._running: list[RunningLoad] = []
+        self._exported: set[tuple[int, int]] = set()  # by domid and number
 
     def living(self) -> list[str]:
         """The names of those that live."""
@@ -71,6 +72,8 @@ class Crew:
             both = [job.disk for job in jobs if (job.disk.domid, job.disk.number) in load.places]
             if both and not load.look():
                 raise MachineError(f"{min(both, key=str)} has a load, and has one at a time")
+        if both := [job.disk for job in jobs if self.use_of(job.disk) == "is exported"]:
+            raise MachineError(f"{min(both, key=str)} is exported, and has one user at a time")
         plans: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for job in jobs:
             of_guest = plans.setdefault(self._names[job.disk.domid], [])
@@ -83,9 +86,24 @@ class Crew:
         load.begin({name: plans[name] for name in self.living() if name in plans})
         return load
 
-    def has_load(self, disk: Disk) -> bool:
-        """Does one run on it?"""
-        return any((disk.domid, disk.number) in load.places for load in self._running)
+    def use_of(self, disk: Disk) -> str:
+        """What somebody does with it now, in words; or ""."""
+        place = disk.domid, disk.number
+        if place in self._exported:
+            return "is exported"
+        return "has a load" if any(place in load.places for load in self._running) else ""
+
+    def reserve(self, disk: Disk) -> int:
+        """A disk is to be exported; the number of that among loads. Raises MachineError if it is
+        used."""
+        if use := self.use_of(disk):
+            raise MachineError(f"{disk} {use}, and has one user at a time")
+        self._exported.add((disk.domid, disk.number))
+        return next(self._loads)
+
+    def release(self, disk: Disk) -> None:
+        """It is exported no more."""
+        self._exported.discard((disk.domid, disk.number))
 
     def forget(self, load: "RunningLoad") -> None:
         """It has ended."""

@@ -14,7 +14,7 @@ SUSPENDED: Final = "suspended"
 TO_SUSPEND: Final = "being suspended"
 TO_RESUME: Final = "being resumed"
 
-LAST: Final = ("stop", "disconnect", "exit")
+LAST: Final = ("stop", "disconnect", "exit", "nbd")  # a client of an export may come, and waits
 MAY_BE_TOLD: Final = {  # who is paused reads nothing: what is told then waits in its connection
     PAUSED: ("stop",),
     TO_SUSPEND: LAST,

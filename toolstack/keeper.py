@@ -16,11 +16,12 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from common.control import MESSAGE_MAX, one_line
 from toolstack.client import Client
 from toolstack.crew import RunningLoad
+from toolstack.exports import Exports, poll_on
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.kept_machine import KeptMachine
 from toolstack.names import own_uid, peer_of
@@ -33,10 +34,20 @@ EVERY_MIN_S: Final = 0.02  # between two pieces of progress of a load
 IDLE_S: Final = 1.0  # between two looks at one that nobody waits for
 
 
+class Asker(Protocol):
+    """Who is told what a guest answers."""
+
+    def answer(self, number: int, value: Any) -> None:
+        """It is done."""
+
+    def refuse(self, number: int, error: Exception) -> None:
+        """It could not be."""
+
+
 class Asked:
     """What a guest was asked by whom, and until when, by its own clock, it may take."""
 
-    def __init__(self, client: Client, number: int, late_at: float) -> None:
+    def __init__(self, client: Asker, number: int, late_at: float) -> None:
         self.client, self.number, self.late_at = client, number, late_at
 
 
@@ -69,6 +80,7 @@ class Keeper:
         self._asked: dict[str, deque[Asked]] = {}
         self.orders = Orders()
         self._loads: list[Attached] = []
+        self.exports = Exports(machine)
 
     @property
     def nr_loads(self) -> int:
@@ -88,10 +100,11 @@ class Keeper:
             poller.register(client, select.POLLIN | writes)
         for fd in [] if self.died and not self.orders else self.machine.descriptors():
             poller.register(fd, select.POLLIN)
+        poll_on(poller, self.exports)
         ready = {fd for fd, _ in poller.poll(self._pause_ms())}
         if self._listener.fileno() in ready:
             self._accept()
-        self._watch_machine()
+        self._watch_machine(ready)
         for client in [client for fd, client in self._clients.items() if fd in ready]:
             try:
                 client.flush()
@@ -123,13 +136,15 @@ class Keeper:
     def _lose(self, client: Client) -> None:
         self._clients.pop(client.fileno(), None)
         client.close()
+        with contextlib.suppress(MachineError):  # as below
+            self.exports.stop(client)
         for each in [each for each in self._loads if each.client is client]:
             with contextlib.suppress(MachineError):  # which is noticed by who watches it
                 each.load.ask_to_stop()
 
     # --- the machine ------------------------------------------------------------------------
 
-    def _watch_machine(self) -> None:
+    def _watch_machine(self, ready: set[int]) -> None:
         if self.died:
             if self.orders:
                 self.machine.listen()
@@ -139,6 +154,8 @@ class Keeper:
             self.machine.watch()
             self._take_answers()
             self._look_at_loads()
+            self.exports.accept(ready)
+            self.exports.look()
             self.orders.look()
         except MachineError as error:
             self._machine_died(str(error))
@@ -151,13 +168,14 @@ class Keeper:
                 each.client.refuse(each.number, MachineError(how))
         for attached in self._loads:
             attached.client.refuse(attached.number, MachineError(how))
+        self.exports.died(how)
         self._asked.clear()
         self._loads.clear()
         self.orders.end(how)
         if self.machine.topology.on_crash != "preserve":
             self.machine.close()
 
-    def ask(self, client: Client, number: int, guest: str, *message: Any) -> None:
+    def ask(self, client: Asker, number: int, guest: str, *message: Any) -> None:
         """Send a guest a command, whose answer is the client's. Raises MachineError."""
         if len(packed(*message)) > MESSAGE_MAX:
             raise MachineError(f"{one_line(message[0])}: is longer than a message may be")
@@ -202,6 +220,7 @@ class Keeper:
                 if (held := each.load.held) and not each.left:
                     client.refuse(number, MachineError(f"{held}: the load ends once it goes on"))
                     each.left = True
+        self.exports.stop(client, number)
 
     def _look_at_loads(self) -> None:
         now = time.monotonic()
@@ -226,6 +245,7 @@ class Keeper:
     def close(self) -> None:
         """Put the machine down, and tell who asked for it."""
         self._listener.close()
+        self.exports.close()
         if self.forced:
             self.machine.abandon()
         self.machine.close()

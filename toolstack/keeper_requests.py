@@ -80,6 +80,9 @@ def status(keeper: Keeper, client: Client, number: int) -> None:
     machine, others = keeper.machine, keeper.machine.follow()
     now = machine.snapshot()
     found = {"domains": machine.domains(now), "disks": machine.disks(now, others)}
+    sockets = {(disk.domid, disk.vdev): path for disk, path in keeper.exports.sockets().items()}
+    for disk in found["disks"]:
+        disk["exported"] = sockets.get((disk["domid"], disk["vdev"]), "")
     client.answer(number, {**found, "loads": keeper.nr_loads})
 
 
@@ -118,8 +121,15 @@ def load(keeper: Keeper, client: Client, number: int, spec: dict[str, Any], ever
     keeper.attach(client, number, begun, seconds)
 
 
+def export(keeper: Keeper, client: Client, number: int, domid: int, vdev: str, path: str) -> None:
+    """Serve a disk as NBD until `stop`, at `path` ("": in its directory): "more" says where."""
+    if not isinstance(domid, int) or not isinstance(vdev, str) or not isinstance(path, str):
+        raise ConfigError("export: it takes a domid, a vdev and a path")
+    keeper.exports.begin(client, number, domid, vdev, path, keeper.ask)
+
+
 def stop(keeper: Keeper, client: Client, number: int, of: int) -> None:
-    """The load that request `of` of this client began is to end; answered by that one."""
+    """The load or export that request `of` of this client began is to end; that one answers."""
     keeper.stop_load(client, of)
 
 
@@ -132,7 +142,18 @@ def down(keeper: Keeper, client: Client, number: int, forced: bool = False) -> N
 REQUESTS: Final[dict[str, Request]] = {
     **{
         each.__name__: each
-        for each in (describe, status, snapshot, open_trace, take_trace, guest, load, stop, down)
+        for each in (
+            describe,
+            status,
+            snapshot,
+            open_trace,
+            take_trace,
+            guest,
+            load,
+            export,
+            stop,
+            down,
+        )
     },
     **PLUG,
     **LIFE,

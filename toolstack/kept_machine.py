@@ -16,6 +16,7 @@ from toolstack.conversation import Conversation
 from toolstack.crew import RunningLoad
 from toolstack.disks import Disk, device_of
 from toolstack.failures import MachineError
+from toolstack.hold import PAUSED
 from toolstack.jobs import jobs_on
 from toolstack.loadspec import ConfigError, LoadSpec
 from toolstack.look import asking
@@ -61,6 +62,27 @@ class KeptMachine(PluggedMachine):
     def tell(self, guest: str, *message: Any) -> None:
         """Send a guest a command. Raises GuestFailed, MachineError."""
         self._supervisor.send(guest, *message)
+
+    def is_paused(self, guest: str) -> bool:
+        """Does its process not run?"""
+        return PAUSED in self._supervisor.children[guest].hold.why
+
+    def hand(self, guest: str, descriptors: list[int], *message: Any) -> None:
+        """Send a guest a message with descriptors, which stay ours. Raises GuestFailed,
+        MachineError."""
+        self._supervisor.send(guest, *message, descriptors=descriptors)
+
+    def reserve(self, disk: Disk) -> int:
+        """See Crew."""
+        return self._crew.reserve(disk)
+
+    def release(self, disk: Disk) -> None:
+        """See Crew."""
+        self._crew.release(disk)
+
+    def end_of_use(self, guest: str, number: int) -> str | None:
+        """See Supervisor.end_of_load, which that of an export is told as."""
+        return self._supervisor.end_of_load(guest, number)
 
     def answer_of(self, guest: str) -> tuple[Any] | None:
         """What a guest has answered, if it has. Raises GuestFailed if that is an error, or none can

@@ -110,13 +110,14 @@ def print_machine(console: Console, machine: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name in ("vdev", "state", "target") else "right")
     for disk in machine["disks"]:
         read_only = ",access=ro" if disk["access"] == "ro" else ""
+        exported = ", exported" if disk["exported"] else ""
         table.add_row(
             str(disk["domid"]),
             disk["vdev"],
             str(disk["device"]),
             disk["state"],
             size_text(disk["size"]),
-            disk["target"] + read_only,
+            disk["target"] + read_only + exported,
             number(disk["grants_kept"]),
             number(round(disk["iops"])),
         )

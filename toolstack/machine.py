@@ -109,8 +109,7 @@ class Machine:
         recovery.start()
         supervisor.survives = recovery.survives
         self._sight = Sight(self._memory, topology, self._stats)
-        # Before there is any end of a disk: a guest that sees its backend announced connects at
-        # once, and what that costs is set-up.
+        # Before there is any end of a disk: a guest that sees its backend's connects at once.
         self.booted = self.snapshot()
         for domid, disks in self._disks.items():
             self._stores.give(disks)

@@ -11,7 +11,6 @@ Rules
 import fcntl
 import os
 import re
-import shutil
 import socket
 import struct
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from toolstack.failures import MachineError
+from toolstack.janitor import remove
 from toolstack.loadspec import ConfigError, shown
 
 DEFAULT: Final = "default"
@@ -118,7 +118,7 @@ def take_name(name: str) -> int:
     for _ in range(TRIES):  # somebody else may want the same name at this moment
         if lives(name):
             raise MachineError(f"machine {name!r} is up already; `down {name}` puts it down")
-        shutil.rmtree(path, ignore_errors=True)  # of one that was killed
+        remove(path)  # of one that was killed
         try:
             os.mkdir(path, 0o700)
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -149,7 +149,7 @@ def connect_to(name: str) -> socket.socket:
     if not lives(name):
         there = ", ".join(machine_names()) or "none"
         was_killed = os.path.lexists(path)
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
         how = "is gone: its keeper was killed, and what it left is removed" if was_killed else ""
         raise NoSuchMachine(f"machine {name!r} {how or 'is not up'}; machines that are: {there}")
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

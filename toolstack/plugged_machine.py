@@ -79,8 +79,8 @@ class PluggedMachine(Machine):
                 self._supervisor.children[self._names[domid]].hold.allow("detach")
             if any((p.domid, p.vdev) == (domid, vdev) for p, _ in self._plugs):
                 raise MachineError(f"guest {domid}'s {vdev} is on its way already")
-            if disk is not None and not force and self._crew.has_load(disk):
-                raise MachineError(f"{disk} has a load: end that first; --force has it fail")
+            if disk is not None and not force and (use := self._crew.use_of(disk)):
+                raise MachineError(f"{disk} {use}: end that first; --force has it fail")
             plugging = Detaching(self._store, domid, vdev, force)
             self._plugs.append((plugging, disk))
             return plugging

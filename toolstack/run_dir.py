@@ -4,12 +4,12 @@ Owns: its making, and the janitor that removes it if the supervisor cannot.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from toolstack.failures import MachineError
+from toolstack.janitor import remove
 
 
 class RunDir:
@@ -40,7 +40,7 @@ class RunDir:
 
     def remove(self) -> None:
         """Remove it, and end the janitor. Idempotent."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove(self.path)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
-from toolstack.attached import AttachedMachine, Part, attach, kill, up
+from toolstack.attached import AttachedMachine, attach, kill, up
 from toolstack.cli import console_for, load_stages, settings
 from toolstack.door import Command, RunEnded
 from toolstack.failures import MachineError
@@ -20,6 +20,7 @@ from toolstack.flags import FLAGS, LOAD, MACHINE, OUTPUT, SPARE, WHICH, Flag, as
 from toolstack.jobs import jobs_on
 from toolstack.listing import gathered, print_machine
 from toolstack.loadspec import VDEVS, ConfigError, LoadSpec, shown
+from toolstack.machine_part import Part
 from toolstack.names import DEFAULT, LOG, checked_name, machine_names
 from toolstack.report import print_report
 from toolstack.results import build_run, faults
@@ -32,6 +33,7 @@ HOW_TO_USE: Final = {
     "ls {}": "what it is, and what it does now",
     "load {} 1:xvda": "a load on a disk, or on a guest's, or on all",
     "attach {} 1 ram:16m": "one more disk; `detach` takes it away",
+    "export {} 1:xvda": "a disk as NBD, for any program",
     "logs {}": "what it has said",
     "down {}": "the end of it",
 }

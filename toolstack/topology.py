@@ -4,13 +4,14 @@ Owns: how a machine is started, and what is then known of it by those who need n
 itself. What the settings are, and when they are refused, is `toolstack/settings.py`'s.
 """
 
+import contextlib
 from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from toolstack.disk_checks import check_disks
 from toolstack.loadspec import ConfigError, LoadSpec
-from toolstack.settings import MODES, PRESETS, Mode, Settings
+from toolstack.settings import MODES, PRESETS, SPARE_DISKS, Mode, Settings
 from toolstack.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -89,3 +90,16 @@ class Topology(Settings):
     def check_disks(self) -> None:
         """Are the files and servers of its disks there? Raises ConfigError."""
         check_disks(self)
+
+
+def with_spare_disks(topology: Topology) -> Topology:
+    """The same with room for disks that come later, where nothing was said of that: as many as this
+    host has room for."""
+    if "spare_disks" in topology.model_fields_set:
+        return topology
+    for spare in range(SPARE_DISKS, 0, -1):
+        with contextlib.suppress(ConfigError):
+            roomy = Topology(**{**topology.given(), "spare_disks": spare})
+            roomy.check_host()
+            return roomy
+    return topology

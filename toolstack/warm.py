@@ -57,6 +57,9 @@ from frontend.grants import end_access, grant_access, new_grants
 from frontend.journal import begin_flush, end_flush, forget, new_journal
 from frontend.judge import judge, new_judgement
 from frontend.load import LOAD, Load, LoadPlan, new_load, no_load
+from frontend.nbd_export import EXPORTS
+from frontend.nbd_loop import hear, listen_to, new_ears
+from frontend.nbd_loop import serve as serve_exports
 from frontend.room import abandon
 from frontend.stepper import run, serve
 from frontend.traced import serving
@@ -168,6 +171,10 @@ def _warm_turns(machine: _TinyMachine) -> None:
     assert both_of(serve(machine.rings, machine.jobs, turns)) == (effects.DONE, 0)
     any_pending(turns)
     abandon(front)
+    exports, ears = EXPORTS.rows(machine.arena, DISKS_MAX), new_ears(machine.arena)
+    direct(serve_exports, machine.rings, machine.jobs, exports, ears, turns)
+    hear(exports, ears, turns)  # of no socket
+    listen_to(ears, -1, 0, 0)
 
 
 def _warm_traced(machine: _TinyMachine) -> None:

@@ -14,8 +14,9 @@ from toolstack.failures import MachineError
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    "run, up, ls, load, logs, down, attach, detach, pause, unpause, suspend, resume, resize,"
-    " metrics, top, trace, report, simulate, look, figure, compare, whatif, bench, test, python"
+    "run, up, ls, load, logs, down, attach, detach, export, pause, unpause, suspend, resume,"
+    " resize, metrics, top, trace, report, simulate, look, figure, compare, whatif, bench, test,"
+    " python"
 )
 FLAGS_OF_FIGURE = "--out, --scheduler, --workers, --runtime, --guests, --help"
 FLAGS_OF_BENCH = "--rounds, --seconds, --quick, --out, --help"

@@ -2,13 +2,12 @@
 
 import pytest
 
-from toolstack.attached import with_spare_disks
 from toolstack.disks import Disk, DiskSpec
 from toolstack.limits import Host, Shape, check_host
 from toolstack.listing import _told
 from toolstack.loadspec import ConfigError
 from toolstack.settings import Settings
-from toolstack.topology import Topology
+from toolstack.topology import Topology, with_spare_disks
 
 TWO = Settings(guests=2, disks=["ram:1m", "ram:2m,vdev=xvdf"], spare_disks=3)
 
