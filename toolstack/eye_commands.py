@@ -112,7 +112,7 @@ def _top(name: str) -> None:
         app = run_top(name, first, lambda: see(machine))
     if app.ended_by is not None:
         how = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-        raise RunEnded(how.get(app.ended_by, "hung up"), 128 + app.ended_by)
+        raise RunEnded(how[app.ended_by], 128 + app.ended_by)
     if app.failure:
         raise RunEnded(f"machine {name!r}: {app.failure}")
 

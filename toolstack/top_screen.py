@@ -213,7 +213,8 @@ def run_top(name: str, first: Seen, look: Look) -> Top:
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # SIGHUP ends it at once: there is no terminal to restore, and nobody reads what is written.
+        for each in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(each, app.end_by, each)
         await app.run_async()
 

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -173,6 +174,11 @@ def test_eyes_are_on_a_machine_until_it_goes(staying: AttachedMachine, run_base:
     )
     assert serving.stdout is not None
     assert serving.stdout.readline().startswith(f"metrics of eyes: curl --unix-socket {path} ")
+
+    with on_a_terminal("top eyes", run_base) as (hung_up, terminal):
+        read_until(terminal, lambda shown: b"guest-2" in shown)
+        os.kill(hung_up.pid, signal.SIGHUP)  # what the end of a terminal sends
+        assert hung_up.wait(PATIENCE_S) == -signal.SIGHUP
 
     with on_a_terminal("top eyes", run_base) as (top, terminal):
         with closing(staying.load(LoadSpec(runtime_s=600, iodepth=32), every_s=0.05)) as load:
