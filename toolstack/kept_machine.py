@@ -129,6 +129,7 @@ class KeptMachine(PluggedMachine):
         self._stores.check_room(disk, nbytes)
         disks = sharing(disk, every)
         for each in disks:
+            self._supervisor.children[self._names[each.domid]].hold.allow("resize")
             if (state := self._state(each)) != "Connected":
                 raise MachineError(f"{each} is not Connected but {state}")
         before = self._guests[domid].numbered(disk.number).size
