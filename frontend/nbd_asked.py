@@ -138,7 +138,8 @@ def _look(x: Export, number: int) -> None:
     request = x.requests[number, index]
     request.cookie, request.length, request.command = cookie, length, np.uint32(command)
     request.begun = request.told = 0
-    request.fua = np.uint32(flags & CMD_FLAG_FUA)
+    changes = command in (CMD_WRITE, CMD_TRIM, CMD_WRITE_ZEROES)
+    request.fua = np.uint32(flags & CMD_FLAG_FUA if changes else 0)
     request.under_way = request.queued = np.uint32(0)
     request.answered = request.dropped = np.uint32(0)
     request.first = request.last = NOBODY
@@ -162,7 +163,7 @@ def _refused(x: Export, command: int, flags: int, offset: int, length: int) -> i
     changes = command in (CMD_WRITE, CMD_TRIM, CMD_WRITE_ZEROES)
     if changes and offered & FLAG_READ_ONLY != 0:
         return EPERM
-    if changes and offered & FLAG_SEND_FUA != 0:
+    if offered & FLAG_SEND_FUA != 0:  # with any command, as the protocol has it
         allowed |= CMD_FLAG_FUA
     if command == CMD_WRITE_ZEROES:
         allowed |= CMD_FLAG_NO_HOLE

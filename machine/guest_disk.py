@@ -190,11 +190,12 @@ class GuestDisk:
 
     def export(self, arena: Arena) -> tuple[Export, Load]:
         """Of all that is known of it, for clients; and its ring's job. Raises CommandError."""
-        self.connected()
+        self._know_all()
         disk, dev = self.vbd.disk, self._driver.dev(self.number)
         assert disk is not None
         frames = self.vbd.first_buffer, len(self.vbd.buffers()) // XEN_PAGE_SIZE
-        export = new_export(disk, len(self._versions), dev.ios, *frames)
+        nr_sectors = min(len(self._versions), disk.nr_sectors)  # it may have been resized
+        export = new_export(disk, nr_sectors, dev.ios, *frames)
         return export, export_load(arena, self._versions, self._journal)
 
     def add_to_trace(self, entries: bytes) -> None:

@@ -34,6 +34,7 @@ from machine.guest_disk import GuestDisk
 
 GREETING_S: Final = 10.0
 ROOM_S: Final = 1.0  # of who finds too many there
+PAUSED_S: Final = 2.0  # between two looks: a guest that runs looks each second
 END_S: Final = 30.0  # of I/Os that are under way when an export ends
 ARENA_BYTES: Final = 1 << 16
 
@@ -57,6 +58,13 @@ class _Exported:
         self.ending_by = 0.0
         self.why = ""
 
+    def give(self, seconds: float) -> None:
+        """Everybody has so much more time."""
+        for newcomer in self.newcomers.values():
+            newcomer.late_at += seconds
+        self.waiting = [(sock, late_at + seconds) for sock, late_at in self.waiting]
+        self.ending_by += seconds if self.ending_by else 0.0
+
     @property
     def offer(self) -> Offer:
         """What clients are told of it."""
@@ -72,6 +80,7 @@ class GuestExports:
     def __init__(self, driver: Driver, *pollers: Any) -> None:
         self._driver, self._pollers = driver, pollers
         self._exports: dict[int, _Exported] = {}  # by disk
+        self._looked_at = 0.0
 
     def __contains__(self, disk: GuestDisk) -> bool:
         """Is this disk exported?"""
@@ -190,6 +199,10 @@ class GuestExports:
     def look_after(self) -> None:
         """Let go who has gone, or is late, and let in who waits."""
         now = time.monotonic()
+        if now - self._looked_at > PAUSED_S:  # the guest did not run: that is nobody's lateness
+            for exported in self._exports.values():
+                exported.give(now - self._looked_at)
+        self._looked_at = now
         for exported in list(self._exports.values()):
             for fd, newcomer in list(exported.newcomers.items()):
                 if now > newcomer.late_at:
@@ -206,8 +219,11 @@ class GuestExports:
             if not exported.ending_by and disk in self._driver.failed:
                 self._end(exported, self._driver.failed[disk])
             runs = disk in self._driver.running
+            if runs and exported.ending_by and not exported.disk.vbd.usable:
+                exported.ending_by = time.monotonic() + END_S  # it waits for another ring
             if not exported.ending_by or (runs and time.monotonic() < exported.ending_by):
                 continue
+            exported.disk.tell_of_flushes()
             if runs:
                 self._driver.fail(disk, "it does not come to an end")
                 exported.disk.give_up("an export's I/Os are not answered")

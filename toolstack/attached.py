@@ -206,8 +206,9 @@ class AttachedMachine:
         MachineError says that it does not take it."""
         nbytes, guest = bytes_of(size), self._guests.get(domid)
         self._requests.ask("resize", domid, vdev, nbytes)
-        if guest is not None:  # its user may have it for long
-            guest.numbered(VDEVS.index(vdev)).size = nbytes
+        for disk in guest.disks if guest is not None else []:  # its user may have it for long
+            if disk.number == VDEVS.index(vdev):
+                disk.size = nbytes
 
     def load(
         self, load: LoadSpec | Sequence[LoadSpec], every_s: float = 0.5

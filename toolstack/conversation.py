@@ -50,7 +50,7 @@ class Conversation:
                 self._go_on(None, self._child.death)
             elif time.monotonic() > self._deadline:
                 self._child.orders[self._number] = None
-                raise MachineError(f"{self._child.name} did not answer within {TIMEOUT_S:g} s")
+                self._go_on(None, f"{self._child.name} did not answer within {TIMEOUT_S:g} s")
             else:
                 again = False
         return self._done

@@ -52,6 +52,11 @@ class Crew:
         for name in {self._names[job.disk.domid] for job in jobs}:
             self._supervisor.children[name].hold.allow(word)
 
+    def require_unused(self, jobs: Sequence[Job]) -> None:
+        """Raises MachineError if a disk that has a job is exported."""
+        if both := [job.disk for job in jobs if self.use_of(job.disk) == "is exported"]:
+            raise MachineError(f"{min(both, key=str)} is exported, and has one user at a time")
+
     def prepare(self, jobs: Sequence[Job]) -> None:
         """Give guests the traces that they are to replay, in pieces. Raises MachineError."""
         self.require_free(jobs, "trace")
@@ -72,8 +77,7 @@ class Crew:
             both = [job.disk for job in jobs if (job.disk.domid, job.disk.number) in load.places]
             if both and not load.look():
                 raise MachineError(f"{min(both, key=str)} has a load, and has one at a time")
-        if both := [job.disk for job in jobs if self.use_of(job.disk) == "is exported"]:
-            raise MachineError(f"{min(both, key=str)} is exported, and has one user at a time")
+        self.require_unused(jobs)
         plans: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for job in jobs:
             of_guest = plans.setdefault(self._names[job.disk.domid], [])

@@ -43,6 +43,7 @@ class Export:
         self.client, self.number, self.disk, self.path = client, number, disk, path
         self.guest, self.id = f"guest-{disk.domid}", 0
         self.begun = self.stopping = False
+        self.left = False  # nobody waits for its end any more
         self.refused: Exception | None = None
         self.listener, self._note = _listen(path, run_dir)
 
@@ -67,16 +68,21 @@ class Export:
 
 def _listen(path: str, run_dir: str) -> tuple[socket.socket, str]:
     """A socket that listens at `path`, and the path of the note of it. Raises ConfigError."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(OWN)
+    mask, bound = os.umask(OWN), False
+    listener = None
     try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(path)
+        bound = True
         note = note_of(run_dir, path)
         listener.listen(BACKLOG)
         listener.setblocking(False)
         return listener, note
     except OSError as error:
-        listener.close()
+        if listener is not None:
+            listener.close()
+        if bound:
+            os.unlink(path)
         raise ConfigError(f"socket: '{path}' cannot be made: {error.strerror}") from None
     finally:
         os.umask(mask)
@@ -160,7 +166,10 @@ class Exports:
                 export.client.refuse(export.number, export.refused)
             elif (why := self._machine.end_of_use(export.guest, export.id)) is not None:
                 self._end(export)
-                if why:
+                if export.left:
+                    continue
+                if why or not export.begun:
+                    why = why or f"{export.disk}: its export has ended before it began"
                     export.client.refuse(export.number, GuestFailed(why))
                 else:
                     export.client.answer(export.number, None)
@@ -176,6 +185,11 @@ class Exports:
             export.stopping = True
             with contextlib.suppress(GuestFailed):
                 self._machine.tell(export.guest, "stop", export.id)
+            if self._machine.is_paused(export.guest):  # nobody waits for that
+                called = export.guest.replace("-", " ")
+                why = f"{called} is paused: the export ends once it goes on"
+                export.client.refuse(export.number, MachineError(why))
+                export.left = True
 
     def died(self, how: str) -> None:
         """The machine has."""
@@ -189,7 +203,10 @@ class Exports:
             with contextlib.suppress(MachineError):
                 self._stop(export)
             self._end(export)
-            export.client.answer(export.number, None)
+            if export.begun and not export.left:
+                export.client.answer(export.number, None)
+            elif not export.left:
+                export.client.refuse(export.number, MachineError("the machine goes down"))
 
     def _end(self, export: Export) -> None:
         export.close()

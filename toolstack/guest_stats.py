@@ -27,11 +27,19 @@ class GuestStats:
     looked at."""
 
     def __init__(self, record: np.ndarray, disks: int = DISKS_MAX) -> None:
-        self._record, self._disks = record, disks
-        latencies = STATS["latency"].itemsize // DISKS_MAX * disks  # those of the first come first
-        self._words = (STATS.fields["latency"][1] + latencies) // 8  # type: ignore[index]
-        self._believed = np.zeros(self._words, np.uint64)
+        self._record, self._disks, self._words = record, 0, 0
+        self._believed = np.zeros(0, np.uint64)
         self.suspect = False
+        self.widen(disks)
+
+    def widen(self, disks: int) -> None:
+        """As many are looked at from now on, at least."""
+        self._disks = max(disks, self._disks)
+        latencies = STATS["latency"].itemsize // DISKS_MAX * self._disks  # the first come first
+        self._words = (STATS.fields["latency"][1] + latencies) // 8  # type: ignore[index]
+        self._believed = np.concatenate(
+            [self._believed, np.zeros(self._words - len(self._believed), np.uint64)]
+        )
 
     def read(self) -> Reading:
         """The guest's figures as they stand, or as they last stood soundly."""

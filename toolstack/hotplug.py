@@ -69,6 +69,11 @@ class Plugging:
         return f"guest {self.domid}'s {self.vdev}"
 
     @property
+    def place(self) -> tuple[int, str]:
+        """Whose it is, and its vdev."""
+        return self.domid, self.vdev
+
+    @property
     def value(self) -> dict[str, Any]:
         """What is told of it once it has ended well."""
         return {"vdev": self.vdev, "size": self.size}

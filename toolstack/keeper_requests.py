@@ -15,6 +15,7 @@ from toolstack.failures import MachineError
 from toolstack.keeper import Keeper
 from toolstack.life_requests import LIFE
 from toolstack.loadspec import ConfigError, LoadSpec
+from toolstack.orders import unexpected
 from toolstack.plug_requests import PLUG
 from toolstack.snapshot_wire import to_plain
 
@@ -48,6 +49,8 @@ def obey(keeper: Keeper, client: Client, message: list[Any]) -> None:
         request(keeper, client, number, *arguments)
     except (ConfigError, MachineError, ValueError, TypeError) as error:
         client.refuse(number, error)
+    except Exception as error:
+        client.refuse(number, unexpected(error))
 
 
 def describe(keeper: Keeper, client: Client, number: int) -> None:

@@ -12,13 +12,13 @@ from common.abi import SECTOR_SIZE
 from common.control import one_line
 from common.xenbus import STATE_NAMES, backend_path, parse_state
 from common.xenstore import XenStoreError
-from toolstack.conversation import Conversation
+from toolstack.conversation import Asking, Conversation
 from toolstack.crew import RunningLoad
 from toolstack.disks import Disk, device_of
 from toolstack.failures import MachineError
 from toolstack.hold import PAUSED
 from toolstack.jobs import jobs_on
-from toolstack.loadspec import ConfigError, LoadSpec
+from toolstack.loadspec import VDEVS, ConfigError, LoadSpec
 from toolstack.look import asking
 from toolstack.pausing import letters
 from toolstack.plugged_machine import Other, PluggedMachine
@@ -101,6 +101,7 @@ class KeptMachine(PluggedMachine):
         with self._blamed():
             jobs = jobs_on(load, self.topology.every_disk())
             self._crew.require_free(jobs, "load")
+            self._crew.require_unused(jobs)
             for job in jobs:  # some guests are asked before it begins
                 if job.after is not None or job.spec.trace is not None:
                     for disk in filter(None, (job.disk, job.after)):
@@ -126,8 +127,11 @@ class KeptMachine(PluggedMachine):
             raise ConfigError(f"resize: {domid}:{one_line(vdev)} {why}")
         (disk,) = found
         nbytes = checked_size(disk, size)
+        if disk.spec.kind == "ram" and not self._stores.keeps(disk):
+            raise ConfigError(f"resize: {disk} was plugged in by hand: its memory is dom0's own")
         self._stores.check_room(disk, nbytes)
         disks = sharing(disk, every)
+        self._require_still(disks)
         for each in disks:
             self._supervisor.children[self._names[each.domid]].hold.allow("resize")
             if (state := self._state(each)) != "Connected":
@@ -136,14 +140,32 @@ class KeptMachine(PluggedMachine):
         note = partial(self._note_size, disks, nbytes)
         given = self._supervisor.children, self._store, self._stores
         resize = Resize(*given, disks, before, nbytes, note)
-        return Conversation(self._supervisor.children, resize.asking())
+        places = {(each.domid, each.number) for each in disks}
+        return Conversation(self._supervisor.children, self._resized(places, resize.asking()))
+
+    def _require_still(self, disks: Sequence[Disk]) -> None:
+        """Raises MachineError if any of their store is on its way, or being resized."""
+        places = {(disk.domid, disk.vdev) for disk in disks}
+        for plugging, disk in self._plugs:
+            if plugging.place in places or (disk is not None and disk.key == disks[0].key):
+                raise MachineError(f"{plugging} is on its way: try again")
+        if self._resizing & {(disk.domid, disk.number) for disk in disks}:
+            raise MachineError(f"{disks[0]} is being resized already")
+
+    def _resized(self, places: set[tuple[int, int]], asking: Asking) -> Asking:
+        self._resizing |= places
+        try:
+            return (yield from asking)
+        finally:
+            self._resizing -= places
 
     def _note_size(self, disks: Sequence[Disk], nbytes: int) -> None:
         changed = {(disk.domid, disk.number): with_size(disk, nbytes) for disk in disks}
         self.topology = with_disks(self.topology, changed)
         for domid, number in changed:
             self._disks[domid] = self.topology.disks_of(domid)
-            self._guests[domid].numbered(number).size = nbytes
+            if number in [disk.number for disk in self._disks[domid]]:
+                self._guests[domid].numbered(number).size = nbytes
 
     def abandon(self) -> None:
         """Kill all of it: who closes it then has nobody to ask."""
@@ -183,12 +205,14 @@ class KeptMachine(PluggedMachine):
         sectors = other.values["sectors"]
         return {
             "domid": other.domid,
+            "number": VDEVS.index(other.vdev),
             "vdev": other.vdev,
             "device": other.device,
             "target": other.values["params"],
             "access": "ro" if other.values["mode"] == "r" else "rw",
             "size": int(sectors) * SECTOR_SIZE if sectors.isdecimal() else 0,
             "state": STATE_NAMES[parse_state(other.values["state"].encode("latin-1"))],
+            "ring": None,
             "grants_kept": 0,
             "ios": 0,
             "at_s": now.at_s,

@@ -18,7 +18,7 @@ from toolstack.child import say_to_user
 from toolstack.conversation import TIMEOUT_S, Conversation
 from toolstack.crew import Crew, RunningLoad
 from toolstack.disk import Guest
-from toolstack.disks import DISKS_MAX, device_of
+from toolstack.disks import device_of
 from toolstack.failures import GuestFailed, MachineError
 from toolstack.guest_stats import GuestStats
 from toolstack.jobs import Job, jobs_on, load_of, region_of
@@ -103,8 +103,7 @@ class Machine:
         self._crew.store = self._store
         self._latecomers = Latecomers(self._builder, supervisor, self._store, self._stores)
         descriptors = {d: self._builder.create_domain(d, n) for d, n in self._places.items()}
-        rows = {d: DISKS_MAX if topology.spare_disks else topology.rows_of(d) for d in descriptors}
-        self._stats = {d: self._builder.stats(d, rows[d]) for d in descriptors}
+        self._stats = {d: self._builder.stats(d, topology.rows_of(d)) for d in descriptors}
         recovery = Recovery(self._builder, supervisor, self._stores, topology.on_crash)
         recovery.start()
         supervisor.survives = recovery.survives

@@ -4,6 +4,7 @@ Owns: the orders that a keeper has under way, and whose each is. An order whose 
 seen to its end: it changes the machine, and not only what somebody is told.
 """
 
+import logging
 import time
 from typing import Any, Final, Protocol
 
@@ -16,6 +17,12 @@ from toolstack.loadspec import ConfigError
 EVERY_S: Final = 0.002  # between two looks
 ORDERS_MAX: Final = 64  # at once
 TOLD: Final = (ConfigError, MachineError, HypercallError, XenStoreError, OSError)
+
+
+def unexpected(error: Exception) -> MachineError:
+    """What is told of a fault of ours; the log has where it was."""
+    logging.error("a request failed", exc_info=error)
+    return MachineError(f"the keeper could not do it: {type(error).__name__}: {error}")
 
 
 class Order(Protocol):
@@ -64,6 +71,8 @@ class Orders:
                 client.answer(number, order.value)
             except TOLD as error:
                 client.refuse(number, error)
+            except Exception as error:  # a fault of ours is that order's, and not the machine's end
+                client.refuse(number, unexpected(error))
             self._under_way.remove(each)
 
     def end(self, why: str) -> None:

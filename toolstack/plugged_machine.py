@@ -40,6 +40,7 @@ class PluggedMachine(Machine):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._plugs = []
+        self._resizing: set[tuple[int, int]] = set()  # disks, by domid and number
 
     def attach_disk(self, domid: int, disk: str | Mapping[str, Any] | DiskSpec) -> GuestDisk:
         """Give a running guest one more disk; it is Connected on return. Raises ConfigError,
@@ -59,8 +60,14 @@ class PluggedMachine(Machine):
             self._supervisor.children[self._names[domid]].hold.allow("attach")
             disk = self._new_disk(domid, spec, others)
             self._with(*(d for p, d in self._plugs if d and isinstance(p, Attaching)), disk)
-            self._stores.give([disk])
-            plugging = Attaching(self._store, domid, disk.vdev, disk.spec.params, disk.read_only)
+            self._require_store(disk)
+            try:
+                self._stores.give([disk])
+                given = self._store, domid, disk.vdev, disk.spec.params, disk.read_only
+                plugging = Attaching(*given)
+            except BaseException:
+                self._let_go_of_store(disk)
+                raise
             self._plugs.append((plugging, disk))
             return plugging
 
@@ -79,6 +86,8 @@ class PluggedMachine(Machine):
                 self._supervisor.children[self._names[domid]].hold.allow("detach")
             if any((p.domid, p.vdev) == (domid, vdev) for p, _ in self._plugs):
                 raise MachineError(f"guest {domid}'s {vdev} is on its way already")
+            if disk is not None and (domid, disk.number) in self._resizing:
+                raise MachineError(f"{disk} is being resized: try again")
             if disk is not None and not force and (use := self._crew.use_of(disk)):
                 raise MachineError(f"{disk} {use}: end that first; --force has it fail")
             plugging = Detaching(self._store, domid, vdev, force)
@@ -103,9 +112,10 @@ class PluggedMachine(Machine):
         """See which disks others have plugged in or out, by writing to the store alone: those are
         from now on the machine's as any. Returns those that are not (yet)."""
         others = []
-        for domid, name in self._names.items():
-            if domid in self._guests and name in self._crew.living():
-                others += self._follow(domid)
+        with self._blamed():
+            for domid, name in self._names.items():
+                if domid in self._guests and name in self._crew.living():
+                    others += self._follow(domid)
         return others
 
     # --- what is refused ----------------------------------------------------------------------
@@ -114,11 +124,24 @@ class PluggedMachine(Machine):
         """Raises ConfigError, GuestFailed, if that guest has no disks to come and go."""
         if domid not in self._domids:
             raise ConfigError(f"guest: {domid} is not one of 1..{len(self._domids)}")
+        if self.topology.verify_state:
+            raise ConfigError("disk: a machine with state files keeps the disks that it has")
         self._supervisor.check()
         self._crew.living()
         if death := self._supervisor.death_of(self._names[domid]):
             raise GuestFailed(death)
         return [other for other in self.follow() if other.domid == domid]
+
+    def _require_store(self, disk: Disk) -> None:
+        """Raises ConfigError, MachineError, if its store is one that cannot be shared now."""
+        sharing = [each for each in self.topology.every_disk() if each.key == disk.key]
+        if disk.spec.kind == "ram" and sharing and not self._stores.keeps(disk):
+            raise ConfigError(
+                f"disk: {sharing[0]} was plugged in by hand: its memory is dom0's own, and {disk}"
+                " cannot have it, too"
+            )
+        if any((each.domid, each.number) in self._resizing for each in sharing):
+            raise MachineError(f"{sharing[0]}, which has the same store, is being resized")
 
     def _new_disk(self, domid: int, spec: DiskSpec, others: Sequence[Other]) -> Disk:
         coming = [p.vdev for p, _ in self._plugs if p.domid == domid]
@@ -158,7 +181,11 @@ class PluggedMachine(Machine):
             if plugging.failure:
                 self._let_go_of_store(disk)
             else:
-                self._add(disk, plugging.size)
+                try:
+                    self._add(disk, plugging.size)
+                except ConfigError as error:  # what has changed meanwhile does not go with it
+                    plugging.failure = str(error)
+                    self._plugs.append((Detaching(self._store, *plugging.place, True), disk))
         elif not plugging.failure and disk is not None:
             self._remove(disk)
 
@@ -166,7 +193,8 @@ class PluggedMachine(Machine):
         self._have(disk.domid, {**dict(self._sized(disk.domid)), disk: size})
 
     def _remove(self, disk: Disk) -> None:
-        self._have(disk.domid, {d: size for d, size in self._sized(disk.domid) if d != disk})
+        sized = self._sized(disk.domid)  # by number: it may have been resized meanwhile
+        self._have(disk.domid, {d: size for d, size in sized if d.number != disk.number})
         self._let_go_of_store(disk)
 
     def _sized(self, domid: int) -> list[tuple[Disk, int]]:
@@ -178,6 +206,7 @@ class PluggedMachine(Machine):
         self._disks[domid] = self.topology.disks_of(domid)
         rows = self._sight.rows
         rows[domid] = max(rows[domid], self.topology.rows_of(domid))
+        self._stats[domid].widen(rows[domid])
         self._guests[domid] = self._guest(domid, list(sizes.values()))
 
     def _let_go_of_store(self, disk: Disk) -> None:

@@ -117,7 +117,7 @@ def latency_us(counts: np.ndarray) -> dict[str, float | None]:
 
 def build_run(
     topology: Settings,
-    spec: LoadSpec,
+    spec: LoadSpec | None,
     *,
     booted: Snapshot,
     started: Snapshot,
@@ -127,20 +127,22 @@ def build_run(
     """One RUN of the result format: the load from `started` to `finished`.
 
     What came before, from `booted` on, is `setup`; what came after, until `closed`, `teardown`.
+    spec: None where somebody only looked.
     """
     phases = {
         "run": difference(finished, started),
         "setup": difference(started, booted),
         "teardown": difference(closed, finished),
     }
-    jobs = {(job.disk.domid, job.disk.number): job for job in jobs_on(spec, topology.every_disk())}
+    ran = [] if spec is None else jobs_on(spec, topology.every_disk())
+    jobs = {(job.disk.domid, job.disk.number): job for job in ran}
     return {
         "config": {
             "runtime": "real",
             "mode": topology.mode,
             **topology.model_dump(mode="json", exclude={"seed"}),
             "topology_seed": topology.seed,
-            **spec.model_dump(mode="json"),
+            **({} if spec is None else spec.model_dump(mode="json")),
         },
         **_share(phases, WHOLE),
         "guests": [

@@ -28,8 +28,10 @@ class Loadable(Protocol):
 
 class Stage(NamedTuple):
     """A load that has run, and what was counted when it began, its ramp over, and when it ended;
-    ended: why that was early, if it was."""
+    ended: why that was early, if it was;
+    topology: the machine's, as it was then."""
 
+    topology: Topology
     spec: LoadSpec
     started: Snapshot
     finished: Snapshot
@@ -58,5 +60,5 @@ def run_stage(
     except GuestFailed:
         finished = machine.snapshot()  # the machine remembers who, and how
     except RunEnded as signal:
-        return Stage(spec, started, machine.snapshot(), signal)
-    return Stage(spec, started, finished, None)
+        return Stage(topology, spec, started, machine.snapshot(), signal)
+    return Stage(topology, spec, started, finished, None)

@@ -144,7 +144,7 @@ def _load(name: str, disks: tuple[str, ...], **flags: Any) -> None:
         raise RunEnded(f"{name}: {error}") from None
     runs = [
         build_run(
-            machine.topology,
+            stage.topology,
             stage.spec,
             booted=stage.started,
             started=stage.started,

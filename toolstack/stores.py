@@ -5,6 +5,7 @@ descriptor can make it shorter, which would kill whoever has it mapped. A page o
 the host when it is first touched: before a load, which would else measure that.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -58,10 +59,15 @@ class Stores:
             room = size_text(self._room[disk.key])
             raise ConfigError(f"size: {disk} may grow to {room}, and not to {size_text(nbytes)}")
 
+    def keeps(self, disk: Disk) -> bool:
+        """Is its memory kept here? That of a ram disk that was plugged in by hand is dom0's."""
+        return disk.key in self._kept
+
     def resize(self, disk: Disk, nbytes: int) -> None:
         """A ram disk is to have so much, or has: its memory grows, or the pages beyond the end go.
         Raises MachineError."""
-        fd = self._kept[disk.key]
+        if (fd := self._kept.get(disk.key)) is None:
+            return  # it has gone meanwhile
         there = os.fstat(fd).st_size
         try:
             if nbytes > there:
@@ -82,8 +88,10 @@ class Stores:
         for disk in disks:
             if (fd := self._kept.pop(disk.key, None)) is not None:
                 os.close(fd)
+                self._room.pop(disk.key, None)
                 self._touched = {each for each in self._touched if each[0] != disk.key}
-                self._tell("forget-store", disk.key)
+                with contextlib.suppress(MachineError):  # another dom0 has nothing to forget
+                    self._tell("forget-store", disk.key)
 
     def close(self) -> None:
         """Let go of all. Idempotent."""

@@ -47,11 +47,12 @@ class Suspending:
         self._child.hold.begin(self.being)
         self._deadline = time.monotonic() + TIMEOUT_S
         self._next_s, self._pause_s = 0.0, PAUSE_S
-        self._left = [
-            f"{path(disk.domid, disk.device)}/state"
-            for disk in disks
-            for path in (frontend_path, backend_path)
-        ]
+        self._online = {}  # by the state that is waited for
+        for disk in disks:
+            front, back = (p(disk.domid, disk.device) for p in (frontend_path, backend_path))
+            for path in (front, back):
+                self._online[f"{path}/state"] = f"{back}/online"
+        self._left = list(self._online)
 
     def look(self) -> bool:
         """See Order."""
@@ -79,7 +80,9 @@ class Suspending:
         return not self._left
 
     def _is_so(self, path: str) -> bool:
-        return self._store.exists(path) and parse_state(self._store.read(path)) == self.state
+        """Also where there is no such disk any more."""
+        there = self._store.read_or_none(path)
+        return there is None or parse_state(there) == self.state
 
     def _require(self) -> None:
         """Raises MachineError unless it can be told so."""
@@ -92,6 +95,10 @@ class Resuming(Suspending):
     """An order: all of it is granted and bound anew, and what was kept goes on. See Suspending."""
 
     word, being, state = "resume", TO_RESUME, CONNECTED
+
+    def _is_so(self, path: str) -> bool:
+        """Also of a disk that is to go, and does not begin again."""
+        return super()._is_so(path) or self._store.read_or_none(self._online[path]) == b"0"
 
     def _require(self) -> None:
         self._child.hold.allow(self.word)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,7 @@ from common.xenbus import backend_path
 from common.xenstore import XenStoreClient
 from machine.plug import XVDA
 from tests.common.carriers import CARRIERS
+from tests.patience import eventually
 from tests.system.conftest import OUR_NAMES
 from toolstack.loadspec import LoadSpec
 from toolstack.machine import GuestFailed, Machine, MachineError
@@ -30,16 +30,6 @@ NEEDED = {
     "dom0": "dom0",
     "fork server": "the fork server",
 }
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    """Does it come true?"""
-    deadline = time.monotonic() + 30
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 # --- what the machine cannot be without -----------------------------------------------------------
@@ -59,7 +49,7 @@ def test_what_the_machine_needs_ends_it_and_is_named_in_one_line(victim: str) ->
         assert not isinstance(caught.value, GuestFailed)
     assert machine.closed is None
     assert machine.close_failure == f"{NEEDED[victim]} was killed by SIGKILL"
-    assert eventually(lambda: not any(_runs(pid) for pid in pids))
+    eventually(lambda: not any(_runs(pid) for pid in pids))
 
 
 @pytest.mark.parametrize("victim", NEEDED)
@@ -135,7 +125,7 @@ def test_a_guest_that_dies_idle_is_left_out_from_then_on() -> None:
         for _ in machine.load(LoadSpec(ios=100)):
             pass
         assert ios(machine, 2) == 100
-        assert eventually(lambda: nothing_left_of(machine, 1))
+        eventually(lambda: nothing_left_of(machine, 1))
     assert machine.failures == {"guest-1": "guest-1 was killed by SIGKILL"}
     assert machine.closed is not None
 
@@ -144,7 +134,7 @@ def test_a_machine_closes_well_though_a_guest_died_unseen() -> None:
     with Topology(guests=2, **SMALL).start() as machine:
         pid = machine.pids["guest-1"]
         os.kill(pid, signal.SIGKILL)
-        assert eventually(lambda: not _runs(pid))
+        eventually(lambda: not _runs(pid))
     assert machine.closed is not None and machine.close_failure == ""
     assert machine.failures == {"guest-1": "guest-1 was killed by SIGKILL"}
 

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from frontend.nbd_export import CONNECTIONS_MAX
+from tests.patience import eventually
 from tests.system.conftest import ROOT, environment, grantlab, leftovers
 from toolstack import LoadSpec, Topology, attach
 from toolstack.attached import AttachedMachine, up
@@ -47,7 +47,7 @@ def nothing_left_behind(run_base: str) -> Iterator[None]:
         attach("m").down()
     for path in Path(run_base).glob("*.img"):
         path.unlink()
-    assert eventually(lambda: leftovers(run_base) == [])
+    eventually(lambda: leftovers(run_base) == [])
     os.rmdir(run_base)
 
 
@@ -80,15 +80,6 @@ def run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def eventually(holds: object) -> bool:
-    deadline = time.monotonic() + 20
-    while not holds():  # type: ignore[operator]
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def sha256(path: Path) -> str:
@@ -151,7 +142,7 @@ def test_fio_verifies_what_it_wrote_beside_others_loads_and_dom0s_death(
         running = subprocess.Popen(verified, stdout=subprocess.PIPE, text=True)
         try:
             ios = machine.status()["disks"][0]["ios"]
-            assert eventually(lambda: machine.status()["disks"][0]["ios"] > ios + 5000)
+            eventually(lambda: machine.status()["disks"][0]["ios"] > ios + 5000)
             os.kill(machine.pids["dom0"], signal.SIGKILL)
             out, _ = running.communicate(timeout=120)
         finally:
@@ -298,7 +289,7 @@ def test_whatever_dies_the_socket_goes_with_it(machine: AttachedMachine, base: P
         asker.kill()
         asker.wait()
         assert is_left(client)
-    assert eventually(lambda: not os.path.lexists(path))
+    eventually(lambda: not os.path.lexists(path))
     # the guest
     mine = machine.export(1, "xvda", str(path))
     second = base / "y.img"
@@ -311,4 +302,4 @@ def test_whatever_dies_the_socket_goes_with_it(machine: AttachedMachine, base: P
         # the keeper: nobody is left but the janitor
         os.kill(machine.described["pid"], signal.SIGKILL)
         assert is_left(other)
-    assert eventually(lambda: not os.path.lexists(second))
+    eventually(lambda: not os.path.lexists(second))

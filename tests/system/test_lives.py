@@ -13,8 +13,9 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from tests.patience import eventually
 from tests.system.conftest import ROOT, environment, grantlab
-from tests.system.test_stay import eventually, processes_of, runs
+from tests.system.test_stay import processes_of, runs
 from toolstack import LoadSpec, Topology, attach
 from toolstack.attached import AttachedMachine, up
 from toolstack.failures import GuestFailed, MachineError
@@ -73,9 +74,9 @@ def done(snapshot: Snapshot, domid: int) -> int:
     return int(snapshot.frontend[domid]["ios"].sum())
 
 
-def goes_on(machine: AttachedMachine, domid: int) -> bool:
+def await_progress(machine: AttachedMachine, domid: int) -> None:
     before = done(machine.snapshot(), domid)
-    return eventually(lambda: done(machine.snapshot(), domid) > before)
+    eventually(lambda: done(machine.snapshot(), domid) > before)
 
 
 def threads_of(machine: AttachedMachine, domid: int) -> set[str]:
@@ -106,7 +107,7 @@ def test_a_paused_guest_stands_still_and_nobody_else_and_goes_on(
     assert (done_.returncode, done_.stdout, done_.stderr) == (0, "guest 1 is paused\n", "")
     assert threads_of(machine, 1) == {"T"}
     before = done(machine.snapshot(), 1)
-    assert goes_on(machine, 2)
+    await_progress(machine, 2)
     with attach("lives") as other:  # dom0, xenstored and the keeper are held up by nothing
         assert done(other.snapshot(), 1) == before
         assert other.status()["disks"][0]["state"] == "Connected"
@@ -123,7 +124,7 @@ def test_a_paused_guest_stands_still_and_nobody_else_and_goes_on(
     again = grantlab("pause", "lives", "1", run_base=shared.base)
     assert (again.returncode, again.stderr) == (1, "grantlab: error: lives: guest 1 is paused\n")
     assert grantlab("unpause", "lives", "1", run_base=shared.base).returncode == 0
-    assert goes_on(machine, 1)
+    await_progress(machine, 1)
     assert shown(machine)[0][0] == "running"
     load.close()
     assert machine.status()["loads"] == 0
@@ -172,9 +173,9 @@ def test_a_load_that_is_left_while_its_guest_is_paused_ends_later(
         cwd=ROOT, env=environment(shared.base), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert eventually(lambda: machine.status()["loads"] == 2)
+    eventually(lambda: machine.status()["loads"] == 2)
     before = machine.snapshot().frontend[1]["ios"][0]
-    assert eventually(lambda: machine.snapshot().frontend[1]["ios"][0] > before)
+    eventually(lambda: machine.snapshot().frontend[1]["ios"][0] > before)
     machine.guest(1).pause()
     os.killpg(load.pid, signal.SIGINT)
     _, err = load.communicate(timeout=60)
@@ -183,7 +184,7 @@ def test_a_load_that_is_left_while_its_guest_is_paused_ends_later(
     mine.close()
     assert machine.status()["loads"] == 2  # their last I/Os are on their way
     machine.guest(1).unpause()
-    assert eventually(lambda: machine.status()["loads"] == 0)
+    eventually(lambda: machine.status()["loads"] == 0)
     assert len(machine.guest(1).disk.read(0, 512)) == 512
     no_harm(machine)
 
@@ -192,7 +193,7 @@ def test_a_keepers_death_leaves_no_stopped_process(doomed: AttachedMachine) -> N
     doomed.guest(1).pause()
     everybody = processes_of(doomed)
     os.kill(doomed.described["pid"], signal.SIGKILL)
-    assert eventually(lambda: not any(map(runs, everybody)))
+    eventually(lambda: not any(map(runs, everybody)))
 
 
 # --- suspend --------------------------------------------------------------------------------------
@@ -212,14 +213,15 @@ def test_a_guest_is_suspended_and_resumed_by_others_under_load(
         view = machine.look(1)
         assert view.ring is None and view.grants.grants == () and view.maptrack.mappings == ()
         before = done(machine.snapshot(), 1)
-        assert goes_on(machine, 2) and done(machine.snapshot(), 1) == before
+        await_progress(machine, 2)
+        assert done(machine.snapshot(), 1) == before
         assert shown(machine)[0] == ("suspended", "---s--")
         assert [disk["state"] for disk in machine.status()["disks"][:2]] == ["Closed"] * 2
         for asked in (machine.guest(1).suspend, lambda: machine.guest(1).disk.read(0, 512)):
             with pytest.raises(MachineError, match=SUSPENDED):
                 asked()
         machine.guest(1).resume()
-        assert goes_on(machine, 1)
+        await_progress(machine, 1)
     with pytest.raises(MachineError, match=r"^guest 1 is not suspended$"):
         machine.guest(1).resume()
     load.close()
@@ -234,7 +236,7 @@ def test_a_guest_that_hangs_holds_nobody_up_and_one_that_is_paused_may_die_or_le
     os.kill(guest, signal.SIGSTOP)  # by somebody else
     with attach("doomed") as other:
         number = other._requests.begin("suspend", 1)
-        assert eventually(lambda: shown(doomed)[0][0] == "being suspended")
+        eventually(lambda: shown(doomed)[0][0] == "being suspended")
         with pytest.raises(MachineError, match=r"^guest 1 is being suspended$"):
             doomed.guest(1).suspend()
         assert len(doomed.guest(2).disk.read(0, 512)) == 512
@@ -245,7 +247,7 @@ def test_a_guest_that_hangs_holds_nobody_up_and_one_that_is_paused_may_die_or_le
     for domid in (1, 2):
         doomed.guest(domid).pause()
     os.kill(guest, signal.SIGKILL)
-    assert eventually(lambda: shown(doomed)[0] == ("dead", "----c-"))
+    eventually(lambda: shown(doomed)[0] == ("dead", "----c-"))
     with pytest.raises(GuestFailed, match=r"^guest-1 was killed by SIGKILL$"):
         doomed.guest(1).unpause()
     doomed.down()
@@ -275,7 +277,7 @@ def test_others_see_what_who_holds_it_would(machine: AttachedMachine, shared: Sh
     next(load)
     machine.guest(2).pause()  # who stands still is seen as it stands
     with attach("lives") as other:
-        assert eventually(lambda: other.look(2).ring == other.look(2).ring)
+        eventually(lambda: other.look(2).ring == other.look(2).ring)
         for _ in range(5):
             assert other.look(1).ring is not None
     machine.guest(2).unpause()

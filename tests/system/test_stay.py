@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.patience import eventually
 from tests.system.conftest import ROOT, environment, grantlab
 from toolstack import LoadSpec, Topology, attach
 from toolstack.attached import AttachedMachine, up
@@ -33,15 +33,6 @@ def staying(run_base: str) -> Iterator[AttachedMachine]:
         yield machine
     if "m" in machine_names():
         attach("m").down()
-
-
-def eventually(holds: object) -> bool:
-    deadline = time.monotonic() + 20
-    while not holds():  # type: ignore[operator]
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def processes_of(machine: AttachedMachine) -> list[psutil.Process]:
@@ -126,8 +117,8 @@ def test_ctrl_c_ends_the_load_and_not_the_machine(staying: AttachedMachine, run_
         text=True,
         start_new_session=True,
     )
-    assert eventually(lambda: staying.status()["loads"] == 1)
-    assert eventually(lambda: staying.status()["disks"][0]["ios"] > 1000)
+    eventually(lambda: staying.status()["loads"] == 1)
+    eventually(lambda: staying.status()["disks"][0]["ios"] > 1000)
     os.killpg(load.pid, signal.SIGINT)
     out, err = load.communicate(timeout=60)
     assert load.returncode == 130
@@ -146,10 +137,10 @@ def test_a_client_that_is_killed_takes_its_loads_along(
         env=environment(run_base),
         stdout=subprocess.DEVNULL,
     )
-    assert eventually(lambda: staying.status()["loads"] == 1)
+    eventually(lambda: staying.status()["loads"] == 1)
     load.kill()
     load.wait()
-    assert eventually(lambda: staying.status()["loads"] == 0)
+    eventually(lambda: staying.status()["loads"] == 0)
 
 
 # --- deaths ---------------------------------------------------------------------------------------
@@ -194,7 +185,7 @@ def test_a_machine_that_died_says_so_until_it_is_put_down(
     assert listed["state"] == f"died: {died}"
     done = grantlab("down", "m", run_base=run_base)
     assert done.returncode == 1 and died in done.stderr
-    assert eventually(lambda: not any(map(runs, everybody)))
+    eventually(lambda: not any(map(runs, everybody)))
 
 
 def test_dom0_is_started_again_where_that_is_asked_for(run_base: str) -> None:
@@ -206,14 +197,14 @@ def test_dom0_is_started_again_where_that_is_asked_for(run_base: str) -> None:
         for _ in range(2):
             killed = machine.pids["dom0"]
             os.kill(killed, signal.SIGKILL)
-            assert eventually(lambda killed=killed: machine.pids.get("dom0") not in (None, killed))
+            eventually(lambda killed=killed: machine.pids.get("dom0") not in (None, killed))
             before = [int(rows["ios"].sum()) for rows in machine.snapshot().frontend.values()]
 
             def all_go_on(before: list[int] = before) -> bool:
                 now = [int(rows["ios"].sum()) for rows in next(load).frontend.values()]
                 return all(after > was for was, after in zip(before, now, strict=True))
 
-            assert eventually(all_go_on)
+            eventually(all_go_on)
         load.close()
         counted = machine.snapshot().frontend.values()
         assert (
@@ -233,12 +224,12 @@ def test_what_is_left_of_a_machine_can_be_preserved(run_base: str) -> None:
     pids = machine.pids
     os.kill(pids["dom0"], signal.SIGKILL)
     died = "dom0 was killed by SIGKILL"
-    assert eventually(lambda: machine._requests.ask("describe")["state"] == f"died: {died}")
+    eventually(lambda: machine._requests.ask("describe")["state"] == f"died: {died}")
     left = [psutil.Process(pids[name]) for name in ("hypervisor", "xenstored", "guest-1")]
     assert all(map(runs, left))
     with pytest.raises(MachineError, match=died):
         machine.down()
-    assert eventually(lambda: not any(map(runs, left)))
+    eventually(lambda: not any(map(runs, left)))
 
 
 def test_a_killed_keeper_takes_everything_along(staying: AttachedMachine, run_base: str) -> None:
@@ -246,8 +237,8 @@ def test_a_killed_keeper_takes_everything_along(staying: AttachedMachine, run_ba
     os.kill(staying.described["pid"], signal.SIGKILL)
     with pytest.raises(MachineError, match=r"^the machine is gone"):
         staying.snapshot()
-    assert eventually(lambda: not any(map(runs, everybody)))
-    assert eventually(lambda: not os.path.lexists(directory_of("m")))
+    eventually(lambda: not any(map(runs, everybody)))
+    eventually(lambda: not os.path.lexists(directory_of("m")))
     done = grantlab("load", "m", run_base=run_base)
     assert done.returncode == 2
     assert done.stderr == "grantlab: error: machine 'm' is not up; machines that are: none\n"
@@ -260,7 +251,7 @@ def test_what_even_the_janitor_left_is_said_and_the_name_is_free(
     janitor = [each for each in keeper.children() if "janitor.py" in " ".join(each.cmdline())]
     for each in (*janitor, keeper):
         each.kill()
-    assert eventually(lambda: not runs(keeper))
+    eventually(lambda: not runs(keeper))
     assert Path(staying.run_dir, CONTROL).exists()
     done = grantlab("ls", "m", run_base=run_base)
     assert done.stderr.startswith("grantlab: error: machine 'm' is gone: its keeper was killed")
@@ -270,7 +261,7 @@ def test_what_even_the_janitor_left_is_said_and_the_name_is_free(
 def test_a_signal_puts_it_down_in_order(staying: AttachedMachine) -> None:
     everybody = processes_of(staying)
     os.kill(staying.described["pid"], signal.SIGTERM)
-    assert eventually(lambda: not any(map(runs, everybody)))
+    eventually(lambda: not any(map(runs, everybody)))
     assert not os.path.lexists(staying.run_dir)
 
 
@@ -289,7 +280,7 @@ def test_down_by_force_asks_nobody(staying: AttachedMachine, run_base: str) -> N
     everybody = processes_of(staying)
     os.kill(staying.pids["dom0"], signal.SIGSTOP)
     assert grantlab("down", "m", "--force", run_base=run_base).returncode == 0
-    assert eventually(lambda: not any(map(runs, everybody)))
+    eventually(lambda: not any(map(runs, everybody)))
     assert not os.path.lexists(staying.run_dir)
 
 
@@ -297,4 +288,4 @@ def test_down_by_force_ends_a_keeper_that_hangs(staying: AttachedMachine, run_ba
     os.kill(staying.described["pid"], signal.SIGSTOP)
     done = grantlab("down", "m", "--force", run_base=run_base)
     assert done.returncode == 0
-    assert eventually(lambda: not os.path.lexists(staying.run_dir))
+    eventually(lambda: not os.path.lexists(staying.run_dir))

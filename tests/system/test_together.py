@@ -5,10 +5,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from common.xenstore import XenStoreClient
+from tests.patience import eventually
 from toolstack import LoadSpec, Topology, attach
 from toolstack.attached import AttachedMachine, up
+from toolstack.disks import device_of
 from toolstack.failures import GuestFailed, MachineError
+from toolstack.live_report import page, watch
+from toolstack.loadspec import ConfigError
+from toolstack.metrics import exposition
 from toolstack.names import machine_names
+from toolstack.seen import see
+from toolstack.vbd_config import create_vbd
 
 pytestmark = pytest.mark.system
 
@@ -26,10 +34,9 @@ def machine(run_base: str) -> Iterator[AttachedMachine]:
 
 
 def disk(machine: AttachedMachine, vdev: str) -> dict[str, object]:
-    (found,) = (
-        disk for disk in machine.status()["disks"] if (disk["domid"], disk["vdev"]) == (1, vdev)
-    )
-    return dict(found)
+    disks = machine.status()["disks"]
+    found = [disk for disk in disks if (disk["domid"], disk["vdev"]) == (1, vdev)]
+    return dict(found[0]) if found else {"state": "none"}
 
 
 def greeted(client: socket.socket) -> bool:
@@ -69,6 +76,15 @@ def test_an_exported_disk_is_paused_resized_suspended_and_taken_away(
     machine.detach_disk(1, "xvda", force=True)
     with pytest.raises(GuestFailed, match=r"xvda"):
         export.wait()
+    machine.resize(1, "xvdb", 2 * MIB)
+    with machine.export(1, "xvdb") as other:
+        assert other.nr_bytes == 2 * MIB
+        guest.suspend()
+    guest.resume()  # an export that ends while it is suspended ends, and nothing else does
+    assert machine.guest(1).numbered(1).read(0, 512) == bytes(512)
+    with machine.export(1, "xvdb"):
+        guest.pause()
+    guest.unpause()
     assert [each["vdev"] for each in machine.status()["disks"]] == ["xvdb", "xvda", "xvdb"]
 
 
@@ -99,3 +115,30 @@ def test_a_disk_that_has_come_is_resized_suspended_and_goes_as_any(
     with pytest.raises(MachineError, match=r"^guest 1 is paused$"):
         machine.attach_disk(1, "null:1m")
     machine.down()
+
+
+def test_disks_that_others_plug_in_are_seen_and_not_taken_for_what_they_are_not(
+    machine: AttachedMachine,
+) -> None:
+    with XenStoreClient(machine.xenstore_path) as store:
+        create_vbd(store, 1, "ram:2m", device=device_of("xvdc"))
+    eventually(lambda: disk(machine, "xvdc")["state"] == "Connected")
+    with pytest.raises(ConfigError, match=r"xvdc was plugged in by hand: its memory is dom0's own"):
+        machine.resize(1, "xvdc", 4 * MIB)
+    with XenStoreClient(machine.xenstore_path) as store:
+        create_vbd(store, 2, "file:/none/such", device=device_of("xvdc"))
+    assert exposition(see(machine)) and page(watch(machine, 0.1, 0.1))
+    machine.detach_disk(1, "xvdc")
+    machine.detach_disk(2, "xvdc", force=True)
+
+
+def test_a_vdev_beyond_those_it_was_born_with_has_figures_as_any(run_base: str) -> None:
+    up(Topology(guests=1, disks=["ram:1m"], dom0_vcpus=1, spare_disks=0), "m", lambda _: None)
+    with attach("m") as machine:
+        machine.detach_disk(1, "xvda")
+        machine.attach_disk(1, "ram:1m,vdev=xvdf")
+        for _ in machine.load(LoadSpec(ios=100)):
+            pass
+        assert disk(machine, "xvdf")["ios"] == 100
+        assert machine.snapshot().frontend[1]["ios"].tolist() == [0] * 5 + [100]
+        machine.down()
