@@ -185,9 +185,8 @@ class Exports:
             export.stopping = True
             with contextlib.suppress(GuestFailed):
                 self._machine.tell(export.guest, "stop", export.id)
-            if self._machine.is_paused(export.guest):  # nobody waits for that
-                called = export.guest.replace("-", " ")
-                why = f"{called} is paused: the export ends once it goes on"
+            if held := self._machine.held(export.guest):  # nobody waits for that
+                why = f"{held}: the export ends once it goes on"
                 export.client.refuse(export.number, MachineError(why))
                 export.left = True
 

@@ -67,6 +67,11 @@ class KeptMachine(PluggedMachine):
         """Does its process not run?"""
         return PAUSED in self._supervisor.children[guest].hold.why
 
+    def held(self, guest: str) -> str:
+        """Why it does not go on, in words; "" if it does."""
+        hold = self._supervisor.children[guest].hold
+        return hold.told() if hold.why else ""
+
     def hand(self, guest: str, descriptors: list[int], *message: Any) -> None:
         """Send a guest a message with descriptors, which stay ours. Raises GuestFailed,
         MachineError."""

@@ -305,7 +305,6 @@ def test_no_load_knows_what_is_written_or_gone(world: World, client: Client) -> 
         (nbd.CMD_READ, 0, 1, 512, errno.EINVAL),
         (nbd.CMD_READ, 0, 0, 511, errno.EINVAL),
         (nbd.CMD_READ, 0, 0, 0, errno.EINVAL),
-        (nbd.CMD_READ, FUA, 0, 512, errno.EINVAL),
         (nbd.CMD_READ, 0, DISK_BYTES, 512, errno.EINVAL),
         (nbd.CMD_READ, 0, (1 << 64) - 512, 1024, errno.EINVAL),
         (nbd.CMD_READ, 0, 0, nbd.PAYLOAD_MAX + 512, errno.EINVAL),
@@ -332,6 +331,14 @@ def test_what_is_not_sound_is_refused_and_the_next_is_done(
     assert world.pair.asked == []
     client.ask(nbd.CMD_READ, 0, 512, cookie=2)
     assert client.told() == [Told(2, 0, bytes(512), 0)]
+
+
+def test_fua_may_be_said_with_any_command_and_is_of_those_that_write(world: World) -> None:
+    client = world.client(structured=True)
+    client.ask(nbd.CMD_READ, 0, 512, flags=FUA, cookie=1)
+    client.ask(nbd.CMD_FLUSH, flags=FUA, cookie=2)
+    assert sorted(told.error for told in client.told()) == [0, 0]
+    assert world.pair.operations().count(FLUSH) == 1
 
 
 @pytest.mark.parametrize("command", [nbd.CMD_WRITE, nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES])
