@@ -111,7 +111,7 @@ def test_what_cannot_be_is_taken_away(
     if path == FRONT:
         store.write(f"{BACK}/state", b"2")
     store.write(f"{path}/{key}", value)
-    if path == FRONT:
+    if path == FRONT and key != "state":  # who is Closed is not waited for
         assert follows(store, plugging, lambda: store.read(f"{BACK}/state") == b"5")
         assert store.read(f"{BACK}/online") == b"0"
         store.write(f"{FRONT}/state", b"6")  # the guest lets go

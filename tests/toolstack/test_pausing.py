@@ -59,7 +59,7 @@ def test_a_dead_one_is_said_to_be(guest: Held) -> None:
     with pytest.raises(GuestFailed, match=r"^guest-1 was killed by SIGKILL$"):
         order.look()
     assert letters(guest.child) == "----c-"
-    assert thread_states(os.getpid())[0] == "R"
+    assert "R" in thread_states(os.getpid())
 
 
 @pytest.mark.parametrize(
