@@ -14,7 +14,7 @@ from common.abi import GRANT_ENTRY_V1
 from common.wakeups import Events
 from common.xenbus import backend_path, frontend_path
 from machine.plug import XVDA
-from tests.backend.nbd_servers import nbdkit, served, uri_of
+from tests.backend.nbd_servers import served, uri_of
 from tests.common.carriers import CARRIERS
 from tests.patience import eventually
 from tests.system.test_deaths import Running
@@ -164,10 +164,11 @@ def test_a_guest_that_dies_with_it_is_missed_alone() -> None:
 
 
 def test_files_and_servers_are_opened_again(tmp_path: Path, run_base: str) -> None:
-    image = tmp_path / "image"
-    image.write_bytes(bytes(4 << 20))
-    path = Path(run_base) / "nbd"
-    with served(nbdkit(path, "memory", "4m"), path) as server:
+    image, other, path = tmp_path / "image", tmp_path / "other", Path(run_base) / "nbd"
+    for each in (image, other):
+        each.write_bytes(bytes(4 << 20))
+    # Not nbdkit: that was seen to abort (SIGABRT) when its client was killed.
+    with served(["qemu-nbd", "-k", str(path), "-t", "-f", "raw", str(other)], path) as server:
         disks = (f"file:{image},cache=writeback", uri_of(path))
         with started(disks=disks) as machine:
             running = machine.load(LoadSpec(rw="randrw", runtime_s=60, fsync=8), every_s=0.02)
