@@ -109,8 +109,9 @@ class GateServer:
         number, cmd, nbytes = (
             int(load_acquire(words, header + field)) for field in (NUMBER, CMD, NBYTES)
         )
-        if self._traced is not None:
-            self._traced.begin()
+        traced = self._traced if self._traced is not None and self._traced.is_on() else None
+        if traced is not None:
+            traced.begin()
         rc = -errno.EINVAL
         if nbytes <= PAYLOAD_MAX:
             start = int(payload_of(slot))
@@ -120,8 +121,8 @@ class GateServer:
             posted[:] = payload
         store_release(words, header + RC, rc & 0xFFFFFFFF)
         store_release(words, header + STATE, ANSWERED)
-        if self._traced is not None:
-            self._traced.end(slot, cmd)
+        if traced is not None:
+            traced.end(slot, cmd)
 
     def empty(self) -> None:
         """Who posts here is dead: no call of its is made any more, and each slot is free."""

@@ -15,19 +15,15 @@ class TracedCalls:
 
     def __init__(self, log: Log, cpus: np.ndarray) -> None:
         self._log, self._cpus = log, cpus
-        self._is_on, self._began_ns = log.asks(), 0
-        self._before = cpus.copy()
+        self.is_on = log.asks()  # now? to be asked before each call
+        self._began_ns, self._before = 0, cpus.copy()
 
     def begin(self) -> None:
         """A call is made now."""
-        self._began_ns = 0
-        if self._is_on():
-            self._began_ns, self._before = time.monotonic_ns(), self._cpus.copy()
+        self._began_ns, self._before = time.monotonic_ns(), self._cpus.copy()
 
     def end(self, vcpu: int, cmd: int) -> None:
         """It has been made, for a vCPU."""
-        if not self._began_ns:
-            return
         head, entries = self._log
         entry = entries[int(head["written"][0]) % len(entries)]
         received = self._cpus["ipis_received"] - self._before["ipis_received"]

@@ -49,8 +49,12 @@ class Crew:
 
     def require_free(self, jobs: Sequence[Job], word: str) -> None:
         """Raises MachineError if a guest that has a job is paused or suspended."""
-        for name in {self._names[job.disk.domid] for job in jobs}:
-            self._supervisor.children[name].hold.allow(word)
+        for domid in {job.disk.domid for job in jobs}:
+            self.require_told(domid, word)
+
+    def require_told(self, domid: int, word: str) -> None:
+        """Raises MachineError if a guest is paused or suspended, and may not be told this."""
+        self._supervisor.children[self._names[domid]].hold.allow(word)
 
     def require_unused(self, jobs: Sequence[Job]) -> None:
         """Raises MachineError if a disk that has a job is exported."""

@@ -13,9 +13,8 @@ from toolstack.attached import attach
 from toolstack.config import size_text
 from toolstack.door import Command, RunEnded
 from toolstack.failures import MachineError
-from toolstack.flags import OUTPUT, Flag
+from toolstack.flags import OUTPUT, Flag, machine_name
 from toolstack.loadspec import VDEVS, ConfigError, shown
-from toolstack.names import checked_name
 
 HOW_TO_USE: Final = {
     "nbdinfo {}": "what it is",
@@ -35,7 +34,6 @@ def place_of(written: str) -> tuple[int, str]:
 
 def _export(name: str, disk: str, socket: str | None) -> None:
     domid, vdev = place_of(disk)
-    checked_name(name)
     if socket == "":
         raise ConfigError("socket: '' is no path")
     try:
@@ -62,7 +60,7 @@ COMMAND: Final = Command(
     "export",
     callback=_export,
     params=[
-        click.Argument(["name"], metavar="NAME"),
+        machine_name(required=True),
         click.Argument(["disk"], metavar="GUEST:VDEV"),
         Flag(
             OUTPUT,

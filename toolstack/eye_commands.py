@@ -15,21 +15,12 @@ import click
 
 from toolstack.attached import attach
 from toolstack.door import Command, RunEnded, Within
-from toolstack.flags import OUTPUT, Flag
+from toolstack.flags import OUTPUT, Flag, machine_name
 from toolstack.loadspec import ConfigError
-from toolstack.names import DEFAULT, checked_name
 
 ANSWER_S: Final = 10.0  # a keeper that takes longer hangs
 PORT_MAX: Final = 65535
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-
-
-def _name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    return checked_name(value)
-
-
-def _argument() -> click.Argument:
-    return click.Argument(["name"], default=DEFAULT, metavar="[NAME]", callback=_name)
 
 
 def _scrape(name: str) -> bytes:
@@ -122,7 +113,7 @@ COMMANDS: Final = [
         "metrics",
         callback=_metrics,
         params=[
-            _argument(),
+            machine_name(),
             Flag(OUTPUT, "--socket", "path", metavar="PATH", help="Serve on this unix socket."),
             Flag(
                 OUTPUT,
@@ -141,7 +132,7 @@ COMMANDS: Final = [
     Command(
         "top",
         callback=_top,
-        params=[_argument()],
+        params=[machine_name()],
         help="Show a machine that is up as it is now: its guests and disks, how full their rings"
         " are, IOPS, latencies, notifications, what a request costs in maps, flushes and IPIs, and"
         " which CPUs are interrupted. up and down pick a guest, q ends it.",

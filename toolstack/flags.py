@@ -12,6 +12,7 @@ import click
 
 from toolstack.disks import DISKS_MAX, FORM
 from toolstack.loadspec import Config, LoadSpec, allowed
+from toolstack.names import DEFAULT, checked_name
 from toolstack.topology import PRESETS, Mode, Topology
 
 
@@ -21,6 +22,16 @@ class Flag(click.Option):
     def __init__(self, group: str, *names: str, **options: Any) -> None:
         super().__init__(names, **options)
         self.group = group
+
+
+def machine_name(required: bool = False) -> click.Argument:
+    """Which machine that stays; the default one, where it is not required."""
+
+    def checked(ctx: click.Context, param: click.Parameter, value: str) -> str:
+        return checked_name(value)
+
+    may_lack: dict[str, Any] = {} if required else {"default": DEFAULT, "metavar": "[NAME]"}
+    return click.Argument(["name"], callback=checked, **may_lack)
 
 
 def _setting(

@@ -138,7 +138,7 @@ class KeptMachine(PluggedMachine):
         disks = sharing(disk, every)
         self._require_still(disks)
         for each in disks:
-            self._supervisor.children[self._names[each.domid]].hold.allow("resize")
+            self._crew.require_told(each.domid, "resize")
             if (state := self._state(each)) != "Connected":
                 raise MachineError(f"{each} is not Connected but {state}")
         before = self._guests[domid].numbered(disk.number).size

@@ -13,9 +13,9 @@ from toolstack.attached import attach
 from toolstack.config import bytes_of, size_text
 from toolstack.door import Command, RunEnded
 from toolstack.failures import MachineError
+from toolstack.flags import machine_name
 from toolstack.hold import PAUSED, SUSPENDED
 from toolstack.loadspec import VDEVS, ConfigError, shown
-from toolstack.names import checked_name
 
 WHAT: Final = {
     "pause": (
@@ -44,11 +44,6 @@ def domid_of(written: str) -> int:
     if not written.isascii() or not written.isdecimal() or len(written) > 5:
         raise ConfigError(f"guest: {shown(written)} is not a guest's number, as 1")
     return int(written)
-
-
-def name_argument() -> click.Argument:
-    """NAME, of a machine, which must be said."""
-    return click.Argument(["name"], callback=lambda ctx, param, value: checked_name(value))
 
 
 def _order(word: str) -> Callable[..., Any]:
@@ -81,7 +76,7 @@ COMMANDS: Final = [
     Command(
         word,
         callback=_order(word),
-        params=[name_argument(), click.Argument(["guest"])],
+        params=[machine_name(required=True), click.Argument(["guest"])],
         help=help_,
         short_help=short_help,
     )
@@ -91,7 +86,7 @@ COMMANDS: Final = [
         "resize",
         callback=_resize,
         params=[
-            name_argument(),
+            machine_name(required=True),
             click.Argument(["disk"], metavar="GUEST:VDEV"),
             click.Argument(["size"]),
         ],

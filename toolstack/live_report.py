@@ -44,10 +44,10 @@ def watch(machine: AttachedMachine, seconds: float, every_s: float) -> Seen:
 
 
 def _moments(machine: AttachedMachine, seconds: float, every_s: float) -> Iterator[Snapshot]:
-    begin = time.monotonic()
+    begin, count = time.monotonic(), max(1, round(seconds / every_s))
     yield machine.snapshot()
-    for nth in range(1, max(1, round(seconds / every_s)) + 1):
-        time.sleep(max(0.0, begin + nth * seconds / round(seconds / every_s) - time.monotonic()))
+    for nth in range(1, count + 1):
+        time.sleep(max(0.0, begin + nth * seconds / count - time.monotonic()))
         yield machine.snapshot()
 
 

@@ -12,13 +12,8 @@ from toolstack.attached import attach
 from toolstack.disks import FORM, DiskSpec
 from toolstack.door import Command, RunEnded
 from toolstack.failures import MachineError
-from toolstack.flags import MACHINE, Flag
+from toolstack.flags import MACHINE, Flag, machine_name
 from toolstack.loadspec import ConfigError, shown
-from toolstack.names import checked_name
-
-
-def _name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    return checked_name(value)
 
 
 def _guest(ctx: click.Context, param: click.Parameter, value: str) -> int:
@@ -48,7 +43,7 @@ def _detach(name: str, guest: int, vdev: str, force: bool) -> None:
 
 def _arguments(*more: str) -> list[click.Parameter]:
     found: list[click.Parameter] = [
-        click.Argument(["name"], callback=_name),
+        machine_name(required=True),
         click.Argument(["guest"], callback=_guest),
     ]
     return [*found, *(click.Argument([each]) for each in more)]

@@ -57,7 +57,7 @@ class PluggedMachine(Machine):
         """The same as an order: it is looked at by `look_at_plugs`."""
         with self._blamed():
             others = self._others_of(domid)
-            self._supervisor.children[self._names[domid]].hold.allow("attach")
+            self._crew.require_told(domid, "attach")
             disk = self._new_disk(domid, spec, others)
             self._with(*(d for p, d in self._plugs if d and isinstance(p, Attaching)), disk)
             self._require_store(disk)
@@ -83,7 +83,7 @@ class PluggedMachine(Machine):
                     f"vdev: {shown(vdev)} is no disk of guest {domid}, which has {has}"
                 )
             if not force:
-                self._supervisor.children[self._names[domid]].hold.allow("detach")
+                self._crew.require_told(domid, "detach")
             if any((p.domid, p.vdev) == (domid, vdev) for p, _ in self._plugs):
                 raise MachineError(f"guest {domid}'s {vdev} is on its way already")
             if disk is not None and (domid, disk.number) in self._resizing:

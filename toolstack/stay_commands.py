@@ -16,12 +16,22 @@ from toolstack.cli import console_for, load_stages, settings
 from toolstack.door import Command, RunEnded
 from toolstack.failures import MachineError
 from toolstack.files import check_outputs, write_outputs
-from toolstack.flags import FLAGS, LOAD, MACHINE, OUTPUT, SPARE, WHICH, Flag, asked_for
+from toolstack.flags import (
+    FLAGS,
+    LOAD,
+    MACHINE,
+    OUTPUT,
+    SPARE,
+    WHICH,
+    Flag,
+    asked_for,
+    machine_name,
+)
 from toolstack.jobs import jobs_on
 from toolstack.listing import gathered, print_machine
 from toolstack.loadspec import VDEVS, ConfigError, LoadSpec, shown
 from toolstack.machine_part import Part
-from toolstack.names import DEFAULT, LOG, checked_name, machine_names
+from toolstack.names import LOG, checked_name, machine_names
 from toolstack.report import print_report
 from toolstack.results import build_run, faults
 from toolstack.stages import Stage, run_stage
@@ -40,14 +50,6 @@ HOW_TO_USE: Final = {
 RESULTS: Final = (
     "json", "csv", "parquet", "job_file", "output_format", "output", "quiet"
 )  # fmt: skip
-
-
-def _name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    return checked_name(value)
-
-
-def _argument() -> click.Argument:
-    return click.Argument(["name"], default=DEFAULT, metavar="[NAME]", callback=_name)
 
 
 def _flags(groups: tuple[str, ...], besides: tuple[str, ...] = ()) -> list[click.Parameter]:
@@ -197,7 +199,7 @@ COMMANDS: Final = [
     Command(
         "up",
         callback=_up,
-        params=[_argument(), *_flags((WHICH, MACHINE), INPUT), SPARE],
+        params=[machine_name(), *_flags((WHICH, MACHINE), INPUT), SPARE],
         help="Start a machine that stays, under a name, and return when every disk is Connected."
         " It has one mode: persistent, if none is named.",
         short_help="Start a machine that stays.",
@@ -217,7 +219,7 @@ COMMANDS: Final = [
         "load",
         callback=_load,
         params=[
-            _argument(),
+            machine_name(),
             click.Argument(["disks"], nargs=-1, metavar="[GUEST[:VDEV]]..."),
             *_flags((LOAD,), RESULTS),
         ],
@@ -229,7 +231,7 @@ COMMANDS: Final = [
         "logs",
         callback=_logs,
         params=[
-            _argument(),
+            machine_name(),
             Flag(OUTPUT, "--follow", "follow", is_flag=True, help="Go on until it goes down."),
         ],
         help="Show what a machine that is up has said.",
@@ -239,7 +241,7 @@ COMMANDS: Final = [
         "down",
         callback=_down,
         params=[
-            _argument(),
+            machine_name(),
             Flag(MACHINE, "--force", "force", is_flag=True, help="Do not ask any part of it."),
         ],
         help="Close every disk of a machine that is up, and end it: nothing is left of it.",

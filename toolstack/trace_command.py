@@ -13,9 +13,8 @@ import click
 from toolstack.attached import AttachedMachine, attach
 from toolstack.door import FAILED, Command, RunEnded, Within
 from toolstack.failures import MachineError
-from toolstack.flags import OUTPUT, Flag
+from toolstack.flags import OUTPUT, Flag, machine_name
 from toolstack.loadspec import ConfigError
-from toolstack.names import DEFAULT, checked_name
 
 if TYPE_CHECKING:
     from toolstack.timeline import Window
@@ -29,10 +28,6 @@ WINDOW_MS: Final = 50.0
 EVERY: Final = 20  # windows' lengths from one's begin to the next one's
 BYTES_MAX: Final = 64 << 20  # of logs: then it ends early
 SETTLE_S: Final = 0.01  # a slice that has begun in a window is written to its end
-
-
-def _name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    return checked_name(value)
 
 
 def _trace(name: str, seconds: float, out: str, window: float) -> None:
@@ -104,7 +99,7 @@ trace = Command(
     "trace",
     callback=_trace,
     params=[
-        click.Argument(["name"], default=DEFAULT, metavar="[NAME]", callback=_name),
+        machine_name(),
         Flag(
             OUTPUT,
             "--seconds",

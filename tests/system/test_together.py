@@ -122,7 +122,8 @@ def test_disks_that_others_plug_in_are_seen_and_not_taken_for_what_they_are_not(
 ) -> None:
     with XenStoreClient(machine.xenstore_path) as store:
         create_vbd(store, 1, "ram:2m", device=device_of("xvdc"))
-    eventually(lambda: disk(machine, "xvdc")["state"] == "Connected")
+    eventually(lambda: len(machine.guest(1).disks) == 3)  # once both its ends are Connected
+    assert disk(machine, "xvdc")["state"] == "Connected"
     with pytest.raises(ConfigError, match=r"xvdc was plugged in by hand: its memory is dom0's own"):
         machine.resize(1, "xvdc", 4 * MIB)
     with XenStoreClient(machine.xenstore_path) as store:
